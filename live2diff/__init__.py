@@ -1,0 +1,21 @@
+"""Live2Diff: live stream translation with a diffusion model that remembers what it drew."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .pipeline import Live2DiffPipeline
+    from .stream import Stream
+    from .styles import STYLES
+    from .weights import load
+
+__all__ = ["STYLES", "Live2DiffPipeline", "Stream", "load"]
+
+_MODULES = {"STYLES": "styles", "Live2DiffPipeline": "pipeline", "Stream": "stream", "load": "weights"}
+
+
+def __getattr__(name: str):
+    """Import on first use: torch takes seconds, and a wrong file name should be told at once."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -1,0 +1,221 @@
+"""Uni-directional temporal attention: who sees whom, the cache of keys and values, and the motion module.
+
+Shapes: B streams x denoising steps (or clips, in training), Q frames per call, K frames that may be seen, P pixels,
+C channels, H heads, D channels of one head. Attention runs on `[B, P, H, frames, D]`, so that the cache is read as it lies.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.attention import FeedForward
+from torch import nn
+
+from .config import POSITIONS, RECENT_FRAMES, TEMPORAL_HEADS, WARMUP_FRAMES, WINDOW
+
+
+@dataclass(frozen=True)
+class Window:
+    """Who sees whom in one call, and at which position (paper, section 4.2).
+
+    Attributes:
+        mask: bool `[B or 1, Q, K]`, true where frame q sees frame k.
+        positions: int64 `[B or 1, Q, K]` in `[0, 16)`, the position of frame k as frame q sees it.
+        own: int64 `[B or 1, Q]`, the position of frame q itself.
+        slots: int64 `[B or 1, Q]`, where the cache keeps frame q; unused without a cache.
+    """
+
+    mask: torch.Tensor
+    positions: torch.Tensor
+    own: torch.Tensor
+    slots: torch.Tensor
+
+    @property
+    def frames(self) -> int:
+        """Q, the number of frames that enter together."""
+        return self.own.shape[1]
+
+    @staticmethod
+    def clip(frames: int, device: torch.device | str = "cpu") -> "Window":
+        """The window of a whole clip at once, without a cache: what training uses, and the slow way to stream.
+
+        The 8 warmup frames see each other; frame f >= 8 sees them and the last 8 frames up to itself.
+        """
+        index = torch.arange(frames, device=device)
+        query, key = index[:, None], index[None, :]
+        age = query - key
+        recent = (query >= WARMUP_FRAMES) & (key >= WARMUP_FRAMES) & (age >= 0) & (age < RECENT_FRAMES)
+        own = index.clamp(max=WINDOW - 1)
+        positions = torch.where(key < WARMUP_FRAMES, key, own[:, None] - age)
+        mask = (key < WARMUP_FRAMES) | recent
+        positions = torch.where(mask, positions, 0)
+        return Window(mask[None], positions[None], own[None], index[None])
+
+    @staticmethod
+    def warmup(device: torch.device | str = "cpu") -> "Window":
+        """The 8 warmup frames together, with a cache: they fill slots 0-7 and see nothing else."""
+        index = torch.arange(WARMUP_FRAMES, device=device)
+        slot = torch.arange(WINDOW, device=device)
+        mask = (slot < WARMUP_FRAMES).expand(WARMUP_FRAMES, -1)
+        positions = slot.expand(WARMUP_FRAMES, -1)
+        return Window(mask[None], positions[None], index[None], index[None])
+
+    @staticmethod
+    def stream(count: torch.Tensor) -> "Window":
+        """One new frame per row, with a cache; `count`, int64 `[B]`, is how many frames each row has streamed before.
+
+        Slots 8-15 are a ring. Entries stay where they were written; their positions slide as they age.
+        """
+        slot = torch.arange(WINDOW, device=count.device)
+        write = WARMUP_FRAMES + count % RECENT_FRAMES
+        age = (write[:, None] - slot) % RECENT_FRAMES
+        own = WARMUP_FRAMES + count.clamp(max=RECENT_FRAMES - 1)
+        warmup = slot < WARMUP_FRAMES
+        mask = warmup | (age <= count[:, None])
+        positions = torch.where(warmup, slot, (own[:, None] - age).clamp(min=0))
+        return Window(mask[:, None], positions[:, None], own[:, None], write[:, None])
+
+
+class KVCache:
+    """Keys and values of every temporal attention of a UNet, for some rows (denoising steps of one or more streams).
+
+    Keys and values are kept without their positions. A row's entry for the frame it is about to stream is either empty
+    or the oldest one, which that frame evicts: so whatever a row writes before `count` moves on is never seen.
+
+    Attributes:
+        keys, values: for each attention, in the order of the walk, `[B, P, H, 16, D]`.
+        count: int64 `[B]`, frames streamed since the warmup.
+    """
+
+    def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor], count: torch.Tensor):
+        self.keys, self.values, self.count = keys, values, count
+
+    @staticmethod
+    def empty(
+        rows: int, shapes: list[tuple[int, int]], dtype: torch.dtype, device: torch.device
+    ) -> "KVCache":
+        """A cache of zeros; `shapes` is `(P, C)` for each attention."""
+        keys = [
+            torch.zeros(
+                rows, pixels, TEMPORAL_HEADS, WINDOW, channels // TEMPORAL_HEADS, dtype=dtype, device=device
+            )
+            for pixels, channels in shapes
+        ]
+        values = [torch.zeros_like(key) for key in keys]
+        return KVCache(keys, values, torch.zeros(rows, dtype=torch.int64, device=device))
+
+    def row(self, index: int) -> "KVCache":
+        """One row, sharing this cache's memory."""
+        row = slice(index, index + 1)
+        return KVCache(
+            [key[row] for key in self.keys], [value[row] for value in self.values], self.count[row]
+        )
+
+    def write(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store `[B, P, H, Q, D]` at `slots`, and give back all that attention number `layer` holds."""
+        rows = torch.arange(len(key), device=key.device)[:, None]
+        self.keys[layer][rows, :, :, slots] = key.permute(0, 3, 1, 2, 4)
+        self.values[layer][rows, :, :, slots] = value.permute(0, 3, 1, 2, 4)
+        return self.keys[layer], self.values[layer]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.keys + self.values)
+
+
+def positional_table(channels: int) -> torch.Tensor:
+    """The usual sinusoid, float32 `[24, channels]`: sine on even channels, cosine on odd ones, base 10000."""
+    position = torch.arange(POSITIONS)[:, None]
+    frequency = torch.exp(torch.arange(0, channels, 2) * (-math.log(10000.0) / channels))
+    table = torch.zeros(POSITIONS, channels)
+    table[:, 0::2] = torch.sin(position * frequency)
+    table[:, 1::2] = torch.cos(position * frequency)
+    return table
+
+
+class TemporalAttention(nn.Module):
+    """Self-attention over the frames at one pixel; the same for training, warmup and streaming.
+
+    Positions are added to the input of q, k and v. As `to_k` and `to_v` have no bias, `W(x + pe) = Wx + W pe`: the cache
+    holds `Wx`, and `W pe`, small and the same for all pixels, comes in here.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(channels, channels, bias=False)
+        self.to_v = nn.Linear(channels, channels, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.register_buffer("positions", positional_table(channels), persistent=False)
+
+    def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
+        """`x` is `[B, P, Q, C]`, and so is the result; `layer` is this attention's number in the cache."""
+
+        def heads(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.unflatten(-1, (TEMPORAL_HEADS, -1)).transpose(-2, -3)  # [..., H, frames, D]
+
+        query = heads(self.to_q(x + self.positions[window.own][:, None]))
+        query = query * query.shape[-1] ** -0.5  # [B, P, H, Q, D]
+        key, value = heads(self.to_k(x)), heads(self.to_v(x))
+        if cache is not None:
+            key, value = cache.write(layer, key, value, window.slots)  # [B, P, H, K, D]
+        position = self.positions[window.positions].expand(len(x), -1, -1, -1)  # [B, Q, K, C]
+        position_key, position_value = (
+            heads(self.to_k(position)),
+            heads(self.to_v(position)),
+        )  # [B, Q, H, K, D]
+
+        score = query @ key.transpose(-1, -2) + torch.einsum("bphqd,bqhkd->bphqk", query, position_key)
+        weight = score.masked_fill(~window.mask[:, None, None], -torch.inf).softmax(dim=-1)
+        out = weight @ value + torch.einsum("bphqk,bqhkd->bphqd", weight, position_value)
+        return self.to_out[0](out.transpose(2, 3).flatten(-2))
+
+
+class TemporalTransformerBlock(nn.Module):
+    """Two temporal attentions and a feed-forward, each on a normed input with a residual."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.attention_blocks = nn.ModuleList([TemporalAttention(channels) for _ in range(2)])
+        self.norms = nn.ModuleList([nn.LayerNorm(channels) for _ in range(2)])
+        self.ff = FeedForward(channels, activation_fn="geglu")
+        self.ff_norm = nn.LayerNorm(channels)
+
+    def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
+        for offset, (attention, norm) in enumerate(zip(self.attention_blocks, self.norms, strict=True)):
+            x = x + attention(norm(x), window, cache, layer + offset)
+        return x + self.ff(self.ff_norm(x))
+
+
+class TemporalTransformer(nn.Module):
+    """Norm of each frame on its own (a norm over the clip would leak the future), projections, one block."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.transformer_blocks = nn.ModuleList([TemporalTransformerBlock(channels)])
+        self.proj_out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.proj_out.weight)  # before training, a motion module changes nothing
+        nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
+        y = self.norm(x).flatten(2).unflatten(0, (-1, window.frames)).permute(0, 3, 1, 2)  # [B, P, Q, C]
+        y = self.proj_in(y)
+        for block in self.transformer_blocks:
+            y = block(y, window, cache, layer)
+        return x + self.proj_out(y).permute(0, 2, 3, 1).reshape(x.shape)
+
+
+class MotionModule(nn.Module):
+    """What the method adds after each (resnet + spatial attention) pair of the UNet."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.temporal_transformer = TemporalTransformer(channels, groups)
+
+    def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
+        """`x` is `[B * Q, C, height, width]`; attentions `layer` and `layer + 1` of the cache are this module's."""
+        return self.temporal_transformer(x, window, cache, layer)

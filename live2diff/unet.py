@@ -1,0 +1,149 @@
+"""diffusers' stock UNet with motion modules and the depth mapping, and the walk of a frame through them."""
+
+import inspect
+from collections.abc import Iterator
+from itertools import count
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+from torch.nn import functional
+
+from .attention import KVCache, MotionModule, Window
+
+# Channels of the published checkpoint's depth mapping, conv by conv.
+DEPTH_CHANNELS = (16, 16, 32, 32, 96, 96, 256)
+RESOLUTIONS = (1, 2, 4, 8)
+
+
+class DepthMapping(nn.Module):
+    """Depth latents to features that are added to those of `conv_in` (paper, section 4.4)."""
+
+    def __init__(self, in_channels: int, channels: tuple[int, ...], out_channels: int):
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        pairs = zip(channels[:-1], channels[1:], strict=True)
+        self.blocks = nn.ModuleList([nn.Conv2d(before, after, 3, padding=1) for before, after in pairs])
+        self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, depth_latents: torch.Tensor) -> torch.Tensor:
+        x = functional.silu(self.conv_in(depth_latents))
+        for block in self.blocks:
+            x = functional.silu(block(x))
+        return self.conv_out(x)
+
+
+def layers_of(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None, nn.Module | None]]:
+    """The (resnet, spatial attention, motion module) of each layer of a block, None for what it does not have."""
+    missing = [None] * len(block.resnets)
+    attentions, motions = getattr(block, "attentions", missing), getattr(block, "motion_modules", missing)
+    return zip(block.resnets, attentions, motions, strict=True)
+
+
+class StreamUNet(UNet2DConditionModel):
+    """`UNet2DConditionModel` plus `motion_modules` in every down and up block and `flow_conv_in`.
+
+    Takes the stock model's configuration and two more entries: `depth_channels`, of the depth mapping's convolutions, and
+    `motion_module_resolutions`, the downsampling factors (1, 2, 4, 8 in SD 1.5) at which there are motion modules.
+    Parameter names are those of the published checkpoints, so SD-1.5 weights, LoRAs and `live2diff.ckpt` fit without
+    renaming. Frames are rows of the batch everywhere but in the temporal attention.
+    """
+
+    def __init__(self, *args, depth_channels=DEPTH_CHANNELS, motion_module_resolutions=RESOLUTIONS, **kwargs):
+        super().__init__(*args, **kwargs)
+        resolutions = tuple(motion_module_resolutions)
+        self.register_to_config(depth_channels=tuple(depth_channels), motion_module_resolutions=resolutions)
+        groups, levels = self.config.norm_num_groups, len(self.down_blocks)
+        for level, block in [
+            *enumerate(self.down_blocks),
+            *zip(reversed(range(levels)), self.up_blocks, strict=True),
+        ]:
+            if 2**level in resolutions:
+                channels = [resnet.out_channels for resnet in block.resnets]
+                block.motion_modules = nn.ModuleList([MotionModule(width, groups) for width in channels])
+        self.flow_conv_in = DepthMapping(
+            self.config.in_channels, depth_channels, self.config.block_out_channels[0]
+        )
+
+    def new_cache(self, rows: int, height: int, width: int) -> KVCache:
+        """An empty cache for `rows` rows of latents `[4, height, width]`."""
+        shapes = []
+
+        def visit(block: nn.Module) -> None:
+            for module in getattr(block, "motion_modules", ()):
+                shapes.extend([(height * width, module.temporal_transformer.norm.num_channels)] * 2)
+
+        sizes = []
+        for block in self.down_blocks:
+            visit(block)
+            sizes.append((height, width))
+            if block.downsamplers is not None:
+                height, width = (height + 1) // 2, (width + 1) // 2
+        for block in self.up_blocks:
+            height, width = sizes.pop()
+            visit(block)
+        return KVCache.empty(rows, shapes, self.dtype, self.device)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        depth_latents: torch.Tensor | None,
+        window: Window | None,
+        cache: KVCache | None = None,
+    ) -> torch.Tensor:
+        """Predict the noise.
+
+        Args:
+            sample: latents `[B * Q, 4, height, width]`, the Q frames of a clip or stream next to each other.
+            timestep: int64 `[B * Q]` in `[0, 1000)`.
+            encoder_hidden_states: prompt embeddings `[B * Q, tokens, dim]`.
+            depth_latents: `[B * Q, 4, height, width]`, or None to go without depth.
+            window: who sees whom, and its `frames` is Q; None leaves the motion modules out: each row is a picture.
+            cache: with B rows, to warm up or to stream; None to train.
+
+        Returns:
+            `[B * Q, 4, height, width]`.
+        """
+        layers = count(step=2)  # number of each motion module's first attention in the cache
+        embedding = self.time_embedding(self.get_time_embed(sample, timestep))
+        x = self.conv_in(sample)
+        if depth_latents is not None:
+            x = x + self.flow_conv_in(depth_latents)
+        skips = [x]
+        for block in self.down_blocks:
+            for resnet, attention, motion in layers_of(block):
+                x = resnet(x, embedding)
+                if attention is not None:
+                    x = attention(x, encoder_hidden_states, return_dict=False)[0]
+                x = motion(x, window, cache, next(layers)) if motion is not None and window is not None else x
+                skips.append(x)
+            for downsampler in block.downsamplers or ():
+                x = downsampler(x)
+                skips.append(x)
+        x = self.mid_block(x, embedding, encoder_hidden_states=encoder_hidden_states)
+        for block in self.up_blocks:
+            for resnet, attention, motion in layers_of(block):
+                x = resnet(torch.cat([x, skips.pop()], dim=1), embedding)
+                if attention is not None:
+                    x = attention(x, encoder_hidden_states, return_dict=False)[0]
+                x = motion(x, window, cache, next(layers)) if motion is not None and window is not None else x
+            for upsampler in block.upsamplers or ():
+                x = upsampler(
+                    x, skips[-1].shape[-2:]
+                )  # the skip's size, as an odd one is not half of another
+        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
+
+
+# diffusers reads the configuration's entries off this signature.
+_stock = inspect.signature(UNet2DConditionModel.__init__)
+StreamUNet.__init__.__signature__ = _stock.replace(
+    parameters=[
+        *_stock.parameters.values(),
+        inspect.Parameter("depth_channels", inspect.Parameter.KEYWORD_ONLY, default=DEPTH_CHANNELS),
+        inspect.Parameter("motion_module_resolutions", inspect.Parameter.KEYWORD_ONLY, default=RESOLUTIONS),
+    ]
+)
