@@ -1,0 +1,64 @@
+"""The one training loop: every part of the nano model is fitted by it, with a loss of its own."""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+Losses = dict[str, float]
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear rise over the first 3 % of `steps`, then half a cosine down to 2 % of `peak`."""
+    rise = max(1, steps * 3 // 100)
+    if step < rise:
+        return peak * (step + 1) / rise
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))))
+
+
+def fit(
+    name: str,
+    module: nn.Module,
+    loss_of: Callable[[int], tuple[torch.Tensor, Losses]],
+    parameters: Iterable[nn.Parameter],
+    *,
+    steps: int,
+    peak: float,
+    folder: Path,
+    seed: int = 0,
+    checkpoint_every: int = 100,
+) -> Iterator[tuple[int, Losses]]:
+    """Minimise `loss_of(step)`, yielding `(step, losses)` after each step.
+
+    A checkpoint `folder/name.pt` is written every `checkpoint_every` steps and at the end; an earlier one found there
+    is resumed. Randomness is seeded by (seed, step), so a resumed run sees what an unbroken one would have seen.
+    """
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
+    file, start = folder / f"{name}.pt", 0
+    if file.exists():
+        state = torch.load(file, weights_only=True)
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    for step in range(start, steps):
+        torch.manual_seed(seed * 1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak)
+        loss, losses = loss_of(step)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"{name}: the loss is {loss.item()} at step {step}; lower the learning rate"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
+            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            torch.save(state, file.with_suffix(".partial"))
+            os.replace(file.with_suffix(".partial"), file)
+        yield step, losses
