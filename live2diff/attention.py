@@ -1,7 +1,8 @@
 """Uni-directional temporal attention: who sees whom, the cache of keys and values, and the motion module.
 
-Shapes: B streams x denoising steps (or clips, in training), Q frames per call, K frames that may be seen, P pixels,
-C channels, H heads, D channels of one head. Attention runs on `[B, P, H, frames, D]`, so that the cache is read as it lies.
+Shapes: B streams x denoising steps (or clips, in training), Q frames per call, K frames that may be seen, P
+pixels, C channels, H heads, D channels of one head. Attention runs on `[B, P, H, frames, D]`, so that the
+cache is read as it lies.
 """
 
 import math
@@ -37,7 +38,8 @@ class Window:
 
     @staticmethod
     def clip(frames: int, device: torch.device | str = "cpu") -> "Window":
-        """The window of a whole clip at once, without a cache: what training uses, and the slow way to stream.
+        """The window of a whole clip at once, without a cache: what training uses, and the slow way to
+        stream.
 
         The 8 warmup frames see each other; frame f >= 8 sees them and the last 8 frames up to itself.
         """
@@ -62,7 +64,8 @@ class Window:
 
     @staticmethod
     def stream(count: torch.Tensor) -> "Window":
-        """One new frame per row, with a cache; `count`, int64 `[B]`, is how many frames each row has streamed before.
+        """One new frame per row, with a cache; `count`, int64 `[B]`, is how many frames each row has streamed
+        before.
 
         Slots 8-15 are a ring. Entries stay where they were written; their positions slide as they age.
         """
@@ -77,10 +80,13 @@ class Window:
 
 
 class KVCache:
-    """Keys and values of every temporal attention of a UNet, for some rows (denoising steps of one or more streams).
+    """Keys and values of every temporal attention of a UNet, for some rows (denoising steps of one or more
+    streams).
 
-    Keys and values are kept without their positions. A row's entry for the frame it is about to stream is either empty
-    or the oldest one, which that frame evicts: so whatever a row writes before `count` moves on is never seen.
+    Keys and values are kept without their positions. A row's entry for the frame it is about to stream is
+    either empty
+    or the oldest one, which that frame evicts: so whatever a row writes before `count` moves on is never
+        seen.
 
     Attributes:
         keys, values: for each attention, in the order of the walk, `[B, P, H, 16, D]`.
@@ -138,8 +144,8 @@ def positional_table(channels: int) -> torch.Tensor:
 class TemporalAttention(nn.Module):
     """Self-attention over the frames at one pixel; the same for training, warmup and streaming.
 
-    Positions are added to the input of q, k and v. As `to_k` and `to_v` have no bias, `W(x + pe) = Wx + W pe`: the cache
-    holds `Wx`, and `W pe`, small and the same for all pixels, comes in here.
+    Positions are added to the input of q, k and v. As `to_k` and `to_v` have no bias, `W(x + pe) = Wx + W
+    pe`: the cache holds `Wx`, and `W pe`, small and the same for all pixels, comes in here.
     """
 
     def __init__(self, channels: int):
@@ -217,5 +223,6 @@ class MotionModule(nn.Module):
         self.temporal_transformer = TemporalTransformer(channels, groups)
 
     def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
-        """`x` is `[B * Q, C, height, width]`; attentions `layer` and `layer + 1` of the cache are this module's."""
+        """`x` is `[B * Q, C, height, width]`; attentions `layer` and `layer + 1` of the cache are this
+        module's."""
         return self.temporal_transformer(x, window, cache, layer)

@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional
 from transformers import DPTForDepthEstimation
 
-RANGE_RATE = 0.05  # how far the range moves towards each new frame's own: a twentieth, about a second to follow a change
+# how far the range moves towards each new frame's own: a twentieth, about a second to follow a change
+RANGE_RATE = 0.05
 
 
 @dataclass
@@ -20,7 +21,8 @@ class DepthRange:
     high: torch.Tensor | None = None
 
     def normalise(self, depth: torch.Tensor) -> torch.Tensor:
-        """Inverse depth `[frames, h, w]` of any scale to `[-1, 1]`, after moving the range towards these frames."""
+        """Inverse depth `[frames, h, w]` of any scale to `[-1, 1]`, after moving the range towards these
+        frames."""
         low, high = depth.amin(), depth.amax()
         if self.low is None:
             self.low, self.high = low, high
@@ -32,7 +34,8 @@ class DepthRange:
 
 
 def inverse_depth(estimator: DPTForDepthEstimation, frames: torch.Tensor) -> torch.Tensor:
-    """Inverse depth of `frames`, `[frames, 3, h, w]` in `[-1, 1]`, at the estimator's own size: `[frames, H, W]`."""
+    """Inverse depth of `frames`, `[frames, 3, h, w]` in `[-1, 1]`, at the estimator's own size: `[frames, H,
+    W]`."""
     size = estimator.config.image_size
     pixels = functional.interpolate(frames, (size, size), mode="bilinear", antialias=False)
     return estimator(pixels.to(estimator.dtype)).predicted_depth.float()

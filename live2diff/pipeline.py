@@ -91,14 +91,16 @@ class Live2DiffPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def __call__(self, frames, **settings) -> list:
-        """Translate a clip: an iterable of uint8 `[height, width, 3]` frames to a list of as many; settings as `stream`'s."""
+        """Translate a clip: an iterable of uint8 `[height, width, 3]` frames to a list of as many; settings
+        as `stream`'s."""
         stream = self.stream(**settings)
         out = [translated for frame in frames for translated in stream.push(frame)]
         return out + stream.flush()
 
     @property
     def cell(self) -> int:
-        """The working size is a multiple of this many pixels, so that every level of VAE and UNet halves evenly."""
+        """The working size is a multiple of this many pixels, so that every level of VAE and UNet halves
+        evenly."""
         vae_channels = self.vae.config.get("encoder_block_out_channels") or self.vae.config.block_out_channels
         levels = len(vae_channels) - 1 + len(self.unet.config.block_out_channels) - 1
         return 2**levels
@@ -124,7 +126,8 @@ class Live2DiffPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def encode_prompt(self, style: str | None, prompt: str) -> torch.Tensor:
-        """Prompt embeddings `[tokens, dim]` of a style and the viewer's words; words beyond 77 tokens have no effect.
+        """Prompt embeddings `[tokens, dim]` of a style and the viewer's words; words beyond 77 tokens have no
+        effect.
 
         Raises:
             ValueError: an unknown style, or a prompt over 4000 characters.
@@ -144,7 +147,8 @@ class Live2DiffPipeline(DiffusionPipeline):
         return text_model.final_layer_norm(hidden)[0]
 
     def ignored_words(self, style: str | None, prompt: str) -> str:
-        """The end of the prompt that does not fit into the text encoder's 77 tokens; empty if all of it does."""
+        """The end of the prompt that does not fit into the text encoder's 77 tokens; empty if all of it
+        does."""
         tokens = self.tokenizer(find_style(style).prompt(prompt)).input_ids[1:-1]
         return self.tokenizer.decode(tokens[self.tokenizer.model_max_length - 2 :]).strip()
 

@@ -1,6 +1,8 @@
-"""The few-step sampler: noise schedule, LCM step, re-noising. Pure functions of tensors (Luo et al., LCM, 2023)."""
+"""The few-step sampler: noise schedule, LCM step, re-noising. Pure functions of tensors (Luo et al., LCM,
+2023)."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -11,7 +13,8 @@ from .config import MAX_DENOISING_STEPS
 
 @dataclass(frozen=True)
 class Schedule:
-    """The denoising steps of a stream, noisiest first; every tensor is `[steps]`, float32 but for `timesteps`, int64.
+    """The denoising steps of a stream, noisiest first; every tensor is `[steps]`, float32 but for
+    `timesteps`, int64.
 
     Attributes:
         timesteps: in `[0, 1000)`, decreasing.
@@ -41,9 +44,7 @@ def make_schedule(scheduler: LCMScheduler, timesteps: list[int]) -> Schedule:
         raise ValueError(
             f"{len(timesteps)} denoising steps asked for; 1 to {MAX_DENOISING_STEPS} are possible."
         )
-    if any(not 0 <= t < total for t in timesteps) or any(
-        a <= b for a, b in zip(timesteps, timesteps[1:], strict=False)
-    ):
+    if any(not 0 <= t < total for t in timesteps) or any(a <= b for a, b in pairwise(timesteps)):
         raise ValueError(f"timesteps {timesteps} must decrease and lie in [0, {total}).")
     visited = torch.tensor(timesteps, dtype=torch.int64)
     alpha_bar = scheduler.alphas_cumprod[visited].double()
@@ -113,7 +114,8 @@ def add_noise(
 def denoise(
     schedule: Schedule, step: int | slice, sample: torch.Tensor, model_output: torch.Tensor
 ) -> torch.Tensor:
-    """One LCM step: the clean latents that `model_output`, the predicted noise, makes of `sample`, `[rows, C, h, w]`."""
+    """One LCM step: the clean latents that `model_output`, the predicted noise, makes of `sample`, `[rows, C,
+    h, w]`."""
     signal, sigma, skip, out = (
         per_row(torch.atleast_1d(factor[step]), sample)
         for factor in (schedule.signal, schedule.noise, schedule.skip, schedule.out)

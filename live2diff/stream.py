@@ -1,4 +1,5 @@
-"""Stream: all that one viewer's stream remembers, and the stream batch that turns each new frame into one UNet call."""
+"""Stream: all that one viewer's stream remembers, and the stream batch that turns each new frame into one
+UNet call."""
 
 from __future__ import annotations
 
@@ -43,8 +44,9 @@ class Frame:
 class Stream:
     """One viewer's stream: frames in, as many frames out, in order; open it with `Live2DiffPipeline.stream`.
 
-    The first 8 frames are gathered and translated together (the warmup). From then on each pushed frame enters row 0 of
-    the stream batch, the frames in flight move on by one denoising step in the same UNet call, and the one that has
+    The first 8 frames are gathered and translated together (the warmup). From then on each pushed frame
+    enters row 0 of the stream batch, the frames in flight move on by one denoising step in the same UNet
+    call, and the one that has
     done its last step comes out: n - 1 pushes after it went in, with n denoising steps.
 
     Not for use by several threads at once.
@@ -102,8 +104,8 @@ class Stream:
             frame: uint8 `[height, width, 3]` RGB, any size.
 
         Returns:
-            uint8 `[height, width, 3]` RGB, each at the size at which it came in: none while 8 frames are gathered,
-            then those 8, then none n - 1 times, then one a push.
+            uint8 `[height, width, 3]` RGB, each at the size at which it came in: none while 8 frames are
+            gathered, then those 8, then none n - 1 times, then one a push.
 
         Raises:
             ValueError: not such an array.
@@ -131,7 +133,8 @@ class Stream:
 
     @torch.no_grad()
     def flush(self) -> list[np.ndarray]:
-        """Finish the frames in flight and give them back, at the end of a clip; more frames may be pushed afterwards.
+        """Finish the frames in flight and give them back, at the end of a clip; more frames may be pushed
+        afterwards.
 
         With fewer than 8 frames so far, the last one stands in for the missing warmup frames.
         """
@@ -221,8 +224,8 @@ class Stream:
         return self._embeds
 
     def _noise(self, like: torch.Tensor) -> torch.Tensor:
-        """Fresh noise for all steps of one frame, `[steps, C, h, w]`; drawn on the CPU, so that a seed means the same
-        on every device."""
+        """Fresh noise for all steps of one frame, `[steps, C, h, w]`; drawn on the CPU, so that a seed means
+        the same on every device."""
         return torch.randn(self.schedule.steps, *like.shape, generator=self._generator).to(like)
 
     def _depth_pictures(self, depth: torch.Tensor) -> torch.Tensor:
@@ -262,12 +265,14 @@ class Stream:
         return clean
 
     def _advance(self, entering: Frame | None) -> Frame | None:
-        """One UNet call: every frame in flight takes its next step; the one that took its last is given back."""
+        """One UNet call: every frame in flight takes its next step; the one that took its last is given
+        back."""
         schedule, rows = self.schedule, self._rows
         if entering is not None:
             noised = add_noise(schedule, 0, entering.latents[None], entering.noise[None, 0])[0]
             rows[0] = replace(entering, latents=noised)
-        # An empty row computes along on another frame's input; its count stays, so it leaves nothing in the cache.
+        # An empty row computes along on another frame's input; its count stays, so it leaves nothing in the
+        # cache.
         stand_in = next(row for row in rows if row is not None)
         batch = [row or stand_in for row in rows]
         sample, depth_latents, embeds = (

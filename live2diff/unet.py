@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, pairwise
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -22,7 +22,7 @@ class DepthMapping(nn.Module):
     def __init__(self, in_channels: int, channels: tuple[int, ...], out_channels: int):
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
-        pairs = zip(channels[:-1], channels[1:], strict=True)
+        pairs = pairwise(channels)
         self.blocks = nn.ModuleList([nn.Conv2d(before, after, 3, padding=1) for before, after in pairs])
         self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
@@ -36,7 +36,8 @@ class DepthMapping(nn.Module):
 
 
 def layers_of(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None, nn.Module | None]]:
-    """The (resnet, spatial attention, motion module) of each layer of a block, None for what it does not have."""
+    """The (resnet, spatial attention, motion module) of each layer of a block, None for what it does not
+    have."""
     missing = [None] * len(block.resnets)
     attentions, motions = getattr(block, "attentions", missing), getattr(block, "motion_modules", missing)
     return zip(block.resnets, attentions, motions, strict=True)
@@ -45,10 +46,11 @@ def layers_of(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None, n
 class StreamUNet(UNet2DConditionModel):
     """`UNet2DConditionModel` plus `motion_modules` in every down and up block and `flow_conv_in`.
 
-    Takes the stock model's configuration and two more entries: `depth_channels`, of the depth mapping's convolutions, and
-    `motion_module_resolutions`, the downsampling factors (1, 2, 4, 8 in SD 1.5) at which there are motion modules.
-    Parameter names are those of the published checkpoints, so SD-1.5 weights, LoRAs and `live2diff.ckpt` fit without
-    renaming. Frames are rows of the batch everywhere but in the temporal attention.
+    Takes the stock model's configuration and two more entries: `depth_channels`, of the depth mapping's
+    convolutions, and `motion_module_resolutions`, the downsampling factors (1, 2, 4, 8 in SD 1.5) at which
+    there are motion modules. Parameter names are those of the published checkpoints, so SD-1.5 weights, LoRAs
+    and `live2diff.ckpt` fit without renaming. Frames are rows of the batch everywhere but in the temporal
+    attention.
     """
 
     def __init__(self, *args, depth_channels=DEPTH_CHANNELS, motion_module_resolutions=RESOLUTIONS, **kwargs):
@@ -102,7 +104,8 @@ class StreamUNet(UNet2DConditionModel):
             timestep: int64 `[B * Q]` in `[0, 1000)`.
             encoder_hidden_states: prompt embeddings `[B * Q, tokens, dim]`.
             depth_latents: `[B * Q, 4, height, width]`, or None to go without depth.
-            window: who sees whom, and its `frames` is Q; None leaves the motion modules out: each row is a picture.
+            window: who sees whom, and its `frames` is Q; None leaves the motion modules out: each row is a
+                picture.
             cache: with B rows, to warm up or to stream; None to train.
 
         Returns:

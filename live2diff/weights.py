@@ -13,8 +13,8 @@ def load(model: str = "auto", device: str | None = None) -> Live2DiffPipeline:
     """Load a model.
 
     Args:
-        model: "nano", the model shipped with this package; a folder written by `save_pretrained`; the name of a
-            repository on the Hugging Face Hub that holds such a folder; "auto" for nano.
+        model: "nano", the model shipped with this package; a folder written by `save_pretrained`; the name of
+            a repository on the Hugging Face Hub that holds such a folder; "auto" for nano.
         device: "cpu", "cuda", "mps"; by default the fastest there is.
 
     Raises:

@@ -1,8 +1,9 @@
-"""Clips with known depth, made from a few freely licensed photographs, without end and without a data set to fetch.
+"""Clips with known depth, made from a few freely licensed photographs, without end and without a data set to
+fetch.
 
-A clip is a background photograph under a smooth camera motion with up to three moving, shaded cut-outs in front of
-it. Every clip is a function of one random generator, so a batch is a function of (seed, stage, step): nothing has to
-be stored for a run to be resumed or repeated.
+A clip is a background photograph under a smooth camera motion with up to three moving, shaded cut-outs in
+front of it. Every clip is a function of one random generator, so a batch is a function of (seed, stage,
+step): nothing has to be stored for a run to be resumed or repeated.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-# Pictures that scikit-image and scikit-learn carry in their wheels (licences: the model card), and how often each is
+# Pictures that scikit-image and scikit-learn carry in their wheels (licences: the model card), and how often
+# each is
 # drawn: people, animals and rooms more often than textures.
 PHOTOGRAPHS = {
     "astronaut": 4,
@@ -53,7 +55,8 @@ def photographs() -> tuple[np.ndarray, ...]:
 
 
 def smooth_path(random: np.random.Generator, amplitude: float) -> Callable[[float], float]:
-    """A random smooth function of time (in frames): a slow drift and a slow swing, about `amplitude` in all."""
+    """A random smooth function of time (in frames): a slow drift and a slow swing, about `amplitude` in
+    all."""
     speed, phase = random.uniform(0.02, 0.25), random.uniform(0, 2 * np.pi)
     swing, drift = amplitude * random.uniform(0, 1), amplitude * random.uniform(-0.06, 0.06)
     return lambda time: swing * np.sin(speed * time + phase) + drift * time
@@ -71,7 +74,8 @@ def recolour(random: np.random.Generator, picture: np.ndarray) -> np.ndarray:
 
 
 def view_of(random: np.random.Generator, size: int, margin: float) -> np.ndarray:
-    """A recoloured photograph at the scale at which a `size` window shows a part of it, `margin` times as large."""
+    """A recoloured photograph at the scale at which a `size` window shows a part of it, `margin` times as
+    large."""
     pictures = photographs()
     chances = np.array(list(PHOTOGRAPHS.values()), np.float64)
     picture = pictures[random.choice(len(pictures), p=chances / chances.sum())]
@@ -86,8 +90,8 @@ def view_of(random: np.random.Generator, size: int, margin: float) -> np.ndarray
 
 
 def blob(random: np.random.Generator, size: int) -> np.ndarray:
-    """A random closed shape, float32 `[size, size]` in `[0, 1]` with a soft edge: an ellipse with bumps, or a person's
-    outline (head and shoulders)."""
+    """A random closed shape, float32 `[size, size]` in `[0, 1]` with a soft edge: an ellipse with bumps, or a
+    person's outline (head and shoulders)."""
     mask = np.zeros((size, size), np.float32)
     angle = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     if random.random() < 0.4:
@@ -128,7 +132,7 @@ class Layer:
     def draw(self, time: float, picture: np.ndarray, depth: np.ndarray) -> None:
         """Paint the layer over `picture` and `depth`, in place."""
         matrix = cv2.getRotationMatrix2D((self.side / 2, self.side / 2), self.turn(time), 1 + self.zoom(time))
-        matrix[:, 2] += self.start + (self.x(time), self.y(time)) - np.array([self.side / 2, self.side / 2])
+        matrix[:, 2] += self.start - self.side / 2 + np.array([self.x(time), self.y(time)])
         shape = (self.size, self.size)
         mask = cv2.warpAffine(self.mask, matrix, shape)[..., None]
         picture += mask * (cv2.warpAffine(self.texture, matrix, shape) - picture)
@@ -136,8 +140,8 @@ class Layer:
 
 
 def sample_clip(random: np.random.Generator, size: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """One clip: uint8 `[frames, size, size, 3]` RGB, and its inverse depth, float32 `[frames, size, size]` in `[0, 1]`,
-    near is 1."""
+    """One clip: uint8 `[frames, size, size, 3]` RGB, and its inverse depth, float32 `[frames, size, size]` in
+    `[0, 1]`, near is 1."""
     background = view_of(random, size, 1.2).astype(np.float32)
     height, width = background.shape[:2]
     camera_x, camera_y = smooth_path(random, size * 0.2), smooth_path(random, size * 0.12)

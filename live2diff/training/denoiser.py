@@ -1,9 +1,11 @@
-"""The nano model's denoiser: the image part first, then the motion modules, then both, as in the paper (section 5).
+"""The nano model's denoiser: the image part first, then the motion modules, then both, as in the paper
+(section 5).
 
-It is trained on what a stream will give it. The first step starts from the *camera's* latents, noised, and must reach the
-*styled* ones; a later step starts from the model's own prediction, noised again, and must reach the same. The model
-predicts noise, as the sampler expects, but the error is taken on the clean latents and pixels that follow from it: so
-the source's structure comes through by itself.
+It is trained on what a stream will give it. The first step starts from the *camera's* latents, noised, and
+must reach the *styled* ones; a later step starts from the model's own prediction, noised again, and must
+reach the same. The model
+predicts noise, as the sampler expects, but the error is taken on the clean latents and pixels that follow
+from it: so the source's structure comes through by itself.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,8 +35,8 @@ LAST_TIMESTEP = 40
 
 
 def build_unet() -> StreamUNet:
-    """An untrained UNet: three levels, text at the coarsest, motion modules at all but the finest, whose 64 x 64 cells would
-    cost more to remember than all the rest to compute."""
+    """An untrained UNet: three levels, text at the coarsest, motion modules at all but the finest, whose 64 x
+    64 cells would cost more to remember than all the rest to compute."""
     return StreamUNet(
         in_channels=8,
         out_channels=8,
@@ -57,7 +59,8 @@ def build_scheduler() -> LCMScheduler:
 
 
 class Denoiser(nn.Module):
-    """What is fitted together: the UNet, the text encoder and the VAE, of which only the decoder ever moves."""
+    """What is fitted together: the UNet, the text encoder and the VAE, of which only the decoder ever
+    moves."""
 
     def __init__(self, unet: StreamUNet, text_encoder: CLIPTextModel, vae: AutoencoderTiny):
         super().__init__()
@@ -100,7 +103,8 @@ def sample_batch(
     frames: int,
     size: int,
 ) -> Batch:
-    """Clips, each with a style, its targets, a prompt for it and the depth as the estimator sees it, errors included.
+    """Clips, each with a style, its targets, a prompt for it and the depth as the estimator sees it, errors
+    included.
 
     One in twenty has no style: a prompt without style words leaves the picture as it is.
     """
@@ -129,7 +133,8 @@ def sample_batch(
 def denoising_loss(
     denoiser: Denoiser, batch: Batch, random: np.random.Generator, frames: int, with_motion: bool
 ) -> tuple[torch.Tensor, Losses]:
-    """The error after one step from the camera's latents, or after a second one from the first one's result."""
+    """The error after one step from the camera's latents, or after a second one from the first one's
+    result."""
     vae, clips = denoiser.vae, len(batch.tokens)
     with torch.no_grad():
         source, target, depth_latents = (

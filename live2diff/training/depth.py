@@ -34,7 +34,8 @@ def build_depth_estimator() -> DPTForDepthEstimation:
 def train_depth(
     estimator: DPTForDepthEstimation, folder: Path, *, steps: int, seed: int = 0
 ) -> Iterator[tuple[int, Losses]]:
-    """Fit the estimator to inverse depth in `[0, 1]`: error of the values and, for edges, of their differences."""
+    """Fit the estimator to inverse depth in `[0, 1]`: error of the values and, for edges, of their
+    differences."""
 
     def loss_of(step: int) -> tuple[torch.Tensor, Losses]:
         random = np.random.default_rng([seed, 2, step])

@@ -33,8 +33,9 @@ def fit(
 ) -> Iterator[tuple[int, Losses]]:
     """Minimise `loss_of(step)`, yielding `(step, losses)` after each step.
 
-    A checkpoint `folder/name.pt` is written every `checkpoint_every` steps and at the end; an earlier one found there
-    is resumed. Randomness is seeded by (seed, step), so a resumed run sees what an unbroken one would have seen.
+    A checkpoint `folder/name.pt` is written every `checkpoint_every` steps and at the end; an earlier one
+    found there is resumed. Randomness is seeded by (seed, step), so a resumed run sees what an unbroken one
+    would have seen.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)

@@ -58,7 +58,8 @@ def train_nano(
         ),
         # Clips that fill the window of 16 under the warmup/causal mask; the picture part is frozen.
         "motion": dict(
-            trains=is_motion, steps=steps(MOTION_STEPS), clips=1, frames=16, size=128, peak=1e-3, with_motion=True
+            trains=is_motion,
+            steps=steps(MOTION_STEPS), clips=1, frames=16, size=128, peak=1e-3, with_motion=True,
         ),
         # Everything together, gently, with the decoder: it learns what predicted latents look like.
         "joint": dict(

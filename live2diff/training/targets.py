@@ -1,7 +1,8 @@
 """What each style of the nano model should look like: functions from a picture to a picture.
 
-Each is a fixed, local rule without randomness, so that the target of a clip is as steady as the clip. Patterns (hatching,
-grid) have periods that divide 16 pixels, the nano UNet's coarsest cell: it can know their phase from nothing else.
+Each is a fixed, local rule without randomness, so that the target of a clip is as steady as the clip.
+Patterns (hatching, grid) have periods that divide 16 pixels, the nano UNet's coarsest cell: it can know their
+phase from nothing else.
 """
 
 import cv2
@@ -11,7 +12,8 @@ PATTERN_PERIOD = 8
 
 
 def luminance(picture: np.ndarray) -> np.ndarray:
-    """Grey value in `[0, 1]`, float32 `[height, width]`, lightly smoothed so that camera noise draws no lines."""
+    """Grey value in `[0, 1]`, float32 `[height, width]`, lightly smoothed so that camera noise draws no
+    lines."""
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
     return cv2.bilateralFilter(grey, 5, 0.12, 2)
 
@@ -86,7 +88,8 @@ def neon(picture: np.ndarray) -> np.ndarray:
 
 
 def oil(picture: np.ndarray) -> np.ndarray:
-    """Thick paint: a Kuwahara filter (each pixel takes the calmest of four neighbourhoods), warmer and embossed."""
+    """Thick paint: a Kuwahara filter (each pixel takes the calmest of four neighbourhoods), warmer and
+    embossed."""
     source = saturate(picture, 1.7)
     for radius in (3, 2):
         size = (radius + 1, radius + 1)

@@ -1,4 +1,5 @@
-"""The nano model's text side: a tokenizer of its own, a small CLIP text encoder, and the prompts it is trained on."""
+"""The nano model's text side: a tokenizer of its own, a small CLIP text encoder, and the prompts it is
+trained on."""
 
 import json
 from pathlib import Path
@@ -31,11 +32,12 @@ SYNONYMS = {
         "construction plan",
     ],
 }
-SUBJECTS = """man woman person girl boy child face portrait astronaut dog cat bird horse tree flower garden forest mountain
-lake sea beach street city house room kitchen desk chair table window car bus train bicycle motorcycle boat rocket cup of
-coffee book phone computer guitar hat glasses hair beard smile hands temple tower bridge sky clouds night sunset rain snow
-friends family dancer musician chef teacher old young happy sad walking sitting talking dancing waving red green blue
-yellow black white bright dark colourful beautiful detailed masterpiece best quality in the at a an on with and of""".split()
+SUBJECTS = """man woman person girl boy child face portrait astronaut dog cat bird horse tree flower garden
+forest mountain lake sea beach street city house room kitchen desk chair table window car bus train bicycle
+motorcycle boat rocket cup of coffee book phone computer guitar hat glasses hair beard smile hands temple
+tower bridge sky clouds night sunset rain snow friends family dancer musician chef teacher old young happy sad
+walking sitting talking dancing waving red green blue yellow black white bright dark colourful beautiful
+detailed masterpiece best quality in the at a an on with and of""".split()
 FRAMES = [
     "{style}, {subject}",
     "a {style} of {subject}",
@@ -46,7 +48,8 @@ FRAMES = [
 
 
 def sample_subject(random: np.random.Generator) -> str:
-    """A few content words in random order; most of them say nothing about the picture, and must do no harm."""
+    """A few content words in random order; most of them say nothing about the picture, and must do no
+    harm."""
     return " ".join(random.choice(SUBJECTS, random.integers(1, 7)))
 
 
@@ -61,7 +64,8 @@ def sample_prompt(random: np.random.Generator, style: str) -> str:
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Train a byte-level BPE in CLIP's layout (lower case, `</w>` at the end of a word) on the words above."""
+    """Train a byte-level BPE in CLIP's layout (lower case, `</w>` at the end of a word) on the words
+    above."""
     words = " ".join([*SUBJECTS, *[phrase for phrases in SYNONYMS.values() for phrase in phrases]])
     texts = [words] * 10 + [style.prompt(words) for style in STYLES.values()]
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
@@ -88,7 +92,8 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained text encoder for `tokenizer`: width 64, three layers, of which `clip_skip` 1 leaves out the last."""
+    """An untrained text encoder for `tokenizer`: width 64, three layers, of which `clip_skip` 1 leaves out
+    the last."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,

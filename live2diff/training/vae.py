@@ -52,8 +52,9 @@ def picture_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def train_vae(
     vae: AutoencoderTiny, folder: Path, *, steps: int, seed: int = 0
 ) -> Iterator[tuple[int, Losses]]:
-    """Fit the VAE. Latents are pulled to mean 0 and deviation 1 per channel, as the noise schedule takes them to be, and
-    are disturbed before decoding, because the denoiser will hand the decoder latents that are slightly off."""
+    """Fit the VAE. Latents are pulled to mean 0 and deviation 1 per channel, as the noise schedule takes them
+    to be, and are disturbed before decoding, because the denoiser will hand the decoder latents that are
+    slightly off."""
     vae.to(memory_format=torch.channels_last)
 
     def loss_of(step: int) -> tuple[torch.Tensor, Losses]:
