@@ -1,0 +1,126 @@
+"""Clip in, clip out: `python -m live2diff IN OUT --style pencil`. `--help` tells the rest."""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+
+from .clip import ClipInfo, probe
+from .video import Progress, check_target, even, translate
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+SECONDS_BETWEEN_LINES = 5.0  # of progress, where the output is no terminal
+MIN_SIDE, MAX_SIDE = 16, 8192
+
+
+def size_of(text: str) -> int | tuple[int, int]:
+    """`512` is about 512x512 pixels in the clip's own shape, `640x360` a width and a height."""
+    parts = text.lower().split("x")
+    try:
+        sides = tuple(int(part) for part in parts)
+    except ValueError:
+        sides = ()
+    if len(sides) not in (1, 2) or not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number like 512 nor a size like 640x360 (sides {MIN_SIDE} to {MAX_SIDE})"
+        )
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def t_index_list_of(text: str) -> list[int]:
+    """`30,36,42`: which of the 50 scheduled steps are taken."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 30,36,42") from None
+
+
+def parser() -> argparse.ArgumentParser:
+    """What can be said on the command line."""
+    told = argparse.ArgumentParser(
+        prog="python -m live2diff", description="Translates a video clip into another style, frame by frame."
+    )
+    told.add_argument("source", metavar="IN", help="a video: mp4, webm, mov, mkv, gif, ...")
+    told.add_argument("target", metavar="OUT", help="the result, an .mp4 with the frames and sound of IN")
+    told.add_argument("--model", default="auto", help="nano, live2diff, a folder or a Hub name")
+    told.add_argument("--style", help="a style by its name, such as pencil; a wrong name lists them all")
+    told.add_argument("--prompt", help="what is to be seen, in words")
+    told.add_argument("--seed", type=int, default=0, help="same seed and clip, same result (default: 0)")
+    told.add_argument("--steps", type=int, choices=range(1, 5), help="denoising steps: more is slower")
+    told.add_argument("--t-index-list", type=t_index_list_of, metavar="30,36,42", help="the steps one by one")
+    told.add_argument("--size", type=size_of, metavar="N|WxH", help="512 (about 512x512 in all) or 640x360")
+    return told
+
+
+def sizes(
+    size: int | tuple[int, int] | None, info: ClipInfo
+) -> tuple[tuple[int, int] | None, int | tuple[int, int] | None]:
+    """The (width, height) that frames are resized to, and the working size to ask of the stream."""
+    if size is None:
+        return None, None
+    if isinstance(size, int):
+        scale = size / math.sqrt(info.width * info.height)
+        frame = even(max(2, round(info.width * scale))), even(max(2, round(info.height * scale)))
+        return frame, size
+    width, height = even(size[0]), even(size[1])
+    return (width, height), (height, width)
+
+
+def told_options(arguments: argparse.Namespace) -> dict[str, object]:
+    """The options of `pipe.stream` that were given; what was not is the model's own choice."""
+    names = ("style", "prompt", "seed", "steps", "t_index_list")
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+
+
+def show(steps: Iterator[Progress]) -> int:
+    """Tells how far it is, in one line on a terminal and in a few elsewhere. Returns the frames done."""
+    terminal = sys.stderr.isatty()
+    done, said = 0, time.monotonic()
+    for step in steps:
+        done = step.done
+        if terminal or time.monotonic() - said > SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            left = "" if step.seconds_left is None else f", {math.ceil(step.seconds_left)} s left"
+            line = f"{step.done}/{step.total} frames{left}"
+            line, end = (f"\r{line:<40}", "") if terminal else (line, "\n")
+            print(line, end=end, file=sys.stderr, flush=True)
+    if terminal:
+        print(file=sys.stderr)
+    return done
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Translates the clip; every bad value is a ValueError or an OSError with a message for a person."""
+    check_target(arguments.source, arguments.target)
+    info = probe(arguments.source)
+
+    import live2diff  # only now: it takes seconds, and a wrong file name should be told at once
+
+    begun = time.monotonic()
+    frame_size, working_size = sizes(arguments.size, info)
+    pipe = live2diff.load(arguments.model)
+    with closing(pipe.stream(**told_options(arguments), size=working_size)) as stream:
+        with closing(translate(stream, arguments.source, arguments.target, size=frame_size)) as steps:
+            done = show(steps)
+    seconds = time.monotonic() - begun
+    print(f"{arguments.target}: {done} frames in {seconds:.1f} s", file=sys.stderr)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The exit code: 0 when the clip is made, 2 for bad input, 130 when interrupted."""
+    try:
+        run(parser().parse_args(words))
+    except (ValueError, OSError) as error:
+        print("live2diff: " + " ".join(str(error).split()), file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("\nlive2diff: interrupted, nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

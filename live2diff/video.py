@@ -1,0 +1,292 @@
+"""Clips in and out, with their sound: a video file goes through a stream and comes out as an mp4.
+
+`translate` is the whole journey: decode, hand each frame to a stream, encode what comes back, keep the
+timestamps and the sound. `clip.py` reads; here is what writes.
+"""
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Protocol
+
+import av
+import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+
+from .clip import ClipError, ClipInfo, Image, Limits, Source, probe, read_frames, resized
+
+__all__ = [
+    "ClipError",
+    "ClipInfo",
+    "Limits",
+    "Progress",
+    "check_target",
+    "even",
+    "probe",
+    "read_frames",
+    "translate",
+]
+
+ENCODER_OPTIONS = {"crf": "18", "preset": "veryfast"}
+COPIED_SOUND = ("aac", "mp3")  # every browser plays these two in an mp4; any other sound becomes AAC
+SOUND_RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000)
+CODER_DELAY = Fraction(1, 5)  # seconds; sound starting this little before the picture is coder delay
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a translation stands: frames taken in, frames in all, estimated seconds left, newest result."""
+
+    done: int
+    total: int
+    seconds_left: float | None
+    frame: Image | None
+
+
+class FrameStream(Protocol):
+    """What `translate` asks of a stream: one frame out for each frame in, in order, some calls late."""
+
+    def push(self, frame: Image) -> list[Image]: ...
+
+    def flush(self) -> list[Image]: ...
+
+
+def translate(
+    stream: FrameStream,
+    source: str | Path,
+    target: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    limits: Limits = Limits(),
+) -> Iterator[Progress]:
+    """Pushes every frame of `source` through `stream` and writes the results to the mp4 `target`.
+
+    A generator: one `Progress` after each push, and one more when the file is complete. The result has
+    the frame count, timestamps and sound of the source. `size`, a (width, height), resizes the frames
+    before they are pushed. H.264 wants even sizes: an odd one is made even by repeating the last column or
+    row, so 321x243 becomes 322x244. `target` appears only when it is complete: if the generator is closed
+    or fails, nothing is left behind, and an older file of that name stays as it was.
+    """
+    target = Path(target)
+    check_target(source, target)
+    info = probe(source, limits)
+    with _Writer(target, source, info, limits) as writer:
+        yield from _pushed(stream, source, writer, info, size, limits)
+        writer.finish()
+    yield Progress(writer.written, writer.written, 0.0, writer.latest)
+
+
+def _pushed(
+    stream: FrameStream,
+    source: str | Path,
+    writer: "_Writer",
+    info: ClipInfo,
+    size: tuple[int, int] | None,
+    limits: Limits,
+) -> Iterator[Progress]:
+    """Pushes, writes and reports frame by frame, up to the last frame that the stream still held."""
+    moments: list[Fraction] = []
+    begun = time.monotonic()
+    for image, moment in read_frames(source, limits):
+        moments.append(moment)
+        for result in stream.push(resized(image, *size) if size else image):
+            writer.write(result, moments[writer.written])
+        total = max(info.frame_count, len(moments))
+        left = (time.monotonic() - begun) / len(moments) * (total - len(moments))
+        yield Progress(len(moments), total, left, writer.latest)
+    for result in stream.flush():
+        writer.write(result, moments[writer.written])
+    if writer.written != len(moments):
+        raise RuntimeError(f"the stream gave {writer.written} frames for {len(moments)} frames in")
+
+
+def check_target(source: str | Path, target: str | Path) -> None:
+    """Raises `ClipError` when no result of `source` can be written to `target`."""
+    source, target = Path(source), Path(target)
+    if target.suffix.lower() != ".mp4":
+        raise ClipError(f"{target.name} must end in .mp4: the result is always an mp4.")
+    if not target.parent.is_dir():
+        raise ClipError(f"The folder {target.parent} does not exist: make it first, or write elsewhere.")
+    if target.is_dir():
+        raise ClipError(f"{target} is a folder: name a file in it that ends in .mp4.")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ClipError(f"{target} is the clip itself: give the result another name.")
+
+
+def even(length: int) -> int:
+    """The nearest even length that is not smaller: H.264 with 4:2:0 colour has no odd ones."""
+    return length + length % 2
+
+
+class _Writer:
+    """An mp4 being written: H.264 at the times it is told, beside it the sound of the source.
+
+    It is written under a temporary name and takes its own at `finish`; left before that, it vanishes.
+    """
+
+    def __init__(self, target: Path, source: str | Path, info: ClipInfo, limits: Limits):
+        self.target, self.info = target, info
+        self.partial = target.with_name(f".{target.stem}-{uuid.uuid4().hex[:8]}.part.mp4")
+        self.written = 0
+        self.latest: Image | None = None
+        self.sound = _Sound(source, info, limits) if info.has_sound else None
+        self.lead = self.sound.lead if self.sound else Fraction(0)
+        self.container = None
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self.container is not None:
+                self.container.close()
+            if self.sound is not None:
+                self.sound.source.container.close()
+        finally:
+            self.partial.unlink(missing_ok=True)
+
+    def write(self, image: Image, moment: Fraction) -> None:
+        """Appends a frame to be shown `moment` seconds after the first one, and the sound up to then."""
+        self.latest = image
+        with self._writing():
+            if self.container is None:
+                self._open(even(image.shape[1]), even(image.shape[0]))
+            rows, columns = self.video.height - image.shape[0], self.video.width - image.shape[1]
+            if (rows, columns) != (0, 0):
+                image = np.pad(image, ((0, rows), (0, columns), (0, 0)), mode="edge")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame = frame.reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            )
+            frame.time_base = self.info.tick
+            frame.pts = round((moment + self.lead) / self.info.tick)
+            self._mux(self.video.encode(frame))
+            if self.sound is not None:
+                self.sound.write_until(moment + self.lead)
+        self.written += 1
+
+    def finish(self) -> None:
+        """The last frames and the rest of the sound; the file takes its name."""
+        with self._writing():
+            self._mux(self.video.encode(None))
+            if self.sound is not None:
+                self.sound.finish()
+            self.container.close()
+            self.partial.replace(self.target)
+
+    def _open(self, width: int, height: int) -> None:
+        self.container = av.open(
+            str(self.partial), "w", format="mp4", container_options={"movflags": "+faststart"}
+        )
+        self.video = self.container.add_stream("libx264", rate=self.info.rate, options=ENCODER_OPTIONS)
+        encoder = self.video.codec_context
+        encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+        encoder.time_base = self.info.tick
+        encoder.colorspace, encoder.color_range = Colorspace.ITU709, ColorRange.MPEG
+        encoder.color_primaries, encoder.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        if self.sound is not None:
+            self.sound.open(self.container)
+
+    def _mux(self, packets: list[av.Packet]) -> None:
+        for packet in packets:
+            # A player shows the last frame for as long as this says.
+            packet.duration = packet.duration or round(1 / self.info.rate / packet.time_base)
+            self.container.mux(packet)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (av.FFmpegError, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ClipError(f"{self.target.name} cannot be written: {reason}.") from error
+
+
+class _Sound:
+    """The sound of a clip on its way into an mp4: copied as it is where that plays, else made AAC.
+
+    `lead` is how many seconds the sound starts before the first picture; the pictures wait that long.
+    """
+
+    def __init__(self, source: str | Path, info: ClipInfo, limits: Limits):
+        self.source = Source(source, limits)
+        self.track = self.source.sound
+        first = (self.track.start_time or 0) * self.track.time_base
+        ahead = info.start - first
+        self.lead = ahead if ahead > CODER_DELAY else Fraction(0)
+        self.shift = self.lead - info.start
+        self.limit = Fraction(limits.max_seconds)
+        self.copied = self.track.codec_context.name in COPIED_SOUND
+
+    def open(self, container: av.container.OutputContainer) -> None:
+        """Adds the track to the file; nothing is written yet."""
+        self.container = container
+        if self.copied:
+            self.output = container.add_stream_from_template(self.track)
+        else:
+            decoder = self.track.codec_context
+            rate = decoder.rate if decoder.rate in SOUND_RATES else SOUND_RATES[0]
+            self.output = container.add_stream("aac", rate=rate)
+            self.output.codec_context.layout = "mono" if decoder.channels == 1 else "stereo"
+            self.output.codec_context.bit_rate = 160_000
+        self.packets = self._copied() if self.copied else self._coded()
+        self.waiting = next(self.packets, None)
+
+    def write_until(self, moment: Fraction) -> None:
+        """Writes the sound up to `moment`, so that sound and pictures lie beside each other in the file."""
+        while self.waiting is not None and self.waiting[0] <= moment:
+            self.container.mux(self.waiting[1])
+            self.waiting = next(self.packets, None)
+
+    def finish(self) -> None:
+        """Writes all that is left."""
+        self.write_until(self.limit)
+
+    def _demuxed(self) -> Iterator[av.Packet]:
+        demuxed = self.source.container.demux(self.track)
+        while True:
+            try:
+                packet = next(demuxed)
+            except (StopIteration, av.FFmpegError):
+                return
+            if packet.size:
+                yield packet
+
+    def _copied(self) -> Iterator[tuple[Fraction, av.Packet]]:
+        for packet in self._demuxed():
+            base = packet.time_base
+            if packet.pts is None or packet.pts * base + self.shift < -CODER_DELAY:
+                continue
+            packet.pts += round(self.shift / base)
+            packet.dts = packet.pts
+            packet.stream = self.output
+            yield packet.pts * base, packet
+
+    def _coded(self) -> Iterator[tuple[Fraction, av.Packet]]:
+        encoder = self.output.codec_context
+        # async=1 fills gaps with silence, so that a hole in the sound does not pull the rest forward.
+        resampler = av.AudioResampler("fltp", encoder.layout, encoder.rate, options={"async": "1"})
+        for frame in chain(self._decoded(), [None]):
+            for piece in resampler.resample(frame):
+                for packet in self.output.encode(piece):
+                    yield packet.pts * packet.time_base, packet
+        for packet in self.output.encode(None):
+            yield packet.pts * packet.time_base, packet
+
+    def _decoded(self) -> Iterator[av.AudioFrame]:
+        for packet in chain(self._demuxed(), [None]):
+            try:
+                frames = self.track.codec_context.decode(packet)
+            except av.FFmpegError:
+                continue  # a damaged packet: silence in its place
+            for frame in frames:
+                if frame.pts is not None:
+                    # Counted in samples from here on: milliseconds, as in webm, are too coarse.
+                    moment = frame.pts * self.track.time_base + self.shift
+                    frame.pts, frame.time_base = round(moment * frame.rate), Fraction(1, frame.rate)
+                yield frame

@@ -1,0 +1,309 @@
+"""Clips go in and come out whole: frames, times, colours and sound."""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from live2diff.video import ClipError, Limits, probe, read_frames, translate
+
+RATE = 25
+
+
+@dataclass
+class Late:
+    """The smallest thing that keeps a stream's promise: its input, gathered 8 at first, then n - 1 late."""
+
+    late: int = 2
+    gathered: int = 8
+    held: list[np.ndarray] = field(default_factory=list)
+    taken: int = 0
+
+    def push(self, frame: np.ndarray) -> list[np.ndarray]:
+        self.held.append(frame)
+        self.taken += 1
+        if self.taken < self.gathered:
+            return []
+        keep = 0 if self.taken == self.gathered else self.late
+        out, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        return out
+
+    def flush(self) -> list[np.ndarray]:
+        out, self.held = self.held, []
+        return out
+
+
+def picture(index: int, width: int, height: int) -> np.ndarray:
+    """A picture that tells its number by its grey, bright at the top left and red at the top right."""
+    image = np.full((height, width, 3), 40 + 8 * (index % 24), np.uint8)
+    image[: height // 4, : width // 4] = 255
+    image[: height // 4, -(width // 4) :] = (255, 0, 0)
+    return image
+
+
+def write_clip(
+    path: Path,
+    count: int,
+    width: int = 96,
+    height: int = 64,
+    times_ms: list[int] | None = None,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    sound: str | None = None,
+    rotation: int = 0,
+    click_at: float = 0.0,
+    sound_delay: float = 0.0,
+) -> Path:
+    """A real clip of `picture`s; its sound is silent but for a click of 40 ms."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=RATE)
+        video.width, video.height, video.pix_fmt = width, height, pixels
+        video.codec_context.time_base = Fraction(1, 1000)
+        if rotation:
+            video.set_display_rotation(rotation)
+        track = container.add_stream(sound, rate=48_000) if sound else None
+        for index in range(count):
+            frame = av.VideoFrame.from_ndarray(picture(index, width, height), format="rgb24")
+            frame.time_base = Fraction(1, 1000)
+            frame.pts = times_ms[index] if times_ms else index * 1000 // RATE
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        if track is not None:
+            samples = np.zeros((1, max(48_000, count * 48_000 // RATE)), np.float32)
+            click = int(click_at * 48_000)
+            samples[0, click : click + 1920] = np.sin(np.arange(1920) * 0.3)
+            clip = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+            clip.sample_rate, clip.pts = 48_000, int(sound_delay * 48_000)
+            clip.time_base = Fraction(1, 48_000)
+            container.mux(track.encode(clip))
+            container.mux(track.encode(None))
+    return path
+
+
+def run(source: Path, target: Path, **options: object) -> list[object]:
+    return list(translate(Late(), source, target, **options))
+
+
+def numbers(path: Path) -> list[float]:
+    """The grey of each frame's middle, which is its number."""
+    return [float(image[image.shape[0] // 2, image.shape[1] // 2].mean()) for image, _ in read_frames(path)]
+
+
+def click_time(path: Path) -> float:
+    """When the sound begins to be loud, in seconds on the clip's clock."""
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            loud = np.abs(frame.to_ndarray().astype(np.float64)).max(axis=0)
+            scale = 32_768 if frame.format.name.startswith("s16") else 1.0
+            where = np.flatnonzero(loud / scale > 0.3)
+            if len(where):
+                return frame.time + where[0] / frame.sample_rate
+    raise AssertionError("no click")
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 30])
+def test_every_frame_comes_out_once_in_order_at_its_time(tmp_path: Path, count: int) -> None:
+    source = write_clip(tmp_path / "in.mp4", count)
+    steps = run(source, tmp_path / "out.mp4")
+    assert [step.done for step in steps] == [*range(1, count + 1), count]
+    assert {step.total for step in steps} == {count} and steps[-1].seconds_left == 0
+    before, after = probe(source), probe(tmp_path / "out.mp4")
+    assert (after.frame_count, after.width, after.height) == (count, before.width, before.height)
+    assert after.rate == before.rate == RATE
+    assert after.duration == pytest.approx(count / RATE)
+    np.testing.assert_allclose(numbers(tmp_path / "out.mp4"), numbers(source), atol=3)
+
+
+def test_the_result_plays_in_a_browser(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.webm", 10, codec="libvpx")
+    run(source, tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        track = container.streams.video[0]
+        assert (track.codec_context.name, track.codec_context.pix_fmt) == ("h264", "yuv420p")
+    data = (tmp_path / "out.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+
+
+def test_variable_frame_times_are_kept(tmp_path: Path) -> None:
+    times = [0, 40, 80, 250, 260, 300, 700, 701, 702, 900, 1400, 1440]
+    source = write_clip(tmp_path / "in.mp4", len(times), times_ms=times)
+    run(source, tmp_path / "out.mp4")
+    assert [round(moment * 1000) for _, moment in read_frames(tmp_path / "out.mp4")] == times
+
+
+@pytest.mark.parametrize(
+    ("name", "sound"), [("in.mp4", "aac"), ("in.mkv", "libopus"), ("in.mov", "pcm_s16le")]
+)
+def test_sound_stays_beside_its_picture(tmp_path: Path, name: str, sound: str) -> None:
+    # A clock that starts late and sound that starts later still: both as recorders write them.
+    times = [2000 + 40 * index for index in range(50)]
+    source = write_clip(tmp_path / name, 50, times_ms=times, sound=sound, click_at=1.0, sound_delay=2.1)
+    run(source, tmp_path / "out.mp4")
+    with av.open(str(source)) as before, av.open(str(tmp_path / "out.mp4")) as after:
+        pictures = [next(clip.decode(video=0)).time for clip in (before, after)]
+    away = click_time(source) - pictures[0]
+    assert away == pytest.approx(1.1, abs=0.03)
+    assert click_time(tmp_path / "out.mp4") - pictures[1] == pytest.approx(away, abs=0.025)
+
+
+def test_aac_is_copied_packet_for_packet(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.mp4", 30, sound="aac", click_at=0.5)
+    run(source, tmp_path / "out.mp4")
+    packets = []
+    for path in (source, tmp_path / "out.mp4"):
+        with av.open(str(path)) as container:
+            packets.append(
+                [(packet.pts, bytes(packet)) for packet in container.demux(audio=0) if packet.size]
+            )
+    assert packets[0] == packets[1]
+
+
+def test_odd_sizes_become_even_by_repeating_the_edge(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.mkv", 10, 321, 243, codec="ffv1", pixels="bgr0")
+    run(source, tmp_path / "out.mp4")
+    image, _ = next(read_frames(tmp_path / "out.mp4"))
+    assert image.shape == (244, 322, 3)
+    np.testing.assert_allclose(image[:, 321].astype(int), image[:, 320].astype(int), atol=6)
+
+
+def test_frames_are_resized_before_they_are_pushed(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.mp4", 9)
+    steps = run(source, tmp_path / "out.mp4", size=(48, 50))
+    assert steps[-1].frame.shape == (50, 48, 3)
+    assert (probe(tmp_path / "out.mp4").width, probe(tmp_path / "out.mp4").height) == (48, 50)
+
+
+@pytest.mark.parametrize("rotation", [90, -90, 180])
+def test_a_phone_clip_stands_upright(tmp_path: Path, rotation: int) -> None:
+    source = write_clip(tmp_path / "in.mp4", 9, rotation=rotation)
+    run(source, tmp_path / "out.mp4")
+    wanted = np.rot90(picture(0, 96, 64), rotation // 90)  # both count counter-clockwise
+    image, _ = next(read_frames(tmp_path / "out.mp4"))
+    assert image.shape == wanted.shape
+    assert np.abs(image.astype(int) - wanted).mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels"),
+    [
+        ("a.mov", "qtrle", "argb"),
+        ("b.mkv", "ffv1", "gray"),
+        ("c.mkv", "ffv1", "gray16le"),
+        ("d.mkv", "ffv1", "yuv420p10le"),
+        ("e.mkv", "ffv1", "rgb48le"),
+        ("f.gif", "gif", "rgb8"),
+        ("g.avi", "mjpeg", "yuvj420p"),
+    ],
+)
+def test_any_pixel_format_keeps_its_brightness(tmp_path: Path, name: str, codec: str, pixels: str) -> None:
+    source = write_clip(tmp_path / name, 9, codec=codec, pixels=pixels)
+    run(source, tmp_path / "out.mp4")
+    tolerance = 24 if pixels == "rgb8" else 4
+    np.testing.assert_allclose(
+        numbers(tmp_path / "out.mp4"), [40 + 8 * index for index in range(9)], atol=tolerance
+    )
+
+
+def test_colours_survive_the_way_through(tmp_path: Path) -> None:
+    ramp = np.zeros((64, 256, 3), np.uint8)
+    ramp[:16] = np.arange(256, dtype=np.uint8)[None, :, None]
+    ramp[16:32], ramp[32:48], ramp[48:] = (200, 30, 40), (20, 160, 60), (40, 60, 210)
+
+    class Painter(Late):
+        def push(self, frame: np.ndarray) -> list[np.ndarray]:
+            return [ramp]
+
+    source = write_clip(tmp_path / "in.mp4", 3, 256, 64)
+    list(translate(Painter(), source, tmp_path / "out.mp4"))
+    image = next(read_frames(tmp_path / "out.mp4"))[0].astype(int)
+    assert np.abs(image[4:12] - ramp[4:12].astype(int)).mean() < 2
+    for row in (24, 40, 56):
+        np.testing.assert_allclose(image[row, 128], ramp[row, 128], atol=5)
+
+
+def test_8k_frames_can_be_read(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.mkv", 1, 7680, 4320, codec="mjpeg", pixels="yuvj420p")
+    run(source, tmp_path / "out.mp4", size=(96, 54))
+    assert probe(source).width == 7680
+    assert probe(tmp_path / "out.mp4").width == 96
+
+
+def spoilt(folder: Path, kind: str) -> Path:
+    """A file that is no good clip."""
+    path = folder / f"{kind}.mp4"
+    if kind == "text":
+        path.write_text("not a video\n" * 200)
+    elif kind == "playlist":
+        path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n/etc/hostname\n#EXT-X-ENDLIST\n")
+    elif kind == "empty":
+        path.touch()
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "only sound":
+        with av.open(str(path), "w") as container:
+            track = container.add_stream("aac", rate=48_000)
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 48_000), np.float32), "fltp", "mono")
+            frame.sample_rate = 48_000
+            container.mux(track.encode(frame))
+            container.mux(track.encode(None))
+    elif kind == "no index":
+        path.write_bytes(write_clip(folder / "whole.mp4", 30).read_bytes()[:-2000])
+    elif kind == "cut off":
+        run(write_clip(folder / "whole.mp4", 30, 192, 128, sound="aac"), folder / "fast.mp4")
+        data = (folder / "fast.mp4").read_bytes()
+        path.write_bytes(data[: data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2])
+    elif kind == "no frames":
+        write_clip(path, 0, sound="aac")
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["missing", "text", "playlist", "empty", "folder", "only sound", "no index", "cut off", "no frames"],
+)
+def test_what_is_no_clip_gets_a_clear_message_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
+    source = spoilt(tmp_path, kind)
+    for read in (lambda: probe(source), lambda: run(source, tmp_path / "out.mp4")):
+        with pytest.raises(ClipError) as error:
+            read()
+        assert len(str(error.value)) > 20 and "\n" not in str(error.value)
+    assert not list(tmp_path.glob("*out*")) and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "word"),
+    [
+        (Limits(max_frames=10), "10 frames"),
+        (Limits(max_seconds=0.5), "0.5 seconds"),
+        (Limits(max_pixels=1000), "megapixels"),
+        (Limits(max_bytes=100), "MB"),
+    ],
+)
+def test_limits_are_named_when_they_are_passed(tmp_path: Path, limits: Limits, word: str) -> None:
+    source = write_clip(tmp_path / "in.mp4", 30)
+    with pytest.raises(ClipError, match=word):
+        probe(source, limits)
+    with pytest.raises(ClipError, match=word):
+        list(read_frames(source, limits))
+
+
+def test_a_translation_left_midway_leaves_no_file_and_keeps_the_old_one(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.mp4", 30, sound="aac")
+    target = tmp_path / "out.mp4"
+    target.write_bytes(b"the old one")
+    steps = translate(Late(), source, target)
+    for _ in range(15):
+        next(steps)
+    steps.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
+    assert target.read_bytes() == b"the old one"
+
+
+def test_the_result_has_its_own_name(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.mp4", 3)
+    for target in (source, tmp_path / "out.avi", tmp_path / "nowhere" / "out.mp4"):
+        with pytest.raises(ClipError):
+            run(source, target)
