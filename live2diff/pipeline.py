@@ -15,6 +15,7 @@ LARGEST_SIDE = (
     1024  # of the working size; beyond it a viewer's cache alone takes over 12 GB with SD 1.5's UNet
 )
 WIDEST_ASPECT = 4.0
+PUBLISHED_INDICES = (30, 36, 42)  # of most of the published styles
 LONGEST_PROMPT = 4000  # characters; the tokenizer keeps 77 tokens in any case
 
 
@@ -35,7 +36,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         scheduler: LCMScheduler,
         depth_estimator: DPTForDepthEstimation,
         size: int = 512,
-        t_index_list: tuple[int, ...] = (30, 36, 42),
+        t_index_list: list[int] | None = None,
         num_inference_steps: int = 50,
     ):
         super().__init__()
@@ -48,7 +49,9 @@ class Live2DiffPipeline(DiffusionPipeline):
             depth_estimator=depth_estimator,
         )
         self.register_to_config(
-            size=size, t_index_list=list(t_index_list), num_inference_steps=num_inference_steps
+            size=size,
+            t_index_list=list(t_index_list or PUBLISHED_INDICES),
+            num_inference_steps=num_inference_steps,
         )
 
     def stream(

@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from itertools import count, pairwise
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import (
+    ModelMixin,  # noqa: F401 - from_pretrained looks here for the class that knows how to load
+    UNet2DConditionModel,
+)
 from torch import nn
 from torch.nn import functional
 

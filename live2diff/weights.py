@@ -1,8 +1,12 @@
 """From a name or a folder to a pipeline."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 
 from .pipeline import Live2DiffPipeline
 
@@ -35,14 +39,32 @@ def load(model: str = "auto", device: str | None = None) -> Live2DiffPipeline:
         )
     if isinstance(source, Path) and not (source / "model_index.json").is_file():
         raise ValueError(f"The folder {str(source)!r} holds no model: it has no model_index.json.")
-    pipeline = Live2DiffPipeline.from_pretrained(
-        source, local_files_only=isinstance(source, Path), use_safetensors=True, torch_dtype=torch.float32
-    )
+    local = isinstance(source, Path)
+    with quiet() if local else nullcontext():  # a download shows its progress
+        pipeline = Live2DiffPipeline.from_pretrained(
+            source, local_files_only=local, use_safetensors=True, dtype=torch.float32
+        )
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device or best_device())
     for module in (pipeline.vae, pipeline.unet, pipeline.depth_estimator):
         module.to(memory_format=torch.channels_last)
     return pipeline
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries from printing bars and notes about a few small files."""
+    verbosity = diffusers.utils.logging.get_verbosity()
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    diffusers.utils.logging.set_verbosity_error()
+    for logging in libraries:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers.utils.logging.set_verbosity(verbosity)
+        for logging in libraries:
+            logging.enable_progress_bar()
 
 
 def best_device() -> str:

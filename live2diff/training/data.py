@@ -13,8 +13,7 @@ import cv2
 import numpy as np
 
 # Pictures that scikit-image and scikit-learn carry in their wheels (licences: the model card), and how often
-# each is
-# drawn: people, animals and rooms more often than textures.
+# each is drawn: people, animals and rooms more often than textures.
 PHOTOGRAPHS = {
     "astronaut": 4,
     "brick": 0.5,
@@ -24,7 +23,6 @@ PHOTOGRAPHS = {
     "grass": 0.5,
     "gravel": 0.5,
     "hubble_deep_field": 0.5,
-    "motorcycle": 3,
     "rocket": 2,
     "china": 4,
     "flower": 3,
@@ -44,8 +42,6 @@ def photographs() -> tuple[np.ndarray, ...]:
     for name in PHOTOGRAPHS:
         if name in ("china", "flower"):
             picture = load_sample_image(f"{name}.jpg")
-        elif name == "motorcycle":
-            picture = skimage.data.stereo_motorcycle()[0]
         else:
             picture = getattr(skimage.data, name)()
         if picture.ndim == 2:
@@ -55,8 +51,7 @@ def photographs() -> tuple[np.ndarray, ...]:
 
 
 def smooth_path(random: np.random.Generator, amplitude: float) -> Callable[[float], float]:
-    """A random smooth function of time (in frames): a slow drift and a slow swing, about `amplitude` in
-    all."""
+    """A random smooth function of time (in frames): a slow drift and a slow swing of about `amplitude`."""
     speed, phase = random.uniform(0.02, 0.25), random.uniform(0, 2 * np.pi)
     swing, drift = amplitude * random.uniform(0, 1), amplitude * random.uniform(-0.06, 0.06)
     return lambda time: swing * np.sin(speed * time + phase) + drift * time

@@ -27,11 +27,10 @@ from .targets import TARGETS
 from .text import sample_prompt, sample_subject
 from .vae import picture_loss, to_tensor
 
-FIRST_TIMESTEPS = (
-    120,
-    330,
-)  # a 64 x 64 latent is drowned by what SD's 512 x 512 pictures bear: start later than SD does
-LAST_TIMESTEP = 40
+# A stream may start anywhere in this range. It is far below SD's: a latent of 64 x 64 cells with 8 channels
+# is drowned by what one of SD's bears (from 120 to 330, faces were gone).
+FIRST_TIMESTEPS = (60, 220)
+LAST_TIMESTEP = 20
 
 
 def build_unet() -> StreamUNet:
@@ -131,7 +130,7 @@ def sample_batch(
 
 
 def denoising_loss(
-    denoiser: Denoiser, batch: Batch, random: np.random.Generator, frames: int, with_motion: bool
+    denoiser: Denoiser, batch: Batch, frames: int, with_motion: bool
 ) -> tuple[torch.Tensor, Losses]:
     """The error after one step from the camera's latents, or after a second one from the first one's
     result."""
@@ -142,13 +141,14 @@ def denoising_loss(
         )
     embeds = denoiser.embed(batch.tokens).repeat_interleave(frames, dim=0)
     window = Window.clip(frames) if with_motion else None
-    first = random.integers(*FIRST_TIMESTEPS, clips)
-    timesteps = torch.from_numpy(first).repeat_interleave(frames)
+    first = torch.randint(*FIRST_TIMESTEPS, (clips,))
+    timesteps = first.repeat_interleave(frames)
     sample = denoiser.noise_to(source, timesteps)
-    if random.random() < 0.5:
+    if torch.rand(()) < 0.5:
         with torch.no_grad():
             clean = denoiser.clean_from(sample, timesteps, embeds, depth_latents, window)
-        timesteps = torch.from_numpy(random.integers(LAST_TIMESTEP, first - 30)).repeat_interleave(frames)
+        second = LAST_TIMESTEP + torch.rand(clips) * (first - 30 - LAST_TIMESTEP)
+        timesteps = second.long().repeat_interleave(frames)
         sample = denoiser.noise_to(clean, timesteps)
     clean = denoiser.clean_from(sample, timesteps, embeds, depth_latents, window)
     output = vae.decode(clean).sample
@@ -182,15 +182,28 @@ def train_denoiser(
     seed: int = 0,
 ) -> Iterator[tuple[int, Losses]]:
     """One stage; `trains` says, by name, which of the denoiser's parameters move in it."""
+    moving = [parameter for key, parameter in denoiser.named_parameters() if trains(key)]
     for key, parameter in denoiser.named_parameters():
-        parameter.requires_grad_(trains(key))
+        # Norms get a gradient even where nothing uses it: without one, the backward pass of PyTorch 2.13's
+        # group norm, channels last on the CPU, writes to a null pointer.
+        parameter.requires_grad_(trains(key) or "norm" in key)
     denoiser.to(memory_format=torch.channels_last)
 
-    def loss_of(step: int) -> tuple[torch.Tensor, Losses]:
+    def batch_of(step: int) -> Batch:
         random = np.random.default_rng([seed, sum(map(ord, name)), step])
-        batch = sample_batch(random, tokenizer, estimator, clips=clips, frames=frames, size=size)
-        return denoising_loss(denoiser, batch, random, frames, with_motion)
+        return sample_batch(random, tokenizer, estimator, clips=clips, frames=frames, size=size)
+
+    def loss_of(batch: Batch) -> tuple[torch.Tensor, Losses]:
+        return denoising_loss(denoiser, batch, frames, with_motion)
 
     return fit(
-        name, denoiser, loss_of, denoiser.parameters(), steps=steps, peak=peak, folder=folder, seed=seed
+        name,
+        denoiser,
+        batch_of,
+        loss_of,
+        moving,
+        steps=steps,
+        peak=peak,
+        folder=folder,
+        seed=seed,
     )

@@ -37,14 +37,25 @@ def train_depth(
     """Fit the estimator to inverse depth in `[0, 1]`: error of the values and, for edges, of their
     differences."""
 
-    def loss_of(step: int) -> tuple[torch.Tensor, Losses]:
+    def batch_of(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         random = np.random.default_rng([seed, 2, step])
         clips = [sample_clip(random, 128, frames=1) for _ in range(12)]
-        pictures = to_tensor(np.concatenate([clip[0] for clip in clips]))
-        depth = torch.from_numpy(np.concatenate([clip[1] for clip in clips]))
+        pictures, depth = (np.concatenate(part) for part in zip(*clips, strict=True))
+        return to_tensor(pictures), torch.from_numpy(depth)
+
+    def loss_of(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, Losses]:
+        pictures, depth = batch
         loss = picture_loss(inverse_depth(estimator, pictures), depth)
         return loss, {"loss": loss.item()}
 
     return fit(
-        "depth", estimator, loss_of, estimator.parameters(), steps=steps, peak=1e-3, folder=folder, seed=seed
+        "depth",
+        estimator,
+        batch_of,
+        loss_of,
+        estimator.parameters(),
+        steps=steps,
+        peak=1e-3,
+        folder=folder,
+        seed=seed,
     )

@@ -3,12 +3,15 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 Losses = dict[str, float]
+Batch = TypeVar("Batch")
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -22,7 +25,8 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 def fit(
     name: str,
     module: nn.Module,
-    loss_of: Callable[[int], tuple[torch.Tensor, Losses]],
+    batch_of: Callable[[int], Batch],
+    loss_of: Callable[[Batch], tuple[torch.Tensor, Losses]],
     parameters: Iterable[nn.Parameter],
     *,
     steps: int,
@@ -31,13 +35,15 @@ def fit(
     seed: int = 0,
     checkpoint_every: int = 100,
 ) -> Iterator[tuple[int, Losses]]:
-    """Minimise `loss_of(step)`, yielding `(step, losses)` after each step.
+    """Minimise `loss_of(batch_of(step))`, yielding `(step, losses)` after each step.
+
+    The next batch is made in a second thread meanwhile; so `batch_of` draws from a generator of its own.
 
     A checkpoint `folder/name.pt` is written every `checkpoint_every` steps and at the end; an earlier one
     found there is resumed. Randomness is seeded by (seed, step), so a resumed run sees what an unbroken one
     would have seen.
     """
-    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    parameters = list(parameters)
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
     file, start = folder / f"{name}.pt", 0
     if file.exists():
@@ -45,21 +51,23 @@ def fit(
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    for step in range(start, steps):
-        torch.manual_seed(seed * 1_000_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
-        loss, losses = loss_of(step)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"{name}: the loss is {loss.item()} at step {step}; lower the learning rate"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
-            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            torch.save(state, file.with_suffix(".partial"))
-            os.replace(file.with_suffix(".partial"), file)
-        yield step, losses
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(batch_of, start)
+        for step in range(start, steps):
+            batch = coming.result()
+            coming = maker.submit(batch_of, step + 1)
+            torch.manual_seed(seed * 1_000_003 + step)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, peak)
+            loss, losses = loss_of(batch)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}; lower its rate")
+            module.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
+                state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+                torch.save(state, file.with_suffix(".partial"))
+                os.replace(file.with_suffix(".partial"), file)
+            yield step, losses

@@ -19,10 +19,7 @@ IMAGE_STEPS = 1600
 MOTION_STEPS = 320
 JOINT_STEPS = 120
 SIZE = 256  # default working size
-T_INDEX_LIST = (
-    39,
-    45,
-)  # timesteps 219 and 99: enough noise to let go of the camera's texture, not of its structure
+T_INDEX_LIST = (44, 47)  # timesteps 119 and 59: enough noise to let go of the camera's texture, not its lines
 
 
 def is_motion(name: str) -> bool:

@@ -57,8 +57,10 @@ def train_vae(
     slightly off."""
     vae.to(memory_format=torch.channels_last)
 
-    def loss_of(step: int) -> tuple[torch.Tensor, Losses]:
-        pictures = to_tensor(sample_pictures(np.random.default_rng([seed, 1, step]), count=16, size=128))
+    def batch_of(step: int) -> torch.Tensor:
+        return to_tensor(sample_pictures(np.random.default_rng([seed, 1, step]), count=16, size=128))
+
+    def loss_of(pictures: torch.Tensor) -> tuple[torch.Tensor, Losses]:
         latents = vae.encode(pictures).latents
         mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
         spread = mean.square().mean() + (deviation - 1).square().mean()
@@ -68,4 +70,6 @@ def train_vae(
         l1 = (output - pictures).abs().mean().item()
         return loss + 0.02 * spread, {"loss": loss.item(), "l1": l1, "spread": spread.item()}
 
-    return fit("vae", vae, loss_of, vae.parameters(), steps=steps, peak=3e-3, folder=folder, seed=seed)
+    return fit(
+        "vae", vae, batch_of, loss_of, vae.parameters(), steps=steps, peak=3e-3, folder=folder, seed=seed
+    )
