@@ -103,6 +103,8 @@ def run(arguments: argparse.Namespace) -> None:
     frame_size, working_size = sizes(arguments.size, info)
     pipe = live2diff.load(arguments.model)
     with closing(pipe.stream(**told_options(arguments), size=working_size)) as stream:
+        if stream.ignored_words:
+            print(f"live2diff: the prompt is too long; not read: {stream.ignored_words}", file=sys.stderr)
         with closing(translate(stream, arguments.source, arguments.target, size=frame_size)) as steps:
             done = show(steps)
     seconds = time.monotonic() - begun

@@ -28,9 +28,9 @@ from .text import sample_prompt, sample_subject
 from .vae import picture_loss, to_tensor
 
 # A stream may start anywhere in this range. It is far below SD's: a latent of 64 x 64 cells with 8 channels
-# is drowned by what one of SD's bears (from 120 to 330, faces were gone).
-FIRST_TIMESTEPS = (60, 220)
-LAST_TIMESTEP = 20
+# is drowned by what one of SD's bears (from 120 to 330, and still from 60 to 220, faces and lines were gone).
+FIRST_TIMESTEPS = (30, 140)
+LAST_TIMESTEP = 8
 
 
 def build_unet() -> StreamUNet:
@@ -147,7 +147,7 @@ def denoising_loss(
     if torch.rand(()) < 0.5:
         with torch.no_grad():
             clean = denoiser.clean_from(sample, timesteps, embeds, depth_latents, window)
-        second = LAST_TIMESTEP + torch.rand(clips) * (first - 30 - LAST_TIMESTEP)
+        second = LAST_TIMESTEP + torch.rand(clips) * (first - 15 - LAST_TIMESTEP)
         timesteps = second.long().repeat_interleave(frames)
         sample = denoiser.noise_to(clean, timesteps)
     clean = denoiser.clean_from(sample, timesteps, embeds, depth_latents, window)
