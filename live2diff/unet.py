@@ -116,6 +116,9 @@ class StreamUNet(UNet2DConditionModel):
         """
         layers = count(step=2)  # number of each motion module's first attention in the cache
         embedding = self.time_embedding(self.get_time_embed(sample, timestep))
+        pooled_text = self.get_aug_embed(embedding, encoder_hidden_states, added_cond_kwargs={})
+        if pooled_text is not None:  # SD 1.5 has none
+            embedding = embedding + pooled_text
         x = self.conv_in(sample)
         if depth_latents is not None:
             x = x + self.flow_conv_in(depth_latents)

@@ -1,6 +1,7 @@
 """`python -m live2diff.training`: train the nano model from nothing."""
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def main() -> None:
     options = parser.parse_args()
     cv2.setNumThreads(1)  # the batches are small; torch has better use for the other cores
     torch.set_flush_denormal(True)
+    sys.setswitchinterval(1e-4)  # the thread that makes batches must not hold up the one that dispatches
     start = time.monotonic()
     for stage, step, losses in train_nano(options.work, options.out, scale=options.scale, seed=options.seed):
         if step % options.every == 0:

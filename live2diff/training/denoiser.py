@@ -34,8 +34,12 @@ LAST_TIMESTEP = 8
 
 
 def build_unet() -> StreamUNet:
-    """An untrained UNet: three levels, text at the coarsest, motion modules at all but the finest, whose 64 x
-    64 cells would cost more to remember than all the rest to compute."""
+    """An untrained UNet of three levels.
+
+    Text enters by cross-attention at the coarsest level and, pooled, as scale and shift of every resnet: the
+    style has to reach the fine strokes too. Motion modules are at all levels but the finest, whose 64 x 64
+    cells would cost more to remember than all the rest to compute.
+    """
     return StreamUNet(
         in_channels=8,
         out_channels=8,
@@ -45,6 +49,9 @@ def build_unet() -> StreamUNet:
         layers_per_block=1,
         norm_num_groups=8,
         cross_attention_dim=64,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+        resnet_time_scale_shift="scale_shift",
         depth_channels=(16, 16),
         motion_module_resolutions=(2, 4),
     )
@@ -184,9 +191,9 @@ def train_denoiser(
     """One stage; `trains` says, by name, which of the denoiser's parameters move in it."""
     moving = [parameter for key, parameter in denoiser.named_parameters() if trains(key)]
     for key, parameter in denoiser.named_parameters():
-        # Norms get a gradient even where nothing uses it: without one, the backward pass of PyTorch 2.13's
-        # group norm, channels last on the CPU, writes to a null pointer.
-        parameter.requires_grad_(trains(key) or "norm" in key)
+        # The whole UNet gets gradients, used or not: where only some of a group norm's are wanted, the backward
+        # pass of PyTorch 2.13, channels last on the CPU, writes to a null pointer.
+        parameter.requires_grad_(trains(key) or key.startswith("unet."))
     denoiser.to(memory_format=torch.channels_last)
 
     def batch_of(step: int) -> Batch:

@@ -15,9 +15,9 @@ from .vae import build_vae, train_vae
 # Steps of each stage; `scale` multiplies them.
 VAE_STEPS = 1600  # L1 0.06 on [-1, 1] by then; the loss still falls slowly
 DEPTH_STEPS = 300
-IMAGE_STEPS = 3500
-MOTION_STEPS = 320
-JOINT_STEPS = 120
+IMAGE_STEPS = 1500
+MOTION_STEPS = 140
+JOINT_STEPS = 60
 SIZE = 256  # default working size
 T_INDEX_LIST = (47, 49)  # timesteps 59 and 19: enough noise to let go of the camera's texture, not its lines
 
@@ -51,7 +51,7 @@ def train_nano(
         # Single pictures: twelve different ones a step teach the styles fastest.
         "image": dict(
             trains=lambda name: not name.startswith("vae.") and not is_motion(name),
-            steps=steps(IMAGE_STEPS), clips=12, frames=1, size=96, peak=1.5e-3, with_motion=False,
+            steps=steps(IMAGE_STEPS), clips=12, frames=1, size=96, peak=1.2e-3, with_motion=False,
         ),
         # Clips that fill the window of 16 under the warmup/causal mask; the picture part is frozen.
         "motion": dict(
