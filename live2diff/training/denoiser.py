@@ -192,8 +192,7 @@ def train_denoiser(
     moving = [parameter for key, parameter in denoiser.named_parameters() if trains(key)]
     for key, parameter in denoiser.named_parameters():
         # The whole UNet gets gradients, used or not: where only some of a group norm's are wanted, the
-        # backward
-        # pass of PyTorch 2.13, channels last on the CPU, writes to a null pointer.
+        # backward pass of PyTorch 2.13, channels last on the CPU, writes to a null pointer.
         parameter.requires_grad_(trains(key) or key.startswith("unet."))
     denoiser.to(memory_format=torch.channels_last)
 
