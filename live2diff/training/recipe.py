@@ -19,7 +19,7 @@ IMAGE_STEPS = 1500
 MOTION_STEPS = 140
 JOINT_STEPS = 60
 SIZE = 256  # default working size
-T_INDEX_LIST = (47, 49)  # timesteps 59 and 19: enough noise to let go of the camera's texture, not its lines
+T_INDEX_LIST = (46, 49)  # timesteps 79 and 19: enough noise to let go of the camera's texture, not its lines
 
 
 def is_motion(name: str) -> bool:
