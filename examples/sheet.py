@@ -15,7 +15,7 @@ from live2diff.clip import read_frames
 FOLDER = Path(__file__).parent
 CLIPS = ("admiral", "traveller", "raccoon", "room")
 SIDE = 224  # of each picture on the sheet
-FRAMES = 16  # so many go in; the last one is shown
+FRAMES = 10  # so many go in; the last one is shown
 TITLE_HEIGHT = 28
 
 
