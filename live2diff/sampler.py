@@ -65,10 +65,13 @@ def timesteps_of_indices(
     """The timesteps at `indices` (increasing) of an LCM schedule of `num_inference_steps`.
 
     Raises:
-        ValueError: an index out of range.
+        ValueError: an index out of range or out of order.
     """
-    if any(not 0 <= index < num_inference_steps for index in indices):
-        raise ValueError(f"t_index_list {indices} must hold numbers from 0 to {num_inference_steps - 1}.")
+    in_range = all(0 <= index < num_inference_steps for index in indices)
+    if not in_range or any(a >= b for a, b in pairwise(indices)):
+        raise ValueError(
+            f"t_index_list {indices} must hold increasing numbers from 0 to {num_inference_steps - 1}."
+        )
     scheduler.set_timesteps(num_inference_steps, original_inference_steps=num_inference_steps)
     return [int(scheduler.timesteps[index]) for index in indices]
 

@@ -186,7 +186,7 @@ def test_bad_input_is_named_and_changes_nothing(tiny_pipeline):
     for settings, words in (
         (dict(style="cubist"), "no style 'cubist'.*pencil"),
         (dict(steps=5), "1, 2, 3 or 4"),
-        (dict(t_index_list=[40, 30]), "decrease"),
+        (dict(t_index_list=[40, 30]), "40, 30.*increasing"),
         (dict(t_index_list=[60]), "from 0 to 49"),
         (dict(size=100000), "out of range"),
         (dict(prompt="x" * 5000), "5000 characters"),
