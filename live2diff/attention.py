@@ -84,9 +84,8 @@ class KVCache:
     streams).
 
     Keys and values are kept without their positions. A row's entry for the frame it is about to stream is
-    either empty
-    or the oldest one, which that frame evicts: so whatever a row writes before `count` moves on is never
-        seen.
+    either empty or the oldest one, which that frame evicts: so whatever a row writes before `count` moves on
+    is never seen.
 
     Attributes:
         keys, values: for each attention, in the order of the walk, `[B, P, H, 16, D]`.

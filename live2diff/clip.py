@@ -67,7 +67,7 @@ def probe(path: str | Path, limits: Limits = Limits()) -> ClipInfo:
         track = source.track
         rate = track.average_rate or track.guessed_rate or DEFAULT_RATE
         packets, last = 0, 0.0
-        for packet in source.packets():
+        for packet in source.packets(source.track):
             if not packet.is_discard:
                 packets += 1
                 last = max(last, float((packet.pts or 0) * packet.time_base) - source.start)
@@ -193,9 +193,9 @@ class Source:
                 "here. Cut it shorter."
             )
 
-    def packets(self) -> Iterator[av.Packet]:
-        """The packets of the picture track; a file that ends in the middle simply ends."""
-        demuxed = self.container.demux(self.track)
+    def packets(self, track: av.stream.Stream) -> Iterator[av.Packet]:
+        """The packets of one track; a file that ends in the middle simply ends."""
+        demuxed = self.container.demux(track)
         while True:
             try:
                 packet = next(demuxed)
@@ -222,7 +222,9 @@ class Source:
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         decoded = damaged = 0
-        for packet in chain(self.packets(), [None]):  # None: the frames that the decoder still holds
+        for packet in chain(
+            self.packets(self.track), [None]
+        ):  # None: the frames that the decoder still holds
             try:
                 frames = self.track.codec_context.decode(packet)
             except av.FFmpegError:

@@ -6,14 +6,14 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, LCMScheduler
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
+from .config import MAX_DENOISING_STEPS
 from .sampler import make_schedule, spread_indices, timesteps_of_indices
 from .stream import Stream
 from .styles import find_style
 from .unet import StreamUNet
 
-LARGEST_SIDE = (
-    1024  # of the working size; beyond it a viewer's cache alone takes over 12 GB with SD 1.5's UNet
-)
+# Of the working size; beyond it a viewer's cache alone takes over 12 GB with SD 1.5's UNet.
+LARGEST_SIDE = 1024
 WIDEST_ASPECT = 4.0
 PUBLISHED_INDICES = (30, 36, 42)  # of most of the published styles
 LONGEST_PROMPT = 4000  # characters; the tokenizer keeps 77 tokens in any case
@@ -80,7 +80,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         if t_index_list is None:
             indices = list(config.t_index_list)
             if steps is not None:
-                if not isinstance(steps, int) or not 1 <= steps <= 4:
+                if steps not in range(1, MAX_DENOISING_STEPS + 1):
                     raise ValueError(f"steps is {steps!r}; it must be 1, 2, 3 or 4.")
                 indices = spread_indices(indices, steps)
         else:

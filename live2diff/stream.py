@@ -46,8 +46,8 @@ class Stream:
 
     The first 8 frames are gathered and translated together (the warmup). From then on each pushed frame
     enters row 0 of the stream batch, the frames in flight move on by one denoising step in the same UNet
-    call, and the one that has
-    done its last step comes out: n - 1 pushes after it went in, with n denoising steps.
+    call, and the one that has done its last step comes out: n - 1 pushes after it went in, with n denoising
+    steps.
 
     Not for use by several threads at once.
 
@@ -85,11 +85,6 @@ class Stream:
     def warm(self) -> bool:
         """Whether the warmup is done and frames come out one for one."""
         return self._cache is not None
-
-    @property
-    def gathered(self) -> int:
-        """How many of the 8 warmup frames are there, 0 to 8."""
-        return WARMUP_FRAMES if self.warm else len(self._gathered)
 
     @property
     def nbytes(self) -> int:

@@ -247,18 +247,8 @@ class _Sound:
         """Writes all that is left."""
         self.write_until(self.limit)
 
-    def _demuxed(self) -> Iterator[av.Packet]:
-        demuxed = self.source.container.demux(self.track)
-        while True:
-            try:
-                packet = next(demuxed)
-            except (StopIteration, av.FFmpegError):
-                return
-            if packet.size:
-                yield packet
-
     def _copied(self) -> Iterator[tuple[Fraction, av.Packet]]:
-        for packet in self._demuxed():
+        for packet in self.source.packets(self.track):
             base = packet.time_base
             if packet.pts is None or packet.pts * base + self.shift < -CODER_DELAY:
                 continue
@@ -279,7 +269,7 @@ class _Sound:
             yield packet.pts * packet.time_base, packet
 
     def _decoded(self) -> Iterator[av.AudioFrame]:
-        for packet in chain(self._demuxed(), [None]):
+        for packet in chain(self.source.packets(self.track), [None]):
             try:
                 frames = self.track.codec_context.decode(packet)
             except av.FFmpegError:

@@ -163,9 +163,8 @@ def denoising_loss(
     pixel_error = picture_loss(output, batch.target)
     loss = latent_error + pixel_error
     losses = {"latent": latent_error.item(), "pixel": pixel_error.item()}
-    if (
-        with_motion
-    ):  # what changes from frame to frame must be what changes in the target: anything else is flicker
+    if with_motion:
+        # What changes from frame to frame must be what changes in the target: anything else is flicker.
         error = (output - batch.target).unflatten(0, (clips, frames))
         flicker = (error[:, 1:] - error[:, :-1]).abs().mean()
         loss, losses["flicker"] = loss + flicker, flicker.item()

@@ -30,7 +30,7 @@ def to_tensor(pictures: np.ndarray) -> torch.Tensor:
 
 
 def sample_pictures(random: np.random.Generator, count: int, size: int) -> np.ndarray:
-    """`count` pictures to compress, a quarter of them as the camera gives them, the others in a style."""
+    """`count` pictures to compress: a third as the camera gives them, the others in a style or of depth."""
     pictures = []
     while len(pictures) < count:
         clip, depth = sample_clip(random, size, frames=2)
