@@ -187,8 +187,19 @@ class Ellipsoid:
     turn: np.ndarray = field(default_factory=lambda: np.eye(3))
     body: Pose = still
 
+    def bounds(self, view: View, turn: np.ndarray, centre: np.ndarray) -> np.ndarray:
+        """The corners of the rectangle around the outline, in pixels `[2, 2]`."""
+        axes = view.turn.T @ turn * self.half
+        spread, middle = axes @ axes.T, (centre - view.position) @ view.turn
+        dual = spread - np.outer(middle, middle)
+        if middle[2] < NEAR or -dual[2, 2] < NEAR**2:  # the camera's plane cuts it
+            return view.outline(centre + SIGNS * self.half @ turn.T)
+        across = dual[:2, 2] / dual[2, 2]
+        reach = np.sqrt(np.maximum(across**2 - np.diag(dual)[:2] / dual[2, 2], 0))
+        return np.stack([across - reach, across + reach]) * view.focal + view.middle
+
     def draw(self, view: View, turn: np.ndarray, centre: np.ndarray) -> None:
-        window = view.window(view.outline(centre + SIGNS * self.half @ turn.T))
+        window = view.window(self.bounds(view, turn, centre))
         origin = (view.position - centre) @ turn / self.half  # where the ellipsoid is the unit sphere
         outside = origin @ origin - 1
         if window is None or outside < 1e-3:
