@@ -46,6 +46,14 @@ def layers_of(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None, n
     return zip(block.resnets, attentions, motions, strict=True)
 
 
+def called(block: nn.Module, module: nn.Module, *inputs) -> torch.Tensor:
+    """`module(*inputs)`. In a block that is told to save memory, what is inside is not kept for the backward
+    pass but computed again, as in diffusers' own blocks."""
+    if torch.is_grad_enabled() and block.gradient_checkpointing:
+        return block._gradient_checkpointing_func(module, *inputs)
+    return module(*inputs)
+
+
 class StreamUNet(UNet2DConditionModel):
     """`UNet2DConditionModel` plus `motion_modules` in every down and up block and `flow_conv_in`.
 
@@ -60,16 +68,20 @@ class StreamUNet(UNet2DConditionModel):
         super().__init__(*args, **kwargs)
         resolutions = tuple(motion_module_resolutions)
         self.register_to_config(depth_channels=tuple(depth_channels), motion_module_resolutions=resolutions)
+        self.add_motion()
+
+    def add_motion(self) -> None:
+        """Set up motion modules and depth mapping, untrained: they change nothing yet."""
         groups, levels = self.config.norm_num_groups, len(self.down_blocks)
         for level, block in [
             *enumerate(self.down_blocks),
             *zip(reversed(range(levels)), self.up_blocks, strict=True),
         ]:
-            if 2**level in resolutions:
+            if 2**level in self.config.motion_module_resolutions:
                 channels = [resnet.out_channels for resnet in block.resnets]
                 block.motion_modules = nn.ModuleList([MotionModule(width, groups) for width in channels])
         self.flow_conv_in = DepthMapping(
-            self.config.in_channels, depth_channels, self.config.block_out_channels[0]
+            self.config.in_channels, self.config.depth_channels, self.config.block_out_channels[0]
         )
 
     def new_cache(self, rows: int, height: int, width: int) -> KVCache:
@@ -125,10 +137,11 @@ class StreamUNet(UNet2DConditionModel):
         skips = [x]
         for block in self.down_blocks:
             for resnet, attention, motion in layers_of(block):
-                x = resnet(x, embedding)
+                x = called(block, resnet, x, embedding)
                 if attention is not None:
                     x = attention(x, encoder_hidden_states, return_dict=False)[0]
-                x = motion(x, window, cache, next(layers)) if motion is not None and window is not None else x
+                if motion is not None and window is not None:
+                    x = called(block, motion, x, window, cache, next(layers))
                 skips.append(x)
             for downsampler in block.downsamplers or ():
                 x = downsampler(x)
@@ -136,10 +149,11 @@ class StreamUNet(UNet2DConditionModel):
         x = self.mid_block(x, embedding, encoder_hidden_states=encoder_hidden_states)
         for block in self.up_blocks:
             for resnet, attention, motion in layers_of(block):
-                x = resnet(torch.cat([x, skips.pop()], dim=1), embedding)
+                x = called(block, resnet, torch.cat([x, skips.pop()], dim=1), embedding)
                 if attention is not None:
                     x = attention(x, encoder_hidden_states, return_dict=False)[0]
-                x = motion(x, window, cache, next(layers)) if motion is not None and window is not None else x
+                if motion is not None and window is not None:
+                    x = called(block, motion, x, window, cache, next(layers))
             for upsampler in block.upsamplers or ():
                 x = upsampler(
                     x, skips[-1].shape[-2:]
