@@ -10,7 +10,7 @@ from .measure import TARGET
 Record = dict[str, Any]
 COLUMNS = ("warp_error", "depth_error", "edge_agreement", "style_distance", "own_style_frames")
 HEADER = (
-    f"{'clip':12} {'style':12} {'variant':15} {'warp':>7} {'depth':>7} {'edges':>6} {'style':>6} {'own':>5}"
+    f"{'clip':12} {'style':12} {'variant':15} {'warp':>7} {'depth':>8} {'edges':>6} {'style':>6} {'own':>5}"
 )
 
 
@@ -20,7 +20,7 @@ def clip_line(clip: Record) -> str:
     return (
         f"{clip['clip']}: {clip['frames']} frames of {width}x{height}, {clip['valid_share']:.0%} of the "
         f"pixels valid; the source itself: warp {clip['warp_error']:.4f}; mirrored: depth "
-        f"{clip['mirrored_depth_error']:.4f}"
+        f"{clip['mirrored_depth_error']:.5f}"
     )
 
 
@@ -30,7 +30,7 @@ def table_line(record: Record) -> str:
     place = f"{Path(record['clip']).stem[:12]:12} {record['style'][:12]:12} {record['variant']:15}"
     nearest = record.get("nearest", record["style"])
     missed = "" if nearest == record["style"] else f"  nearest: {nearest}"
-    return f"{place} {warp:7.4f} {depth:7.4f} {edges:6.3f} {style:6.3f} {own:5.0%}{missed}"
+    return f"{place} {warp:7.4f} {depth:8.5f} {edges:6.3f} {style:6.3f} {own:5.0%}{missed}"
 
 
 def averages(records: list[Record]) -> list[Record]:

@@ -1,5 +1,5 @@
-"""The contact sheet: rows of the source, the styles and the variants of one; for each clip some moments and a
-slice through time."""
+"""The contact sheet: rows of the source, the styles and the variants of one; columns of moments of each clip,
+and a slice through time of the first."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,13 +33,15 @@ class Sheet:
 
     def add_clip(self, name: str, frames: int) -> None:
         """Titles over the columns of a clip of so many frames."""
-        self.titles += [f"{name}, frame {index + 1}" for index in self._indices(frames)] + ["slice in time"]
+        slices = [] if self.titles else ["slice in time"]
+        self.titles += [f"{name}, frame {index + 1}" for index in self._indices(frames)] + slices
 
     def add(self, label: str, pictures: Sequence[Image]) -> None:
         """The latest clip's pictures in a row; without effect if the sheet has no row of that label."""
         if label in self.rows:
-            cells = [pictures[index] for index in self._indices(len(pictures))]
-            self.rows[label] += [to_height(cell, CELL_HEIGHT) for cell in [*cells, slice_in_time(pictures)]]
+            slices = [] if self.rows[label] else [slice_in_time(pictures)]
+            cells = [pictures[index] for index in self._indices(len(pictures))] + slices
+            self.rows[label] += [to_height(cell, CELL_HEIGHT) for cell in cells]
 
     def picture(self) -> Image:
         """All of it, on white."""
@@ -59,7 +61,9 @@ class Sheet:
         Raises:
             OSError: it cannot be written.
         """
-        _, code = cv2.imencode(path.suffix, cv2.cvtColor(self.picture(), cv2.COLOR_RGB2BGR))
+        picture = cv2.cvtColor(self.picture(), cv2.COLOR_RGB2BGR)
+        quality = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 88]
+        _, code = cv2.imencode(path.suffix, picture, quality)
         path.write_bytes(code.tobytes())
 
     def _indices(self, frames: int) -> list[int]:
