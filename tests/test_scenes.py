@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from live2diff.training.scenes import Box, Ellipsoid, Light, Plane, View, rotation, sample_scene
+from live2diff.training.render import Box, Ellipsoid, Light, Plane, View, rotation
+from live2diff.training.scenes import sample_scene
 
 LIGHT = Light(np.array([0.0, -1.0, 0.0]), 0.5)
 GREY = np.full((4, 4, 3), 128, np.float32)
