@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     told.add_argument("--prompt", help="what is to be seen, in words")
     told.add_argument("--seed", type=int, default=0, help="same seed and clip, same result (default: 0)")
     told.add_argument("--steps", type=int, choices=range(1, 5), help="denoising steps: more is slower")
+    told.add_argument("--strength", type=float, help="0.1 is a touch of the style, 1 all the model can do")
     told.add_argument("--t-index-list", type=t_index_list_of, metavar="30,36,42", help="the steps one by one")
     told.add_argument("--size", type=size_of, metavar="N|WxH", help="512 (about 512x512 in all) or 640x360")
     return told
@@ -71,7 +72,7 @@ def sizes(
 
 def told_options(arguments: argparse.Namespace) -> dict[str, object]:
     """The options of `pipe.stream` that were given; what was not is the model's own choice."""
-    names = ("style", "prompt", "seed", "steps", "t_index_list")
+    names = ("style", "prompt", "seed", "steps", "strength", "t_index_list")
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, LCMScheduler
+from diffusers import DiffusionPipeline, LCMScheduler
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
 from .config import MAX_DENOISING_STEPS
@@ -11,6 +11,7 @@ from .sampler import make_schedule, spread_indices, timesteps_of_indices
 from .stream import Stream
 from .styles import find_style
 from .unet import StreamUNet
+from .vae import VAE, cell_side, decode, encode
 
 # Of the working size; beyond it a viewer's cache alone takes over 12 GB with SD 1.5's UNet.
 LARGEST_SIDE = 1024
@@ -25,11 +26,12 @@ class Live2DiffPipeline(DiffusionPipeline):
     Args:
         size: default working size: a frame is worked on at about `size` x `size` pixels, in its own aspect.
         t_index_list: default denoising steps, as indices into `num_inference_steps` LCM steps.
+        strongest_index: where a stream of full strength begins: the noisiest step the model was trained on.
     """
 
     def __init__(
         self,
-        vae: AutoencoderTiny | AutoencoderKL,
+        vae: VAE,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         unet: StreamUNet,
@@ -38,6 +40,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         size: int = 512,
         t_index_list: list[int] | None = None,
         num_inference_steps: int = 50,
+        strongest_index: int = 0,
     ):
         super().__init__()
         self.register_modules(
@@ -52,6 +55,7 @@ class Live2DiffPipeline(DiffusionPipeline):
             size=size,
             t_index_list=list(t_index_list or PUBLISHED_INDICES),
             num_inference_steps=num_inference_steps,
+            strongest_index=strongest_index,
         )
 
     def stream(
@@ -60,6 +64,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         prompt: str = "",
         seed: int = 0,
         steps: int | None = None,
+        strength: float | None = None,
         t_index_list: list[int] | None = None,
         size: int | tuple[int, int] | None = None,
     ) -> Stream:
@@ -69,28 +74,38 @@ class Live2DiffPipeline(DiffusionPipeline):
             style: a name in `STYLES`, or None for the prompt as it is.
             prompt: the viewer's words.
             seed: decides everything: same seed and frames, same output.
-            steps: 1 to 4 denoising steps, spread over the model's default range.
-            t_index_list: the steps themselves, as increasing indices; overrides `steps`.
+            steps: 1 to 4 denoising steps, from the first one on; by default the model's own number.
+            strength: how far a picture may go from the camera's, from near 0, a touch, to 1; by default the
+                model's own first step.
+            t_index_list: the steps themselves, as increasing indices; overrides `steps` and `strength`.
             size: working size, `n` for about n x n pixels in the frames' aspect, or `(height, width)`.
 
         Raises:
             ValueError: a setting out of range, with what is possible.
         """
-        config = self.config
-        if t_index_list is None:
-            indices = list(config.t_index_list)
-            if steps is not None:
-                if steps not in range(1, MAX_DENOISING_STEPS + 1):
-                    raise ValueError(f"steps is {steps!r}; it must be 1, 2, 3 or 4.")
-                indices = spread_indices(indices, steps)
-        else:
-            indices = list(t_index_list)
-        timesteps = timesteps_of_indices(self.scheduler, indices, config.num_inference_steps)
+        indices = self.indices(steps, strength) if t_index_list is None else list(t_index_list)
+        timesteps = timesteps_of_indices(self.scheduler, indices, self.config.num_inference_steps)
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"seed is {seed}; it must fit into 64 bits.")
-        size = config.size if size is None else size
+        size = self.config.size if size is None else size
         self.working_size(1, 1, size)  # speak up now rather than at the first frame
         return Stream(self, make_schedule(self.scheduler, timesteps), style, prompt, seed, size)
+
+    def indices(self, steps: int | None, strength: float | None) -> list[int]:
+        """The denoising steps that this number of steps and this strength stand for; None: the model's own.
+
+        Raises:
+            ValueError: one of them is out of range.
+        """
+        own, last = list(self.config.t_index_list), self.config.num_inference_steps - 1
+        if steps is not None and steps not in range(1, MAX_DENOISING_STEPS + 1):
+            raise ValueError(f"steps is {steps!r}; it must be 1, 2, 3 or 4.")
+        if strength is not None and not 0 < strength <= 1:
+            raise ValueError(f"strength is {strength!r}; it must be above 0 and at most 1.")
+        if steps is None and strength is None:
+            return own
+        first = own[0] if strength is None else last - round(strength * (last - self.config.strongest_index))
+        return spread_indices(first, own[-1] if len(own) > 1 else last, steps or len(own))
 
     @torch.no_grad()
     def __call__(self, frames, **settings) -> list:
@@ -104,9 +119,7 @@ class Live2DiffPipeline(DiffusionPipeline):
     def cell(self) -> int:
         """The working size is a multiple of this many pixels, so that every level of VAE and UNet halves
         evenly."""
-        vae_channels = self.vae.config.get("encoder_block_out_channels") or self.vae.config.block_out_channels
-        levels = len(vae_channels) - 1 + len(self.unet.config.block_out_channels) - 1
-        return 2**levels
+        return cell_side(self.vae) * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def working_size(self, height: int, width: int, size: int | tuple[int, int]) -> tuple[int, int]:
         """The `(height, width)` at which frames of `height` x `width` are worked on.
@@ -158,11 +171,9 @@ class Live2DiffPipeline(DiffusionPipeline):
     @torch.no_grad()
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures `[n, 3, height, width]` in `[-1, 1]` to scaled latents `[n, C, h, w]`."""
-        encoded = self.vae.encode(pictures.to(self.vae.dtype))
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return latents * self.vae.config.scaling_factor
+        return encode(self.vae, pictures)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents `[n, C, h, w]` to pictures `[n, 3, height, width]` in `[-1, 1]`, not clamped."""
-        return self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        return decode(self.vae, latents)

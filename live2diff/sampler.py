@@ -19,12 +19,16 @@ class Schedule:
     Attributes:
         timesteps: in `[0, 1000)`, decreasing.
         signal, noise: the square roots of alpha-bar and of 1 - alpha-bar at each timestep.
+        of_sample, of_output: the clean latents are the noised ones times the first plus the model's output
+            times the second, whatever it is that the model predicts.
         skip, out: LCM's boundary scalings c_skip and c_out.
     """
 
     timesteps: torch.Tensor
     signal: torch.Tensor
     noise: torch.Tensor
+    of_sample: torch.Tensor
+    of_output: torch.Tensor
     skip: torch.Tensor
     out: torch.Tensor
 
@@ -50,10 +54,18 @@ def make_schedule(scheduler: LCMScheduler, timesteps: list[int]) -> Schedule:
     alpha_bar = scheduler.alphas_cumprod[visited].double()
     scaled = visited.double() * scheduler.config.timestep_scaling
     deviation = 0.5  # sigma_data of LCM's boundary condition
+    signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    of_sample, of_output = {
+        "epsilon": (1 / signal, -noise / signal),
+        "sample": (0 * signal, 1 + 0 * signal),
+        "v_prediction": (signal, -noise),
+    }[scheduler.config.prediction_type]
     return Schedule(
         timesteps=visited,
-        signal=alpha_bar.sqrt().float(),
-        noise=(1 - alpha_bar).sqrt().float(),
+        signal=signal.float(),
+        noise=noise.float(),
+        of_sample=of_sample.float(),
+        of_output=of_output.float(),
         skip=(deviation**2 / (scaled**2 + deviation**2)).float(),
         out=(scaled / (scaled**2 + deviation**2).sqrt()).float(),
     )
@@ -94,11 +106,13 @@ def timesteps_of_strength(scheduler: LCMScheduler, num_inference_steps: int, str
     return [int(timestep) for timestep in scheduler.timesteps[-kept:]]
 
 
-def spread_indices(indices: list[int], steps: int) -> list[int]:
-    """`steps` indices between the first and the last of `indices`; the first alone for one step."""
+def spread_indices(first: int, last: int, steps: int) -> list[int]:
+    """`steps` different indices from `first` to `last`; `first` alone for one step, an earlier one where
+    there would be too few between the two."""
     if steps == 1:
-        return indices[:1]
-    return [int(index) for index in np.linspace(indices[0], indices[-1], steps).round()]
+        return [first]
+    first = min(first, last - steps + 1)
+    return [int(index) for index in np.linspace(first, last, steps).round()]
 
 
 def per_row(factor: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
@@ -117,11 +131,11 @@ def add_noise(
 def denoise(
     schedule: Schedule, step: int | slice, sample: torch.Tensor, model_output: torch.Tensor
 ) -> torch.Tensor:
-    """One LCM step: the clean latents that `model_output`, the predicted noise, makes of `sample`, `[rows, C,
-    h, w]`."""
-    signal, sigma, skip, out = (
+    """One LCM step: the clean latents that `model_output`, what the model predicts for `sample`, makes of it,
+    `[rows, C, h, w]`."""
+    of_sample, of_output, skip, out = (
         per_row(torch.atleast_1d(factor[step]), sample)
-        for factor in (schedule.signal, schedule.noise, schedule.skip, schedule.out)
+        for factor in (schedule.of_sample, schedule.of_output, schedule.skip, schedule.out)
     )
-    clean = (sample - sigma * model_output) / signal
+    clean = of_sample * sample + of_output * model_output
     return out * clean + skip * sample

@@ -29,16 +29,19 @@ def test_indices_and_strengths_give_the_published_timesteps(scheduler):
         timesteps_of_strength(scheduler, 4, 0.2)
 
 
-def test_a_count_of_steps_spreads_over_the_range_of_the_list():
-    assert [spread_indices([30, 36, 42], steps) for steps in (1, 2, 3, 4)] == [
+def test_a_count_of_steps_spreads_from_the_first_to_the_last():
+    assert [spread_indices(30, 42, steps) for steps in (1, 2, 3, 4)] == [
         [30],
         [30, 42],
         [30, 36, 42],
         [30, 34, 38, 42],
     ]
+    assert spread_indices(48, 49, 4) == [46, 47, 48, 49]  # where there is too little room, it begins earlier
 
 
-def test_a_step_and_its_renoising_equal_the_scheduler_s(scheduler):
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_a_step_and_its_renoising_equal_the_scheduler_s(scheduler, prediction_type):
+    scheduler.register_to_config(prediction_type=prediction_type)
     indices = [30, 36, 42]
     schedule = make_schedule(scheduler, timesteps_of_indices(scheduler, indices))
     torch.manual_seed(0)

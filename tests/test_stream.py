@@ -209,6 +209,18 @@ def test_an_update_takes_effect_from_the_next_frame_and_ends_at_the_new_prompt(t
     torch.testing.assert_close(changed._embeds, tiny_pipeline.encode_prompt("neon", ""))  # the current prompt
 
 
+def test_strength_and_steps_choose_where_a_stream_begins(tiny_pipeline):
+    assert tiny_pipeline.indices(None, None) == [30, 40]  # its own
+    assert tiny_pipeline.indices(1, None) == [30]
+    assert tiny_pipeline.indices(3, None) == [30, 35, 40]
+    assert tiny_pipeline.indices(None, 1.0) == [0, 40]
+    assert tiny_pipeline.indices(1, 0.01) == [49]
+    assert tiny_pipeline.indices(4, 0.2) == [37, 38, 39, 40]  # begins early enough for four
+    for strength in (0.0, -1.0, 1.1):
+        with pytest.raises(ValueError, match="strength"):
+            tiny_pipeline.stream(strength=strength)
+
+
 def test_bad_input_is_named_and_changes_nothing(tiny_pipeline):
     for settings, words in (
         (dict(style="cubist"), "no style 'cubist'.*pencil"),
