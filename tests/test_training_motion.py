@@ -114,6 +114,7 @@ def some_inputs(clips: int = 1) -> Inputs:
     return Inputs(latents, depth, torch.randn(clips * WINDOW, 5, 64, generator=generator))
 
 
+@pytest.mark.slow
 def test_training_moves_only_what_is_new_and_a_run_that_was_killed_goes_on(pipeline, folder, tmp_path):
     recipe = MotionRecipe(steps=4, caption_dropout=0.5, rise_steps=2, checkpoint_every=2, workers=2)
 
@@ -258,6 +259,7 @@ def told(base: Path, folder: Path, work: Path, /, **changes) -> list[str]:
     return ["motion"] + [f"--{name.replace('_', '-')}={value}" for name, value in (options | changes).items()]
 
 
+@pytest.mark.slow
 def test_the_command_trains_from_a_table_and_goes_on_from_a_result(base, folder, tmp_path, capsys):
     with (tmp_path / "captions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["file_name", "text"], ["a.mp4", "one, two"], ["more/b.mkv", "three"]])
@@ -268,6 +270,9 @@ def test_the_command_trains_from_a_table_and_goes_on_from_a_result(base, folder,
     assert main(words) == 0  # nothing is left to do
     assert capsys.readouterr().out == ""
     result = tmp_path / "work" / "motion.safetensors"
+    other = tmp_path / "again.safetensors"
+    assert main([*words, f"--work={tmp_path / 'again'}", f"--out={other}"]) == 0
+    assert other.read_bytes() == result.read_bytes()  # the seed decides everything
     more = told(base, folder, tmp_path / "more", start_from=result, out=tmp_path / "more.safetensors")
     assert main([*more, "--gradient-checkpointing"]) == 0
     one, other = load_file(result), load_file(tmp_path / "more.safetensors")

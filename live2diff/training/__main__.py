@@ -93,6 +93,7 @@ def motion_steps(options: argparse.Namespace) -> Iterator[tuple[str, int, Losses
     videos = VideoFolder(
         options.videos, options.captions, frames=WINDOW, stride=options.stride, size=options.size
     )
+    torch.manual_seed(options.seed)  # decides what new motion modules begin with
     pipeline = load_base(options.base, options.depth)
     if options.size % pipeline.cell:
         raise ValueError(f"--size is {options.size}; it must be a multiple of {pipeline.cell}.")
