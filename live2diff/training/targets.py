@@ -1,8 +1,9 @@
 """What each style of the nano model should look like: functions from a picture to a picture.
 
-Each is a fixed, local rule without randomness, so that the target of a clip is as steady as the clip.
-Patterns (hatching, grid) have periods that divide 16 pixels, the nano UNet's coarsest cell: it can know their
-phase from nothing else.
+Each is a fixed, local rule without randomness, so that the target of a clip is as steady as the clip. Strokes
+follow what is drawn (its edges, its tones). What stays on the paper (hatching, cuts, grid, pixels) has a
+period that divides 8 pixels, or is 8 or 16: the cells of the nano VAE's latents, and of the level below. The
+UNet can know its phase from nothing else.
 """
 
 import cv2
@@ -44,14 +45,31 @@ def waves(shape: tuple[int, int], along: tuple[int, int]) -> np.ndarray:
     return 0.5 + 0.5 * np.cos(2 * np.pi * (along[0] * x + along[1] * y) / PATTERN_PERIOD)
 
 
+def kuwahara(picture: np.ndarray, radius: int) -> np.ndarray:
+    """Each pixel takes the mean of the calmest of four neighbourhoods: flat dabs with clean edges.
+
+    float32 `[height, width, 3]` in and out.
+    """
+    height, width = picture.shape[:2]
+    size, offset = (radius + 1, radius + 1), radius // 2 + 1
+    grey = picture.mean(axis=2)
+    variance = cv2.blur(grey * grey, size) - cv2.blur(grey, size) ** 2
+    weight = (20 / (variance + 4)) ** 3
+    weighted = np.dstack([cv2.blur(picture, size) * weight[..., None], weight])
+    weighted = cv2.copyMakeBorder(weighted, offset, offset, offset, offset, cv2.BORDER_REFLECT)
+    corners = [weighted[y : y + height, x : x + width] for y in (0, 2 * offset) for x in (0, 2 * offset)]
+    total = corners[0] + corners[1] + corners[2] + corners[3]
+    return np.maximum(total[..., :3] / total[..., 3:], 0)
+
+
 def pencil(picture: np.ndarray) -> np.ndarray:
     """Graphite on warm paper: outlines, soft tone, diagonal hatching in the shadows."""
     grey = luminance(picture)
     dodge = np.clip(grey / (cv2.GaussianBlur(grey, (0, 0), 4) + 0.02), 0, 1)
     shadow = np.clip(0.62 - cv2.GaussianBlur(grey, (0, 0), 1.5), 0, 1)
     hatching = np.clip(shadow * 2.6 - waves(grey.shape, (1, 1)) * 0.9, 0, 1)
-    ink = np.clip((1 - dodge) * 2.2 + hatching * 0.55 + shadow * 0.35 + lines(grey) * 0.8, 0, 1)
-    return mix(ink, (248, 244, 234), (48, 46, 50))
+    ink = np.clip((1 - dodge) * 2.2 + hatching * 0.5 + shadow * 0.25 + lines(grey) * 0.8, 0, 1)
+    return mix(ink, (250, 245, 233), (84, 82, 88))
 
 
 def comic(picture: np.ndarray) -> np.ndarray:
@@ -88,39 +106,23 @@ def neon(picture: np.ndarray) -> np.ndarray:
 
 
 def oil(picture: np.ndarray) -> np.ndarray:
-    """Thick paint: a Kuwahara filter (each pixel takes the calmest of four neighbourhoods), warmer and
-    embossed."""
-    source = saturate(picture, 1.7)
-    for radius in (3, 2):
-        size = (radius + 1, radius + 1)
-        grey = source.mean(axis=2)
-        mean = cv2.blur(source, size)
-        variance = cv2.blur(grey * grey, size) - cv2.blur(grey, size) ** 2
-        offset = radius // 2 + 1
-        means, variances = [], []
-        for dy in (-offset, offset):
-            for dx in (-offset, offset):
-                shift = np.float32([[1, 0, dx], [0, 1, dy]])
-                extent = (grey.shape[1], grey.shape[0])
-                means.append(cv2.warpAffine(mean, shift, extent, borderMode=cv2.BORDER_REFLECT))
-                variances.append(cv2.warpAffine(variance, shift, extent, borderMode=cv2.BORDER_REFLECT))
-        weight = 1 / (np.stack(variances) + 4) ** 3
-        source = (np.stack(means) * weight[..., None]).sum(0) / weight.sum(0)[..., None]
+    """Thick paint: dabs of colour, deep and warm, lit from the upper left."""
+    source = kuwahara(kuwahara(saturate(picture, 1.7), 3), 2)
     relief = cv2.GaussianBlur(source.mean(axis=2), (0, 0), 0.8)
-    emboss = np.clip(
-        cv2.Sobel(relief, cv2.CV_32F, 1, 1, ksize=3) * -2.0 + (relief - np.roll(relief, 2, (0, 1))), -40, 40
-    )
-    warm = source * np.array([1.08, 1.0, 0.86], np.float32) + np.array([14, 8, 0], np.float32)
-    return np.clip(warm + 0.8 * emboss[..., None], 0, 255).astype(np.uint8)
+    emboss = np.clip(relief - np.roll(relief, (2, 2), (0, 1)), -40, 40)
+    deep = 255 * (source / 255) ** 1.35 * np.array([1.12, 0.98, 0.74], np.float32)
+    return np.clip(deep + np.array([14, 8, 0], np.float32) + 1.1 * emboss[..., None], 0, 255).astype(np.uint8)
 
 
 def woodcut(picture: np.ndarray) -> np.ndarray:
-    """Dark brown ink on cream, tone carried by horizontal cuts of varying width."""
+    """Dark brown ink on cream, tone carried by cuts of varying width that bend over what is light."""
     grey = luminance(picture)
-    tone = np.clip(cv2.GaussianBlur(grey, (0, 0), 1.2) * 1.3 - 0.02, 0, 1) ** 0.7
-    cuts = np.clip((waves(grey.shape, (0, 1)) - tone * 1.15 + 0.06) * 5 + 0.5, 0, 1)
-    ink = np.clip(np.maximum(cuts, lines(grey, 1.4, 24)), 0, 1)
-    return mix(ink, (242, 226, 190), (46, 24, 16))
+    tone = cv2.GaussianBlur(grey, (0, 0), 1.5)
+    height = np.arange(len(grey), dtype=np.float32)[:, None] / PATTERN_PERIOD
+    cuts = 0.5 + 0.5 * np.cos(2 * np.pi * (height + 0.8 * cv2.GaussianBlur(grey, (0, 0), 4)))
+    tone = np.clip(tone * 1.3 - 0.02, 0, 1) ** 0.7
+    ink = np.clip((cuts - tone * 1.15 + 0.06) * 4 + 0.5, 0, 1)
+    return mix(np.maximum(ink, lines(grey, 1.4, 24)), (242, 226, 190), (46, 24, 16))
 
 
 def blueprint(picture: np.ndarray) -> np.ndarray:
@@ -137,11 +139,58 @@ def blueprint(picture: np.ndarray) -> np.ndarray:
     return mix(np.clip(ink, 0, 1), (22, 62, 140), (232, 242, 255))
 
 
+def ink(picture: np.ndarray) -> np.ndarray:
+    """Sumi ink: wet black washes in three tones with soft borders, brush lines, much empty paper."""
+    grey = kuwahara(picture.astype(np.float32), 2).mean(axis=2) / 255
+    local = grey - 0.6 * (cv2.GaussianBlur(grey, (0, 0), 16) - 0.45)
+    soft = cv2.GaussianBlur(local, (0, 0), 1.0)
+    wash = sum(1 / (1 + np.exp((soft - level) * 40)) for level in (0.2, 0.33, 0.46)) / 3
+    rim = np.abs(wash - cv2.GaussianBlur(wash, (0, 0), 2.5))
+    brush = lines(grey, 1.5, 26, 0.01)
+    return mix(np.clip(wash * 0.9 + rim * 0.5 + brush * 0.8, 0, 1), (238, 241, 240), (16, 18, 26))
+
+
+def watercolour(picture: np.ndarray) -> np.ndarray:
+    """Thin colour on white paper: pale washes, darker where a wash ends, over a few pen lines."""
+    smooth = kuwahara(kuwahara(saturate(picture, 1.9), 3), 2)
+    grey = smooth.mean(axis=2) / 255
+    edge = np.abs(cv2.GaussianBlur(grey, (0, 0), 0.8) - cv2.GaussianBlur(grey, (0, 0), 2.2))
+    pigment = np.clip(1.35 - grey, 0.25, 1) * (0.62 + 3 * edge)
+    washes = 255 - (255 - smooth) * pigment[..., None]
+    return mix(lines(luminance(picture), 0.9, 12, 0.016) * 0.75, washes * (1, 0.99, 0.965) + 4, (66, 52, 60))
+
+
+PALETTE = np.array(
+    [
+        [26, 28, 44], [93, 39, 93], [177, 62, 83], [239, 125, 87], [255, 205, 117], [167, 240, 112],
+        [56, 183, 100], [37, 113, 121], [41, 54, 111], [59, 93, 201], [65, 166, 246], [115, 239, 247],
+        [244, 244, 244], [148, 176, 194], [86, 108, 134], [51, 60, 87], [222, 158, 115], [120, 70, 50],
+    ],
+    np.float32,
+)  # fmt: skip
+
+
+def pixel(picture: np.ndarray) -> np.ndarray:
+    """Blocks of 4 pixels in the colours of an old game console."""
+    height, width = picture.shape[:2]
+    small = cv2.resize(
+        saturate(picture, 1.5), (-(-width // 4), -(-height // 4)), interpolation=cv2.INTER_AREA
+    )
+    sharp = np.clip(small * 1.5 - 0.5 * cv2.GaussianBlur(small, (0, 0), 1.5), 0, 255)
+    distance = np.square(sharp[:, :, None] - PALETTE).sum(axis=3)
+    weight = np.exp(-(distance - distance.min(axis=2, keepdims=True)) / 250)  # soft where two are as near
+    colour = (weight @ PALETTE) / weight.sum(axis=2, keepdims=True)
+    return np.clip(colour, 0, 255).astype(np.uint8).repeat(4, 0).repeat(4, 1)[:height, :width]
+
+
 TARGETS = {
     "pencil": pencil,
+    "ink": ink,
+    "watercolour": watercolour,
+    "oil": oil,
     "comic": comic,
     "neon": neon,
-    "oil": oil,
+    "pixel": pixel,
     "woodcut": woodcut,
     "blueprint": blueprint,
 }

@@ -20,9 +20,12 @@ SYNONYMS = {
         "sketch",
         "hand drawn in pencil",
     ],
+    "ink": ["ink", "ink wash", "ink wash painting", "sumi ink", "chinese ink painting", "brush and ink"],
+    "watercolour": ["watercolour", "watercolour painting", "watercolor", "watercolor painting", "aquarelle"],
     "comic": ["comic", "comic book", "comic book picture", "cartoon", "graphic novel", "pop art"],
     "neon": ["neon", "neon lights", "glowing neon lights", "neon glow", "cyberpunk neon", "glowing lines"],
-    "oil": ["oil", "oil painting", "oil paint", "oil on canvas", "painting", "impasto"],
+    "oil": ["oil", "oil painting", "oil paint", "oil on canvas", "impasto", "van gogh"],
+    "pixel": ["pixel", "pixel art", "8 bit pixel art", "retro game", "video game", "8 bit"],
     "woodcut": ["woodcut", "woodcut print", "wood engraving", "engraving", "linocut", "block print"],
     "blueprint": [
         "blueprint",
@@ -32,12 +35,19 @@ SYNONYMS = {
         "construction plan",
     ],
 }
+MIXTURES = [
+    "half {one}, half {other}, {subject}",
+    "half {one} half {other} {subject}",
+    "{subject}, {one} and {other}",
+    "a mix of {one} and {other}, {subject}",
+    "{one} mixed with {other}, {subject}",
+]
 SUBJECTS = """man woman person girl boy child face portrait astronaut dog cat bird horse tree flower garden
 forest mountain lake sea beach street city house room kitchen desk chair table window car bus train bicycle
 motorcycle boat rocket cup of coffee book phone computer guitar hat glasses hair beard smile hands temple
 tower bridge sky clouds night sunset rain snow friends family dancer musician chef teacher old young happy sad
 walking sitting talking dancing waving red green blue yellow black white bright dark colourful beautiful
-detailed masterpiece best quality in the at a an on with and of""".split()
+detailed masterpiece best quality in the at a an on with and of mix mixed half""".split()
 FRAMES = [
     "{style}, {subject}",
     "a {style} of {subject}",
@@ -54,13 +64,21 @@ def sample_subject(random: np.random.Generator) -> str:
 
 
 def sample_prompt(random: np.random.Generator, style: str) -> str:
-    """A prompt that asks for `style`: the preset's own wording half of the time, free wording otherwise."""
+    """A prompt that asks for `style`: half of the time the preset's own wording, if it has a preset yet, free
+    wording otherwise."""
     subject = sample_subject(random)
-    if random.random() < 0.5:
+    if style in STYLES and random.random() < 0.5:
         return STYLES[style].prompt(subject if random.random() < 0.6 else "")
     frame = FRAMES[random.integers(len(FRAMES))]
     phrase = SYNONYMS[style][random.integers(len(SYNONYMS[style]))]
     return frame.format(style=phrase, subject=subject)
+
+
+def sample_mixture(random: np.random.Generator, first: str, second: str) -> str:
+    """A prompt that asks for equal parts of two styles."""
+    one, other = (SYNONYMS[style][random.integers(len(SYNONYMS[style]))] for style in (first, second))
+    subject = sample_subject(random) if random.random() < 0.5 else ""
+    return MIXTURES[random.integers(len(MIXTURES))].format(one=one, other=other, subject=subject).strip(" ,")
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
