@@ -9,23 +9,12 @@ import pytest
 
 import live2diff
 from live2diff.clip import read_frames
+from live2diff.evaluate.figures import look
 from live2diff.training.targets import TARGETS
 from live2diff.weights import NANO
 
 FRAMES = 9
 CLIP = Path(__file__).parents[1] / "examples" / "admiral.mp4"  # not among the training pictures
-
-
-def look(pictures) -> np.ndarray:
-    """What a style is told by, place by place: mean colour and, for lines and cuts, the contrast around it;
-    `[n, features]`."""
-    features = []
-    for picture in pictures:
-        grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
-        layers = np.dstack([picture.astype(np.float32), grey, grey**2])
-        *colour, mean, square = np.moveaxis(cv2.resize(layers, (16, 16), interpolation=cv2.INTER_AREA), 2, 0)
-        features.append(np.ravel([*colour, np.sqrt(np.maximum(square - mean**2, 0))]))
-    return np.stack(features)
 
 
 @pytest.fixture(scope="module")

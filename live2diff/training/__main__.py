@@ -51,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     nano.add_argument("--work", type=Path, default=Path("training-work"), help="folder of the checkpoints")
     nano.add_argument("--out", type=Path, default=NANO, help="where the finished model goes")
     nano.add_argument("--scale", type=float, default=1.0, help="fraction of the recipe's steps, for a trial")
+    nano.add_argument("--photographs", type=Path, help="a folder of .jpg and .png to train on as well")
+    nano.add_argument("--device", default="cpu", help="cpu (default) or cuda")
 
     motion = commands.add_parser("motion", help="motion modules and depth mapping for a frozen SD 1.5")
     motion.set_defaults(run=motion_steps)
@@ -81,7 +83,16 @@ def nano_steps(options: argparse.Namespace) -> Iterator[tuple[str, int, Losses]]
     cv2.setNumThreads(1)  # the batches are small; torch has better use for the other cores
     torch.set_flush_denormal(True)
     sys.setswitchinterval(1e-4)  # the thread that makes batches must not hold up the one that dispatches
-    return train_nano(options.work, options.out, scale=options.scale, seed=options.seed)
+    if options.photographs and not options.photographs.is_dir():
+        raise ValueError(f"There is no folder {options.photographs}.")
+    return train_nano(
+        options.work,
+        options.out,
+        scale=options.scale,
+        seed=options.seed,
+        photographs=options.photographs,
+        device=options.device,
+    )
 
 
 def motion_steps(options: argparse.Namespace) -> Iterator[tuple[str, int, Losses]]:

@@ -1,13 +1,14 @@
 """Clips with known depth, made from a few freely licensed photographs, without end and without a data set to
 fetch.
 
-A clip is a background photograph under a smooth camera motion with up to three moving, shaded cut-outs in
-front of it. Every clip is a function of one random generator, so a batch is a function of (seed, stage,
+A clip here is a background photograph under a smooth camera motion with up to three moving, shaded cut-outs
+in front of it. Every clip is a function of one random generator, so a batch is a function of (seed, stage,
 step): nothing has to be stored for a run to be resumed or repeated.
 """
 
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -29,11 +30,19 @@ PHOTOGRAPHS = {
 }
 
 
-@lru_cache(maxsize=1)
-def photographs() -> tuple[np.ndarray, ...]:
-    """The source photographs, each uint8 `[height, width, 3]` RGB.
+# A folder of more pictures, if one is given to the recipe.
+PHOTOGRAPH_FOLDER: Path | None = None
 
-    Needs scikit-image and scikit-learn (`tests/requirements.txt`), which carry them.
+
+@lru_cache(maxsize=2)
+def photographs(folder: Path | None = None) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """The source photographs, each uint8 `[height, width, 3]` RGB, and how likely each is to be drawn.
+
+    Needs scikit-image and scikit-learn (`tests/requirements.txt`), which carry them. All pictures of `folder`
+    come on top and are drawn as often as all the others together.
+
+    Raises:
+        ValueError: a file of the folder is no picture.
     """
     import skimage.data
     from sklearn.datasets import load_sample_image
@@ -47,7 +56,17 @@ def photographs() -> tuple[np.ndarray, ...]:
         if picture.ndim == 2:
             picture = np.repeat(picture[..., None], 3, axis=2)
         pictures.append(np.ascontiguousarray(picture[..., :3]))
-    return tuple(pictures)
+    chances = np.array(list(PHOTOGRAPHS.values()))
+    chances /= chances.sum()
+    files = sorted(folder.glob("*.[jp][pn]g")) if folder else []
+    for file in files:
+        picture = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)
+        if picture is None:
+            raise ValueError(f"{file.name} cannot be read as a picture; take it out of {folder.name}.")
+        pictures.append(picture)
+    if files:
+        chances = np.concatenate([chances, np.full(len(files), 1 / len(files))]) / 2
+    return tuple(pictures), chances
 
 
 def smooth_path(random: np.random.Generator, amplitude: float) -> Callable[[float], float]:
@@ -71,9 +90,8 @@ def recolour(random: np.random.Generator, picture: np.ndarray) -> np.ndarray:
 def view_of(random: np.random.Generator, size: int, margin: float) -> np.ndarray:
     """A recoloured photograph at the scale at which a `size` window shows a part of it, `margin` times as
     large."""
-    pictures = photographs()
-    chances = np.array(list(PHOTOGRAPHS.values()), np.float64)
-    picture = pictures[random.choice(len(pictures), p=chances / chances.sum())]
+    pictures, chances = photographs(PHOTOGRAPH_FOLDER)
+    picture = pictures[random.choice(len(pictures), p=chances)]
     scale = max(size * margin / min(picture.shape[:2]), random.uniform(0.25, 1.0))
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=interpolation)
@@ -134,14 +152,14 @@ class Layer:
         depth += mask[..., 0] * (cv2.warpAffine(self.depth, matrix, shape) - depth)
 
 
-def sample_clip(random: np.random.Generator, size: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
+def sample_cutouts(random: np.random.Generator, size: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
     """One clip: uint8 `[frames, size, size, 3]` RGB, and its inverse depth, float32 `[frames, size, size]` in
     `[0, 1]`, near is 1."""
     background = view_of(random, size, 1.2).astype(np.float32)
     height, width = background.shape[:2]
     camera_x, camera_y = smooth_path(random, size * 0.2), smooth_path(random, size * 0.12)
     turn, zoom = smooth_path(random, 6), smooth_path(random, 0.12)
-    gain, noise = smooth_path(random, 0.12), random.uniform(0, 5) * (random.random() < 0.6)
+    gain = smooth_path(random, 0.12)
     nearness = np.sort(random.uniform(0.35, 0.85, random.integers(0, 4)))
     layers = [Layer(random, size, near) for near in nearness]
     slope = random.uniform(0, 0.4)
@@ -155,8 +173,6 @@ def sample_clip(random: np.random.Generator, size: int, frames: int) -> tuple[np
         for layer in layers:
             layer.draw(time, picture, depth)
         picture *= 1 + gain(time)
-        if noise:
-            picture += random.normal(0, noise, picture.shape)
         pictures.append(np.clip(picture, 0, 255).astype(np.uint8))
         depths.append(depth)
     return np.stack(pictures), np.stack(depths)

@@ -3,47 +3,53 @@
 
 It is trained on what a stream will give it. The first step starts from the *camera's* latents, noised, and
 must reach the *styled* ones; a later step starts from the model's own prediction, noised again, and must
-reach the same. The model
-predicts noise, as the sampler expects, but the error is taken on the clean latents and pixels that follow
-from it: so the source's structure comes through by itself.
+reach the same. The error is taken on the clean latents and on the pixels that they decode to.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, LCMScheduler
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
+from torch.nn import functional
+from transformers import CLIPTextModel
 
 from ..attention import Window
-from ..depth import depth_pictures, inverse_depth
+from ..depth import depth_pictures
 from ..unet import StreamUNet
-from .data import sample_clip
+from ..vae import decode, encode
 from .loop import Losses, fit
-from .targets import TARGETS
-from .text import sample_prompt, sample_subject
+from .pool import Pool
 from .vae import picture_loss, to_tensor
 
-# A stream may start anywhere in this range. It is far below SD's: a latent of 64 x 64 cells with 8 channels
-# is drowned by what one of SD's bears (from 120 to 330, and still from 60 to 220, faces and lines were gone).
-FIRST_TIMESTEPS = (30, 140)
-LAST_TIMESTEP = 8
+# A stream may start anywhere in this range, more often at its lower end. It lies below SD's: a latent of
+# 32 x 32 cells is drowned by the noise that one of 64 x 64 bears.
+FIRST_TIMESTEPS = (9, 300)
+LAST_TIMESTEP = 4
+LATENT_WEIGHT = 0.1  # the latents' finest channels count as much as the coarsest, but nobody sees them
+SECOND_STEPS = 0.35  # of all batches; the others learn the first step, which is the harder one
+FULL_STRENGTH = 39  # from this first timestep on the target is all style; below, the camera shines through
+
+
+def strength_of(first: torch.Tensor) -> torch.Tensor:
+    """How much of the style a stream that starts at this timestep shows, in `(0, 1]`."""
+    return ((first + 1) / (FULL_STRENGTH + 1)).clamp(max=1)
 
 
 def build_unet() -> StreamUNet:
     """An untrained UNet of three levels.
 
     Text enters by cross-attention at the coarsest level and, pooled, as scale and shift of every resnet: the
-    style has to reach the fine strokes too. Motion modules are at all levels but the finest, whose 64 x 64
-    cells would cost more to remember than all the rest to compute.
+    style has to reach the fine strokes too. Motion modules are at all levels but the finest, whose cells
+    would cost more to remember than all the rest to compute.
     """
-    return StreamUNet(
-        in_channels=8,
-        out_channels=8,
-        block_out_channels=(32, 64, 128),
+    unet = StreamUNet(
+        in_channels=32,
+        out_channels=32,
+        block_out_channels=(64, 96, 160),
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
         layers_per_block=1,
@@ -52,15 +58,45 @@ def build_unet() -> StreamUNet:
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
         resnet_time_scale_shift="scale_shift",
-        depth_channels=(16, 16),
+        depth_channels=(32, 32),
         motion_module_resolutions=(2, 4),
     )
+    begin_as_copy(unet)
+    return unet
+
+
+@torch.no_grad()
+def begin_as_copy(unet: StreamUNet) -> None:
+    """Set an untrained UNet to hand its input on, so that it has to learn only the difference a style makes.
+
+    `conv_in` makes [x, -x] of the latents x, and the last resnet takes that from its skip connection. The
+    norm before `conv_out` leaves it nearly as it is (latents have deviation 1), and silu(x) - silu(-x) is x.
+    """
+    channels = unet.config.in_channels
+    both = torch.cat([torch.eye(channels), -torch.eye(channels)])
+    last = unet.up_blocks[-1].resnets[-1]
+    for layer in (unet.conv_in, unet.conv_out, last.conv2):
+        layer.weight *= 0.1
+        layer.bias.zero_()
+    unet.conv_in.weight[:, :, 1, 1] += both
+    unet.conv_out.weight[:, :, 1, 1] += both.T
+    last.conv_shortcut.weight *= 0.1
+    last.conv_shortcut.weight[:, -len(both) :, 0, 0] += torch.eye(len(both))
 
 
 def build_scheduler() -> LCMScheduler:
-    """Stable Diffusion's linear noise schedule, as the published model uses it."""
+    """Stable Diffusion's linear noise schedule, as the published model uses it.
+
+    The model predicts the clean latents themselves. Where little noise is added, a prediction of the noise
+    would have to hold the whole difference between camera and style, divided by that little.
+    """
     return LCMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="linear", steps_offset=1, clip_sample=False
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="linear",
+        steps_offset=1,
+        clip_sample=False,
+        prediction_type="sample",
     )
 
 
@@ -83,111 +119,111 @@ class Denoiser(nn.Module):
         alpha_bar = self.alpha_bar[timesteps].view(-1, 1, 1, 1)
         return alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * torch.randn_like(latents)
 
-    def clean_from(self, sample, timesteps, embeds, depth_latents, window) -> torch.Tensor:
-        """The clean latents that the UNet's noise prediction makes of `sample`."""
-        alpha_bar = self.alpha_bar[timesteps].view(-1, 1, 1, 1)
-        output = self.unet(sample, timesteps, embeds, depth_latents, window)
-        return (sample - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
-
 
 @dataclass
 class Batch:
-    """`[clips * frames, ...]`: camera pictures, styled pictures, depth pictures; and one prompt a clip."""
+    """`[clips * frames, 3, height, width]` in `[-1, 1]`: the camera's pictures, the clean ones, the styled
+    ones, the depth; and one prompt a clip, `[clips, 77]`."""
 
-    source: torch.Tensor
+    camera: torch.Tensor
+    clean: torch.Tensor
     target: torch.Tensor
     depth: torch.Tensor
     tokens: torch.Tensor
 
+    def to(self, device: torch.device | str) -> "Batch":
+        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
-def sample_batch(
-    random: np.random.Generator,
-    tokenizer: CLIPTokenizer,
-    estimator: DPTForDepthEstimation,
-    *,
-    clips: int,
-    frames: int,
-    size: int,
-) -> Batch:
-    """Clips, each with a style, its targets, a prompt for it and the depth as the estimator sees it, errors
-    included.
 
-    One in twenty has no style: a prompt without style words leaves the picture as it is.
+def sample_batch(random: np.random.Generator, pool: Pool, clips: int) -> Batch:
+    """Clips of the pool. Their depth gets errors on top of the estimator's: a scale and a haze that jump from
+    frame to frame."""
+    drawn = np.sort(random.choice(len(pool), clips, replace=len(pool) < clips))
+    camera, clean, target = (
+        to_tensor(part[drawn].reshape(-1, *part.shape[2:])) for part in (pool.camera, pool.clean, pool.target)
+    )
+    depth = torch.from_numpy(pool.depth[drawn].astype(np.float32)).flatten(0, 1)
+    haze = torch.from_numpy(random.normal(0, 0.08, (len(depth), 1, 4, 4)).astype(np.float32))
+    haze = functional.interpolate(haze, depth.shape[1:], mode="bilinear")[:, 0]
+    scale = torch.from_numpy(random.normal(1, 0.04, (len(depth), 1, 1)).astype(np.float32))
+    depth = depth_pictures((depth * scale + haze).clamp(-1, 1), camera.shape[2:])
+    return Batch(camera, clean, target, depth, torch.from_numpy(pool.tokens[drawn]))
+
+
+def denoise_batch(
+    denoiser: Denoiser, batch: Batch, frames: int, with_motion: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One step from the camera's latents, or a second one from the first one's result, as a stream does them.
+
+    Returns:
+        The predicted clean latents and pictures, and the latents and pictures that they should be.
     """
-    sources, targets, prompts = [], [], []
-    for _ in range(clips):
-        clip, _ = sample_clip(random, size, frames)
-        if random.random() < 0.05:
-            prompt, target = sample_subject(random), clip
-        else:
-            style = random.choice(list(TARGETS))
-            prompt, target = sample_prompt(random, style), np.stack([TARGETS[style](frame) for frame in clip])
-        sources.append(clip)
-        targets.append(target)
-        prompts.append(prompt)
-    source = to_tensor(np.concatenate(sources))
+    vae, clips = denoiser.vae, len(batch.tokens)
+    first = torch.rand(clips, device=batch.tokens.device).square()
+    first = (FIRST_TIMESTEPS[0] + first * (FIRST_TIMESTEPS[1] - FIRST_TIMESTEPS[0])).long()
+    strength = strength_of(first).repeat_interleave(frames).view(-1, 1, 1, 1)
     with torch.no_grad():
-        depth = inverse_depth(estimator, source).unflatten(0, (clips, frames))
-    low, high = depth.amin(dim=(1, 2, 3), keepdim=True), depth.amax(dim=(1, 2, 3), keepdim=True)
-    depth = ((depth - low) / (high - low).clamp(min=1e-6) * 2 - 1).flatten(0, 1)
-    tokens = tokenizer(
-        prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
-    ).input_ids
-    return Batch(source, to_tensor(np.concatenate(targets)), depth_pictures(depth, (size, size)), tokens)
+        wanted = torch.lerp(batch.clean, batch.target, strength)
+        camera, wanted_latents, depth_latents = encode(
+            vae, torch.cat([batch.camera, wanted, batch.depth])
+        ).chunk(3)
+    embeds = denoiser.embed(batch.tokens).repeat_interleave(frames, dim=0)
+    window = Window.clip(frames) if with_motion else None
+    timesteps = first.repeat_interleave(frames)
+    sample = denoiser.noise_to(camera, timesteps)
+    if torch.rand(()) < SECOND_STEPS:
+        with torch.no_grad():
+            clean = denoiser.unet(sample, timesteps, embeds, depth_latents, window)
+        second = LAST_TIMESTEP + torch.rand(clips, device=first.device) * (first - 4 - LAST_TIMESTEP)
+        timesteps = second.long().repeat_interleave(frames)
+        sample = denoiser.noise_to(clean, timesteps)
+    clean = denoiser.unet(sample, timesteps, embeds, depth_latents, window)
+    return clean, decode(vae, clean), wanted_latents, wanted
 
 
 def denoising_loss(
     denoiser: Denoiser, batch: Batch, frames: int, with_motion: bool
 ) -> tuple[torch.Tensor, Losses]:
-    """The error after one step from the camera's latents, or after a second one from the first one's
-    result."""
-    vae, clips = denoiser.vae, len(batch.tokens)
-    with torch.no_grad():
-        source, target, depth_latents = (
-            vae.encode(pictures).latents for pictures in (batch.source, batch.target, batch.depth)
-        )
-    embeds = denoiser.embed(batch.tokens).repeat_interleave(frames, dim=0)
-    window = Window.clip(frames) if with_motion else None
-    first = torch.randint(*FIRST_TIMESTEPS, (clips,))
-    timesteps = first.repeat_interleave(frames)
-    sample = denoiser.noise_to(source, timesteps)
-    if torch.rand(()) < 0.5:
-        with torch.no_grad():
-            clean = denoiser.clean_from(sample, timesteps, embeds, depth_latents, window)
-        second = LAST_TIMESTEP + torch.rand(clips) * (first - 15 - LAST_TIMESTEP)
-        timesteps = second.long().repeat_interleave(frames)
-        sample = denoiser.noise_to(clean, timesteps)
-    clean = denoiser.clean_from(sample, timesteps, embeds, depth_latents, window)
-    output = vae.decode(clean).sample
-    latent_error = (clean - target).square().mean()
-    pixel_error = picture_loss(output, batch.target)
-    loss = latent_error + pixel_error
+    """The error of the clean latents and of the pictures; with clips, the flicker as well."""
+    latents, output, wanted_latents, wanted = denoise_batch(denoiser, batch, frames, with_motion)
+    latent_error, pixel_error = (latents - wanted_latents).square().mean(), picture_loss(output, wanted)
+    loss = LATENT_WEIGHT * latent_error + pixel_error
     losses = {"latent": latent_error.item(), "pixel": pixel_error.item()}
     if with_motion:
         # What changes from frame to frame must be what changes in the target: anything else is flicker.
-        error = (output - batch.target).unflatten(0, (clips, frames))
+        error = (output - wanted).unflatten(0, (-1, frames))
         flicker = (error[:, 1:] - error[:, :-1]).abs().mean()
         loss, losses["flicker"] = loss + flicker, flicker.item()
     return loss, losses
 
 
+def preview(denoiser: Denoiser, batch: Batch, frames: int, with_motion: bool) -> np.ndarray:
+    """The batch's first eight pictures: the camera's, what they should become, what they become."""
+    with torch.no_grad():
+        _, output, _, wanted = denoise_batch(denoiser, batch, frames, with_motion)
+    rows = [torch.cat(list(pictures[:8]), dim=2) for pictures in (batch.camera, wanted, output)]
+    pixels = (torch.cat(rows, dim=1).clamp(-1, 1) + 1) * 127.5
+    return pixels.round().byte().permute(1, 2, 0).cpu().numpy()
+
+
 def train_denoiser(
     name: str,
     denoiser: Denoiser,
-    tokenizer: CLIPTokenizer,
-    estimator: DPTForDepthEstimation,
+    pool: Pool,
     trains: Callable[[str], bool],
     folder: Path,
     *,
     steps: int,
     clips: int,
-    frames: int,
-    size: int,
     peak: float,
-    with_motion: bool,
     seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Iterator[tuple[int, Losses]]:
-    """One stage; `trains` says, by name, which of the denoiser's parameters move in it."""
+    """One stage, on `clips` clips of the pool a step; `trains` says, by name, which of the denoiser's
+    parameters move in it. Clips of several frames go through the motion modules, single pictures around
+    them."""
+    frames = pool.camera.shape[1]
+    with_motion = frames > 1
     moving = [parameter for key, parameter in denoiser.named_parameters() if trains(key)]
     for key, parameter in denoiser.named_parameters():
         # The whole UNet gets gradients, used or not: where only some of a group norm's are wanted, the
@@ -197,10 +233,13 @@ def train_denoiser(
 
     def batch_of(step: int) -> Batch:
         random = np.random.default_rng([seed, sum(map(ord, name)), step])
-        return sample_batch(random, tokenizer, estimator, clips=clips, frames=frames, size=size)
+        return sample_batch(random, pool, clips)
 
     def loss_of(batch: Batch) -> tuple[torch.Tensor, Losses]:
-        return denoising_loss(denoiser, batch, frames, with_motion)
+        return denoising_loss(denoiser, batch.to(device), frames, with_motion)
+
+    def preview_of(batch: Batch) -> np.ndarray:
+        return preview(denoiser, batch.to(device), frames, with_motion)
 
     return fit(
         name,
@@ -212,4 +251,6 @@ def train_denoiser(
         peak=peak,
         folder=folder,
         seed=seed,
+        preview=preview_of,
+        device=device,
     )

@@ -7,8 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import cv2
+import numpy as np
 import torch
 from torch import nn
+
+AVERAGED = 100  # steps that the moving average of the parameters reaches back
 
 Losses = dict[str, float]
 Batch = TypeVar("Batch")
@@ -34,28 +38,36 @@ def fit(
     folder: Path,
     seed: int = 0,
     checkpoint_every: int = 100,
+    preview: Callable[[Batch], np.ndarray] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Iterator[tuple[int, Losses]]:
     """Minimise `loss_of(batch_of(step))`, yielding `(step, losses)` after each step.
 
-    The next batch is made in a second thread meanwhile; so `batch_of` draws from a generator of its own.
+    The next batch is made in a second thread meanwhile; so `batch_of` draws from a generator of its own. What
+    the module has at the end is the moving average of its parameters over about the last `AVERAGED` steps.
+
+    With each checkpoint `preview`, if there is one, draws what has been learnt so far, uint8 `[height, width,
+    3]` RGB, to `folder/previews`.
 
     A checkpoint `folder/name.pt` is written every `checkpoint_every` steps and at the end; an earlier one
     found there is resumed. Randomness is seeded by (seed, step), so a resumed run sees what an unbroken one
     would have seen.
     """
+    module.to(device)
     parameters = list(parameters)
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
+    average = [parameter.detach().clone() for parameter in parameters]
     file, start = folder / f"{name}.pt", 0
     if file.exists():
-        state = torch.load(file, weights_only=True)
+        state = torch.load(file, weights_only=True, map_location=device)
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+        average, start = state["average"], state["step"]
     with ThreadPoolExecutor(1) as maker:
         coming = maker.submit(batch_of, start)
         for step in range(start, steps):
             batch = coming.result()
-            coming = maker.submit(batch_of, step + 1)
+            coming = maker.submit(batch_of, min(step + 1, steps - 1))
             torch.manual_seed(seed * 1_000_003 + step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, peak)
@@ -66,8 +78,36 @@ def fit(
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(average, parameters, max(1 / (step + 1), 1 / AVERAGED))
             if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
-                state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-                torch.save(state, file.with_suffix(".partial"))
-                os.replace(file.with_suffix(".partial"), file)
+                save(file, module, optimizer, average, step + 1)
+                if preview:
+                    write_picture(folder / "previews" / f"{name}-{step + 1:06}.png", preview(batch))
             yield step, losses
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, average)
+
+
+def save(
+    file: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: list[torch.Tensor],
+    step: int,
+) -> None:
+    """Write a checkpoint in one piece or not at all."""
+    state = {
+        "module": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": average,
+        "step": step,
+    }
+    torch.save(state, file.with_suffix(".partial"))
+    os.replace(file.with_suffix(".partial"), file)
+
+
+def write_picture(file: Path, picture: np.ndarray) -> None:
+    """Write uint8 `[height, width, 3]` RGB as a file."""
+    file.parent.mkdir(exist_ok=True)
+    cv2.imwrite(str(file), picture[..., ::-1])

@@ -1,25 +1,41 @@
-"""The recipe of the nano model, from nothing to a folder that `live2diff.load` reads."""
+"""The recipe of the nano model, from nothing to a folder that `live2diff.load` reads.
+
+Every number has its reason beside it; what was tried before, with its figures, is in `LOG.md`.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from ..config import WINDOW
 from ..pipeline import Live2DiffPipeline
+from . import data
 from .denoiser import Denoiser, build_scheduler, build_unet, train_denoiser
 from .depth import build_depth_estimator, train_depth
 from .loop import Losses
+from .pool import Pool, make_pool
 from .text import build_text_encoder, build_tokenizer
 from .vae import build_vae, train_vae
 
 # Steps of each stage; `scale` multiplies them.
-VAE_STEPS = 1600  # L1 0.06 on [-1, 1] by then; the loss still falls slowly
-DEPTH_STEPS = 300
-IMAGE_STEPS = 1500
-MOTION_STEPS = 140
-JOINT_STEPS = 60
+DEPTH_STEPS = 700  # the error on new scenes falls little after 500
+VAE_STEPS = 900  # it begins with the principal components of patches, so little is left to learn
+IMAGE_STEPS = 12000  # most of the time: the styles, and then the small features, come from here
+LARGE_STEPS = 1500
+MOTION_STEPS = 800
+JOINT_STEPS = 400
+
+# How many clips are made to draw from, for single pictures, for those at the default size, and in motion.
+# Each is drawn a few times, with new noise, depth errors and timesteps: too seldom to be known by heart.
+PICTURES = 12000
+LARGE_PICTURES = 1600
+CLIPS = 400
+POOL_SEEDS = {"pictures": 1000, "large": 2000, "clips": 3000}  # no clip may be in two pools
+
 SIZE = 256  # default working size
-T_INDEX_LIST = (46, 49)  # timesteps 79 and 19: enough noise to let go of the camera's texture, not its lines
+T_INDEX_LIST = (48,)  # timestep 39, one step: a second one would double the cost of a frame
+STRONGEST_INDEX = 35  # timestep 299: the end of the range trained on
 
 
 def is_motion(name: str) -> bool:
@@ -27,12 +43,20 @@ def is_motion(name: str) -> bool:
 
 
 def train_nano(
-    work: Path, target: Path, *, scale: float = 1.0, seed: int = 0
+    work: Path,
+    target: Path,
+    *,
+    scale: float = 1.0,
+    seed: int = 0,
+    photographs: Path | None = None,
+    device: torch.device | str = "cpu",
 ) -> Iterator[tuple[str, int, Losses]]:
     """Train the nano model, yielding `(stage, step, losses)`; save it to `target` at the end.
 
-    `work` holds the checkpoints: killed at any moment, the same call goes on from the last one.
+    `work` holds the checkpoints and previews: killed at any moment, the same call goes on from the last
+    checkpoint. `photographs` is a folder of more pictures than those that Python packages carry.
     """
+    data.PHOTOGRAPH_FOLDER = photographs
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     vae, estimator = build_vae(), build_depth_estimator()
@@ -42,32 +66,44 @@ def train_nano(
     def steps(count: int) -> int:
         return max(2, round(count * scale))
 
-    for step, losses in train_vae(vae, work, steps=steps(VAE_STEPS), seed=seed):
-        yield "vae", step, losses
-    for step, losses in train_depth(estimator, work, steps=steps(DEPTH_STEPS), seed=seed):
+    def pool(name: str, count: int, frames: int, size: int) -> Pool:
+        shape = dict(count=max(4, round(count * scale)), frames=frames, size=size)
+        return make_pool(
+            work / name, tokenizer, estimator, **shape, seed=POOL_SEEDS[name] + seed, device=device
+        )
+
+    for step, losses in train_depth(estimator, work, steps=steps(DEPTH_STEPS), seed=seed, device=device):
         yield "depth", step, losses
     estimator.eval()
+    pictures = pool("pictures", PICTURES, frames=1, size=128)
+    for step, losses in train_vae(vae, pictures, work, steps=steps(VAE_STEPS), seed=seed, device=device):
+        yield "vae", step, losses
+    large = pool("large", LARGE_PICTURES, frames=1, size=SIZE)
+    clips = pool("clips", CLIPS, frames=WINDOW, size=128)
     stages = {
-        # Single pictures: twelve different ones a step teach the styles fastest.
+        # Single pictures: many steps on a few teach the styles faster than few on many.
         "image": dict(
             trains=lambda name: not name.startswith("vae.") and not is_motion(name),
-            steps=steps(IMAGE_STEPS), clips=12, frames=1, size=96, peak=1.2e-3, with_motion=False,
+            pool=pictures, steps=steps(IMAGE_STEPS), clips=6, peak=8e-4,
+        ),
+        # At the default size: what fills a cell there, and how far the attention of the coarsest level sees.
+        "large": dict(
+            trains=lambda name: not name.startswith("vae.encoder") and not is_motion(name),
+            pool=large, steps=steps(LARGE_STEPS), clips=4, peak=4e-4,
         ),
         # Clips that fill the window of 16 under the warmup/causal mask; the picture part is frozen.
         "motion": dict(
             trains=is_motion,
-            steps=steps(MOTION_STEPS), clips=1, frames=16, size=128, peak=1e-3, with_motion=True,
+            pool=clips, steps=steps(MOTION_STEPS), clips=1, peak=1.5e-3,
         ),
         # Everything together, gently, with the decoder: it learns what predicted latents look like.
         "joint": dict(
             trains=lambda name: not name.startswith("vae.encoder"),
-            steps=steps(JOINT_STEPS), clips=1, frames=16, size=128, peak=3e-4, with_motion=True,
+            pool=clips, steps=steps(JOINT_STEPS), clips=1, peak=3e-4,
         ),
     }  # fmt: skip
     for name, stage in stages.items():
-        for step, losses in train_denoiser(
-            name, denoiser, tokenizer, estimator, folder=work, seed=seed, **stage
-        ):
+        for step, losses in train_denoiser(name, denoiser, folder=work, seed=seed, device=device, **stage):
             yield name, step, losses
     pipeline = Live2DiffPipeline(
         vae=vae,
@@ -78,5 +114,6 @@ def train_nano(
         depth_estimator=estimator,
         size=SIZE,
         t_index_list=T_INDEX_LIST,
+        strongest_index=STRONGEST_INDEX,
     )
-    pipeline.to(torch.float16).save_pretrained(target)  # half the size; loaded as float32
+    pipeline.to("cpu").to(torch.float16).save_pretrained(target)  # half the size; loaded as float32
