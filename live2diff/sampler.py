@@ -37,6 +37,23 @@ class Schedule:
         return len(self.timesteps)
 
 
+def build_scheduler(prediction_type: str = "epsilon") -> LCMScheduler:
+    """Stable Diffusion's noise schedule, but linear, as the published model was trained with (section 5).
+
+    Args:
+        prediction_type: what the model predicts: "epsilon", the noise; "sample", the clean latents; or
+            "v_prediction".
+    """
+    return LCMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="linear",
+        steps_offset=1,
+        clip_sample=False,
+        prediction_type=prediction_type,
+    )
+
+
 def make_schedule(scheduler: LCMScheduler, timesteps: list[int]) -> Schedule:
     """The schedule that visits `timesteps` of `scheduler` (1 to 4 of them, decreasing).
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, LCMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
 from .pipeline import Live2DiffPipeline
+from .sampler import build_scheduler
 from .unet import StreamUNet
 
 NANO = Path(__file__).parent / "nano"
@@ -84,9 +85,7 @@ def load_base(base: str, depth_estimator: str = DEPTH_ESTIMATOR) -> Live2DiffPip
             text_encoder=CLIPTextModel.from_pretrained(base, subfolder="text_encoder", dtype=torch.float32),
             tokenizer=CLIPTokenizer.from_pretrained(base, subfolder="tokenizer"),
             unet=with_motion(stock),
-            scheduler=LCMScheduler(
-                beta_start=0.00085, beta_end=0.012, beta_schedule="linear", steps_offset=1, clip_sample=False
-            ),
+            scheduler=build_scheduler(),
             depth_estimator=DPTForDepthEstimation.from_pretrained(depth_estimator, dtype=torch.float32),
         )
 

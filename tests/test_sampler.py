@@ -6,6 +6,7 @@ from diffusers import LCMScheduler
 
 from live2diff.sampler import (
     add_noise,
+    build_scheduler,
     denoise,
     make_schedule,
     spread_indices,
@@ -16,9 +17,7 @@ from live2diff.sampler import (
 
 @pytest.fixture
 def scheduler() -> LCMScheduler:
-    return LCMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="linear", steps_offset=1, clip_sample=False
-    )
+    return build_scheduler()
 
 
 def test_indices_and_strengths_give_the_published_timesteps(scheduler):

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, LCMScheduler
+from diffusers import AutoencoderTiny
 from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextModel
 
 from ..attention import Window
 from ..depth import depth_pictures
+from ..sampler import build_scheduler
 from ..unet import StreamUNet
 from ..vae import decode, encode
 from .loop import Losses, fit
@@ -84,20 +85,9 @@ def begin_as_copy(unet: StreamUNet) -> None:
     last.conv_shortcut.weight[:, -len(both) :, 0, 0] += torch.eye(len(both))
 
 
-def build_scheduler() -> LCMScheduler:
-    """Stable Diffusion's linear noise schedule, as the published model uses it.
-
-    The model predicts the clean latents themselves. Where little noise is added, a prediction of the noise
-    would have to hold the whole difference between camera and style, divided by that little.
-    """
-    return LCMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="linear",
-        steps_offset=1,
-        clip_sample=False,
-        prediction_type="sample",
-    )
+# The model predicts the clean latents themselves. Where little noise is added, a prediction of the noise
+# would have to hold the whole difference between camera and style, divided by that little.
+PREDICTION_TYPE = "sample"
 
 
 class Denoiser(nn.Module):
@@ -107,7 +97,9 @@ class Denoiser(nn.Module):
     def __init__(self, unet: StreamUNet, text_encoder: CLIPTextModel, vae: AutoencoderTiny):
         super().__init__()
         self.unet, self.text_encoder, self.vae = unet, text_encoder, vae
-        self.register_buffer("alpha_bar", build_scheduler().alphas_cumprod.clone(), persistent=False)
+        self.register_buffer(
+            "alpha_bar", build_scheduler(PREDICTION_TYPE).alphas_cumprod.clone(), persistent=False
+        )
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens `[n, 77]` to prompt embeddings `[n, 77, dim]`, at `clip_skip` 1 as the pipeline does."""

@@ -10,8 +10,9 @@ import torch
 
 from ..config import WINDOW
 from ..pipeline import Live2DiffPipeline
+from ..sampler import build_scheduler
 from . import data
-from .denoiser import Denoiser, build_scheduler, build_unet, train_denoiser
+from .denoiser import PREDICTION_TYPE, Denoiser, build_unet, train_denoiser
 from .depth import build_depth_estimator, train_depth
 from .loop import Losses
 from .pool import Pool, make_pool
@@ -110,7 +111,7 @@ def train_nano(
         text_encoder=denoiser.text_encoder,
         tokenizer=tokenizer,
         unet=denoiser.unet,
-        scheduler=build_scheduler(),
+        scheduler=build_scheduler(PREDICTION_TYPE),
         depth_estimator=estimator,
         size=SIZE,
         t_index_list=T_INDEX_LIST,
