@@ -96,15 +96,22 @@ def save(
     average: list[torch.Tensor],
     step: int,
 ) -> None:
-    """Write a checkpoint in one piece or not at all."""
+    """Write a checkpoint."""
     state = {
         "module": module.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": average,
         "step": step,
     }
-    torch.save(state, file.with_suffix(".partial"))
-    os.replace(file.with_suffix(".partial"), file)
+    write_whole(file, lambda partial: torch.save(state, partial))
+
+
+def write_whole(file: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` write a file that appears in one piece: killed in the middle, the old one is left."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    write(partial)
+    os.replace(partial, file)
 
 
 def write_picture(file: Path, picture: np.ndarray) -> None:

@@ -8,7 +8,6 @@ other frames, and at the depth, can tell more of it than the frozen rest alone: 
 modules and the mapping learn.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +31,7 @@ from ..depth import DepthRange, depth_pictures, inverse_depth
 from ..pipeline import LONGEST_PROMPT, Live2DiffPipeline
 from ..unet import StreamUNet
 from ..weights import added_weights
-from .loop import Losses
+from .loop import Losses, write_whole
 from .videos import Clip, VideoFolder
 
 PREVIEW_TIMESTEP = 500  # of 1000: much of what is shown then has to be guessed
@@ -261,14 +260,6 @@ class Checkpoint:
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
         return state["step"]
-
-
-def write_whole(file: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` write a file that appears in one piece: killed in the middle, the old one is left."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    write(partial)
-    os.replace(partial, file)
 
 
 def drop_caption(random: np.random.Generator, clip: Clip, share: float) -> Clip:

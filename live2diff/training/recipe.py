@@ -1,6 +1,6 @@
 """The recipe of the nano model, from nothing to a folder that `live2diff.load` reads.
 
-Every number has its reason beside it; what was tried before, with its figures, is in `LOG.md`.
+Numbers have their reasons beside them; what was tried before, with its figures, is in `LOG.md`.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from .text import build_text_encoder, build_tokenizer
 from .vae import build_vae, train_vae
 
 # Steps of each stage; `scale` multiplies them.
-DEPTH_STEPS = 700  # the error on new scenes falls little after 500
+DEPTH_STEPS = 700  # by then the loss of a step says more of its scenes than of what was learnt
 VAE_STEPS = 900  # it begins with the principal components of patches, so little is left to learn
 IMAGE_STEPS = 12000  # most of the time: the styles, and then the small features, come from here
 LARGE_STEPS = 1500
@@ -35,7 +35,7 @@ CLIPS = 400
 POOL_SEEDS = {"pictures": 1000, "large": 2000, "clips": 3000}  # no clip may be in two pools
 
 SIZE = 256  # default working size
-T_INDEX_LIST = (48,)  # timestep 39, one step: a second one would double the cost of a frame
+T_INDEX_LIST = (48,)  # timestep 39, one step: a second one costs a third of a frame more
 STRONGEST_INDEX = 35  # timestep 299: the end of the range trained on
 
 
@@ -82,7 +82,7 @@ def train_nano(
     large = pool("large", LARGE_PICTURES, frames=1, size=SIZE)
     clips = pool("clips", CLIPS, frames=WINDOW, size=128)
     stages = {
-        # Single pictures: many steps on a few teach the styles faster than few on many.
+        # Single pictures: few a step, for more steps in the same time.
         "image": dict(
             trains=lambda name: not name.startswith("vae.") and not is_motion(name),
             pool=pictures, steps=steps(IMAGE_STEPS), clips=6, peak=8e-4,
