@@ -1,6 +1,6 @@
 """The page: a Video tab (clip in, clip out) and a Live tab (camera in, picture out).
 
-    python app.py [--model auto] [--host 127.0.0.1] [--port 7860] [--share]
+    python app.py [--model auto] [--style pencil] [--host 127.0.0.1] [--port 7860] [--share]
 
 Importing this loads no model. `build(engine)` makes the page for any engine; `main` loads a model and
 serves the page for it.
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import gradio as gr
 
-import live2diff
 from live2diff.config import WARMUP_FRAMES
 from live2diff.engine import Engine, StreamGone
 from live2diff.live_view import live_view
+from live2diff.options import add_model_options, load_model
 from live2diff.video import Limits, Progress, translate
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"
@@ -85,8 +85,8 @@ def translated_clip(engine: Engine, key: str, clip: str, target: Path, settings:
 
 def video_tab(engine: Engine) -> None:
     """Upload or pick a clip, choose a style, watch the time left, see the result beside the original."""
-    styles = [(style.title, name) for name, style in live2diff.STYLES.items()]
-    offered = presets()
+    styles = [(style.title, name) for name, style in engine.styles.items()]
+    offered = [preset for preset in presets() if preset["style"] in engine.styles]
     with gr.Row():
         clip = gr.Video(label="Your clip", sources=["upload", "webcam"], height=360, elem_id="clip")
         result = gr.Video(
@@ -146,12 +146,12 @@ def video_tab(engine: Engine) -> None:
     )
     cancel.click(stop, cancels=[running], queue=False, api_visibility="private")
     if offered:
-        example_gallery(offered, [clip, style, prompt, seed])
+        example_gallery(engine, offered, [clip, style, prompt, seed])
 
 
-def example_gallery(offered: list[dict], inputs: list[gr.components.Component]) -> None:
+def example_gallery(engine: Engine, offered: list[dict], inputs: list[gr.components.Component]) -> None:
     """Thumbnails of the clips that come with the project; a click fills in the clip and what suits it."""
-    titles = {name: style.title for name, style in live2diff.STYLES.items()}
+    titles = {name: style.title for name, style in engine.styles.items()}
     pictures = [(EXAMPLES / f"{Path(p['clip']).stem}.jpg", titles[p["style"]]) for p in offered]
     gr.Markdown("Or pick an example:")
     gallery = gr.Gallery(
@@ -188,6 +188,7 @@ def build(engine: Engine) -> gr.Blocks:
             video_tab(engine)
         with gr.Tab("Live"):
             live_view(engine)
+        gr.Markdown(engine.about, elem_id="about")
         demo.unload(leave)
     return demo.queue(max_size=32, default_concurrency_limit=4)
 
@@ -195,14 +196,14 @@ def build(engine: Engine) -> gr.Blocks:
 def main(arguments: list[str] | None = None) -> None:
     """Load a model and serve the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="auto", help="auto, nano, a folder or a Hub name")
+    add_model_options(parser)
     parser.add_argument("--host", help="address to listen on; 0.0.0.0 for all (default: this machine only)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio's tunnel")
     parser.add_argument("--streams", type=int, default=4, help="live visitors at once (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
-        engine = Engine(live2diff.load(options.model), capacity=options.streams)
+        engine = Engine(load_model(options), capacity=options.streams)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     build(engine).launch(server_name=options.host, server_port=options.port, share=options.share, **LAUNCH)

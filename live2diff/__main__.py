@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 from .clip import ClipInfo, probe
+from .options import add_model_options, load_model
 from .video import Progress, check_target, even, translate
 
 BAD_INPUT = 2
@@ -45,8 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     told.add_argument("source", metavar="IN", help="a video: mp4, webm, mov, mkv, gif, ...")
     told.add_argument("target", metavar="OUT", help="the result, an .mp4 with the frames and sound of IN")
-    told.add_argument("--model", default="auto", help="nano, live2diff, a folder or a Hub name")
-    told.add_argument("--style", help="a style by its name, such as pencil; a wrong name lists them all")
+    add_model_options(told)
     told.add_argument("--prompt", help="what is to be seen, in words")
     told.add_argument("--seed", type=int, default=0, help="same seed and clip, same result (default: 0)")
     told.add_argument("--steps", type=int, choices=range(1, 5), help="denoising steps: more is slower")
@@ -98,11 +98,9 @@ def run(arguments: argparse.Namespace) -> None:
     check_target(arguments.source, arguments.target)
     info = probe(arguments.source)
 
-    import live2diff  # only now: it takes seconds, and a wrong file name should be told at once
-
     begun = time.monotonic()
     frame_size, working_size = sizes(arguments.size, info)
-    pipe = live2diff.load(arguments.model)
+    pipe = load_model(arguments)  # only now: it takes seconds, and a wrong file name should be told at once
     with closing(pipe.stream(**told_options(arguments), size=working_size)) as stream:
         if stream.ignored_words:
             print(f"live2diff: the prompt is too long; not read: {stream.ignored_words}", file=sys.stderr)

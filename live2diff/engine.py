@@ -21,6 +21,7 @@ import numpy as np
 if TYPE_CHECKING:
     from .pipeline import Live2DiffPipeline
     from .stream import Stream
+    from .styles import Style
 
 RATE_SECONDS = 5.0  # the frame rate in `stats` is that of the last so many seconds
 QUIET_SECONDS = 10.0  # a visitor silent for this long gives way when another needs the place
@@ -104,6 +105,16 @@ class Engine:
         self._dropped = 0
         self._stopped = threading.Event()
         threading.Thread(target=self._reap, name="reaper", daemon=True).start()
+
+    @property
+    def styles(self) -> dict[str, Style]:
+        """The presets that visitors can choose from."""
+        return self._pipe.styles
+
+    @property
+    def about(self) -> str:
+        """Which model this is, in a sentence."""
+        return self._pipe.about
 
     def open(self, key: str, **settings: Any) -> Future[str]:
         """Give `key` a stream with these settings, in place of one it has; `EngineBusy` if there is no room.

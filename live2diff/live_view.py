@@ -23,7 +23,6 @@ import numpy as np
 from PIL import Image
 
 from .engine import Engine, EngineBusy, StreamGone
-from .styles import STYLES
 
 PAGE = Path(__file__).parent / "page"
 JPEG_PREFIX = "data:image/jpeg;base64,"
@@ -135,7 +134,7 @@ def live_view(engine: Engine) -> gr.HTML:
         css_template=(PAGE / "live.css").read_text(),
         js_on_load=(PAGE / "live.js").read_text(),
         server_functions=[bind(function) for function in (live_start, live_push, live_update, live_stop)],
-        styles=[{"name": name, "title": style.title} for name, style in STYLES.items()],
+        styles=[{"name": name, "title": style.title} for name, style in engine.styles.items()],
         apply_default_css=False,
         elem_id="live",
     )

@@ -7,9 +7,10 @@ from diffusers import DiffusionPipeline, LCMScheduler
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
 from .config import MAX_DENOISING_STEPS
+from .restyle import Restyler
 from .sampler import make_schedule, spread_indices, timesteps_of_indices
 from .stream import Stream
-from .styles import find_style
+from .styles import STYLES, Style, find_style
 from .unet import StreamUNet
 from .vae import VAE, cell_side, decode, encode
 
@@ -27,6 +28,13 @@ class Live2DiffPipeline(DiffusionPipeline):
         size: default working size: a frame is worked on at about `size` x `size` pixels, in its own aspect.
         t_index_list: default denoising steps, as indices into `num_inference_steps` LCM steps.
         strongest_index: where a stream of full strength begins: the noisiest step the model was trained on.
+        few_step_lora: a file beside the weights, the LoRA that lets a model of many steps do with a few.
+
+    Attributes:
+        styles: the presets it can wear.
+        default_style: the style of streams that name none.
+        restyler: changes the weights for styles that bring their own; None if this model has no such styles.
+        about: which model this is, in a sentence for people.
     """
 
     def __init__(
@@ -41,8 +49,13 @@ class Live2DiffPipeline(DiffusionPipeline):
         t_index_list: list[int] | None = None,
         num_inference_steps: int = 50,
         strongest_index: int = 0,
+        few_step_lora: str | None = None,
     ):
         super().__init__()
+        self.styles: dict[str, Style] = {n: style for n, style in STYLES.items() if not style.has_weights}
+        self.default_style: str | None = None
+        self.restyler: Restyler | None = None
+        self.about = ""
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -56,6 +69,7 @@ class Live2DiffPipeline(DiffusionPipeline):
             t_index_list=list(t_index_list or PUBLISHED_INDICES),
             num_inference_steps=num_inference_steps,
             strongest_index=strongest_index,
+            few_step_lora=few_step_lora,
         )
 
     def stream(
@@ -67,29 +81,70 @@ class Live2DiffPipeline(DiffusionPipeline):
         strength: float | None = None,
         t_index_list: list[int] | None = None,
         size: int | tuple[int, int] | None = None,
+        lora_scale: float = 1.0,
     ) -> Stream:
         """Open a viewer's stream.
 
         Args:
-            style: a name in `STYLES`, or None for the prompt as it is.
+            style: a name in `styles`, "" for the prompt as it is, None for the default style.
             prompt: the viewer's words.
             seed: decides everything: same seed and frames, same output.
-            steps: 1 to 4 denoising steps, from the first one on; by default the model's own number.
+            steps: 1 to 4 denoising steps, from the first one on; by default the style's own number, or
+                the model's.
             strength: how far a picture may go from the camera's, from near 0, a touch, to 1; by default the
-                model's own first step.
+                style's own first step, or the model's.
             t_index_list: the steps themselves, as increasing indices; overrides `steps` and `strength`.
             size: working size, `n` for about n x n pixels in the frames' aspect, or `(height, width)`.
+            lora_scale: multiplies the weights of the style's LoRAs, from 0 to 2.
 
         Raises:
-            ValueError: a setting out of range, with what is possible.
+            ValueError: a setting out of range, with what is possible; or a style with other weights than
+                those that other streams use now.
+            OSError: the style's weights cannot be read or downloaded.
         """
+        style = self.default_style if style is None else style
+        preset = self.preset(style)
+        if steps is None and strength is None and t_index_list is None:
+            steps, strength, t_index_list = preset.steps, preset.strength, preset.t_index_list
         indices = self.indices(steps, strength) if t_index_list is None else list(t_index_list)
         timesteps = timesteps_of_indices(self.scheduler, indices, self.config.num_inference_steps)
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"seed is {seed}; it must fit into 64 bits.")
         size = self.config.size if size is None else size
         self.working_size(1, 1, size)  # speak up now rather than at the first frame
-        return Stream(self, make_schedule(self.scheduler, timesteps), style, prompt, seed, size)
+        schedule = make_schedule(self.scheduler, timesteps)
+        return Stream(self, schedule, style, prompt, seed, size, lora_scale)
+
+    def preset(self, style: str | None) -> Style:
+        """The preset of that name; for None or "", the viewer's words as they are.
+
+        Raises:
+            ValueError: there is none, or this model cannot wear it.
+        """
+        if style in STYLES and style not in self.styles:
+            needs = STYLES[style].base if self.restyler else "the full model (--model live2diff)"
+            raise ValueError(f"The style {style!r} needs {needs}. Choose one of: {', '.join(self.styles)}.")
+        return find_style(style, self.styles)
+
+    def wear(self, style: str | None, user: object = None, lora_scale: float = 1.0) -> bool:
+        """Have the weights of a style, on behalf of the stream `user`; whether they changed.
+
+        Raises:
+            ValueError: no such style, `lora_scale` out of range, a file that does not fit, or other streams
+                use other weights.
+            OSError: a file cannot be read or downloaded.
+        """
+        if not 0 <= lora_scale <= 2:
+            raise ValueError(f"lora_scale is {lora_scale!r}; it must be from 0 to 2.")
+        preset = self.preset(style)
+        if self.restyler is None:
+            return False
+        return self.restyler.wear(preset.base, [(n, w * lora_scale) for n, w in preset.loras], user)
+
+    def leave(self, user: object) -> None:
+        """The stream `user` has ended: the weights may change without it."""
+        if self.restyler is not None:
+            self.restyler.leave(user)
 
     def indices(self, steps: int | None, strength: float | None) -> list[int]:
         """The denoising steps that this number of steps and this strength stand for; None: the model's own.
@@ -140,32 +195,39 @@ class Live2DiffPipeline(DiffusionPipeline):
         sides = tuple(max(1, round(side / self.cell)) * self.cell for side in wanted)
         return sides
 
-    @torch.no_grad()
-    def encode_prompt(self, style: str | None, prompt: str) -> torch.Tensor:
-        """Prompt embeddings `[tokens, dim]` of a style and the viewer's words; words beyond 77 tokens have no
-        effect.
+    def tokenize(self, style: str | None, prompt: str) -> torch.Tensor:
+        """A style and the viewer's words as tokens `[1, 77]`; words beyond 77 tokens have no effect.
 
         Raises:
             ValueError: an unknown style, or a prompt over 4000 characters.
         """
         if len(prompt) > LONGEST_PROMPT:
             raise ValueError(f"The prompt has {len(prompt)} characters; at most {LONGEST_PROMPT} are read.")
-        preset = find_style(style)
-        tokens = self.tokenizer(
-            preset.prompt(prompt),
+        return self.tokenizer(
+            self.preset(style).prompt(prompt),
             padding="max_length",
             max_length=self.tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
-        ).input_ids.to(self.text_encoder.device)
-        hidden = self.text_encoder(tokens, output_hidden_states=True).hidden_states[-(preset.clip_skip + 1)]
+        ).input_ids
+
+    @torch.no_grad()
+    def encode_prompt(self, style: str | None, prompt: str) -> torch.Tensor:
+        """Prompt embeddings `[tokens, dim]` of a style and the viewer's words.
+
+        Raises:
+            ValueError: as `tokenize`.
+        """
+        tokens = self.tokenize(style, prompt).to(self.text_encoder.device)
+        layer = -(self.preset(style).clip_skip + 1)
+        hidden = self.text_encoder(tokens, output_hidden_states=True).hidden_states[layer]
         text_model = getattr(self.text_encoder, "text_model", self.text_encoder)  # moved in transformers 5
         return text_model.final_layer_norm(hidden)[0]
 
     def ignored_words(self, style: str | None, prompt: str) -> str:
         """The end of the prompt that does not fit into the text encoder's 77 tokens; empty if all of it
         does."""
-        tokens = self.tokenizer(find_style(style).prompt(prompt)).input_ids[1:-1]
+        tokens = self.tokenizer(self.preset(style).prompt(prompt)).input_ids[1:-1]
         return self.tokenizer.decode(tokens[self.tokenizer.model_max_length - 2 :]).strip()
 
     @torch.no_grad()

@@ -64,13 +64,16 @@ class Stream:
         prompt: str,
         seed: int,
         size: int | tuple[int, int],
+        lora_scale: float = 1.0,
     ):
         self.schedule = schedule
         self.frames_in = self.frames_out = 0
         self._pipeline: Live2DiffPipeline | None = pipeline
         self._size = size
         self._working_size: tuple[int, int] | None = None
-        self._style, self._prompt = style, prompt
+        self._style, self._prompt, self._lora_scale = style, prompt, lora_scale
+        pipeline.tokenize(style, prompt)  # complain before any weights change
+        pipeline.wear(style, self, lora_scale)
         self._embeds = self._target_embeds = pipeline.encode_prompt(style, prompt)
         self._blend_left = 0
         self._generator = torch.Generator().manual_seed(seed)
@@ -142,22 +145,42 @@ class Stream:
                 out += self._give_out([finished])
         return out
 
-    def update(self, prompt: str | None = None, style: str | None = None, blend: int = 8) -> None:
-        """Change prompt or style from the next frame on; the memory is kept.
+    def update(
+        self,
+        prompt: str | None = None,
+        style: str | None = None,
+        blend: int = 8,
+        lora_scale: float | None = None,
+        keep_memory: bool = False,
+    ) -> None:
+        """Change prompt or style from the next frame on; the denoising steps stay.
+
+        The memory is kept where the weights stay the same. Where a style brings others, keys and values were
+        made by weights that are gone, so the stream warms up again from its last 8 frames, without a gap.
 
         Args:
             prompt: the viewer's words; None keeps them.
-            style: a name in `STYLES`, "" for none; None keeps it.
+            style: a name in the pipeline's `styles`, "" for none; None keeps it.
             blend: over how many frames the old prompt turns into the new one; 0 or 1 for at once.
+            lora_scale: multiplies the weights of the style's LoRAs, from 0 to 2; None keeps it.
+            keep_memory: keep it although the weights change: what was drawn so far fades out slowly.
 
         Raises:
-            ValueError: as `Live2DiffPipeline.encode_prompt`; the stream goes on as before.
+            ValueError: as `Live2DiffPipeline.wear` and `.tokenize`; the stream goes on as before.
+            OSError: the style's weights cannot be had; the stream goes on as before.
         """
+        pipeline = self._open
         style = self._style if style is None else style
         prompt = self._prompt if prompt is None else prompt
-        target = self._open.encode_prompt(style, prompt)
-        self._style, self._prompt, self._target_embeds = style, prompt, target
-        self._blend_left = max(1, blend) if self.frames_in else 1
+        lora_scale = self._lora_scale if lora_scale is None else lora_scale
+        pipeline.tokenize(style, prompt)
+        changed = pipeline.wear(style, self, lora_scale)
+        self._style, self._prompt, self._lora_scale = style, prompt, lora_scale
+        self._target_embeds = pipeline.encode_prompt(style, prompt)
+        # Embeddings of two text encoders have nothing between them.
+        self._blend_left = max(1, blend) if self.frames_in and not changed else 1
+        if changed and not keep_memory:
+            self.restart()
 
     def restart(self) -> None:
         """Warm up again at the next frame, from the last 8 frames and with the current prompt, without a gap.
@@ -168,6 +191,8 @@ class Stream:
 
     def close(self) -> None:
         """Free everything; may be called twice."""
+        if self._pipeline is not None:
+            self._pipeline.leave(self)
         self._pipeline = self._cache = None
         self._gathered, self._rows = [], []
         self._recent.clear()

@@ -1,17 +1,33 @@
 """A pipeline of all the real classes at tiny width, with random weights: what most tests run on."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny, LCMScheduler
+from diffusers import AutoencoderKL, AutoencoderTiny, LCMScheduler, UNet2DConditionModel
 from transformers import DPTConfig, DPTForDepthEstimation
 
 from live2diff import Live2DiffPipeline
 from live2diff.training.text import build_text_encoder, build_tokenizer
 from live2diff.unet import StreamUNet
+
+
+def build_tiny_dpt() -> DPTForDepthEstimation:
+    config = DPTConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+    )
+    return DPTForDepthEstimation(config)
 
 
 def build_tiny_pipeline(folder) -> Live2DiffPipeline:
@@ -30,17 +46,6 @@ def build_tiny_pipeline(folder) -> Live2DiffPipeline:
         for name, parameter in unet.named_parameters():  # undo the zeros, so that memory and depth matter
             if "proj_out" in name or "flow_conv_in.conv_out" in name:
                 parameter.normal_(std=0.2)
-    depth = DPTConfig(
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=16,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8,
-    )
     pipeline = Live2DiffPipeline(
         vae=AutoencoderTiny(
             encoder_block_out_channels=(8, 8),
@@ -52,7 +57,7 @@ def build_tiny_pipeline(folder) -> Live2DiffPipeline:
         tokenizer=tokenizer,
         unet=unet,
         scheduler=LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="linear"),
-        depth_estimator=DPTForDepthEstimation(depth),
+        depth_estimator=build_tiny_dpt(),
         size=32,
         t_index_list=(30, 40),
     )
@@ -64,3 +69,21 @@ def build_tiny_pipeline(folder) -> Live2DiffPipeline:
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory) -> Live2DiffPipeline:
     return build_tiny_pipeline(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A random model in the layout of `stable-diffusion-v1-5`, with a DPT beside it in `depth`; not to be
+    changed."""
+    base = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(base / "words")
+    tokenizer.save_pretrained(base / "tokenizer")
+    build_text_encoder(tokenizer).save_pretrained(base / "text_encoder")
+    unet = UNet2DConditionModel(block_out_channels=(32, 32, 32, 32), cross_attention_dim=64)
+    unet.save_pretrained(base / "unet")
+    blocks = ["DownEncoderBlock2D"] * 4, ["UpDecoderBlock2D"] * 4
+    vae = AutoencoderKL(3, 3, *blocks, (8, 8, 8, 8), latent_channels=4, norm_num_groups=4)
+    vae.save_pretrained(base / "vae")
+    build_tiny_dpt().save_pretrained(base / "depth")
+    return base

@@ -14,19 +14,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from transformers import DPTConfig, DPTForDepthEstimation
 
 from live2diff import Live2DiffPipeline
 from live2diff.attention import Window
 from live2diff.config import WINDOW
+from live2diff.restyle import is_added
 from live2diff.training.__main__ import main
 from live2diff.training.motion import Inputs, MotionRecipe, denoising_loss, predict_noise, train_motion
-from live2diff.training.text import build_text_encoder, build_tokenizer
 from live2diff.training.videos import VideoFolder, read_clip
 from live2diff.unet import StreamUNet
-from live2diff.weights import added_weights, is_added, load_added, load_base
+from live2diff.weights import added_weights, load_added, load_base
 
 PARITY = Path(__file__).parent / "parity" / "two-step.json"
 SIZE = 64
@@ -57,34 +55,6 @@ def folder(tmp_path_factory) -> Path:
     lines = [json.dumps({"file_name": name, "text": f"a clip called {name}"}) for name in names]
     (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
     return folder
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """A random model in the layout of `stable-diffusion-v1-5`, with a DPT beside it in `depth`."""
-    base = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(base / "words")
-    tokenizer.save_pretrained(base / "tokenizer")
-    build_text_encoder(tokenizer).save_pretrained(base / "text_encoder")
-    unet = UNet2DConditionModel(block_out_channels=(32, 32, 32, 32), cross_attention_dim=64)
-    unet.save_pretrained(base / "unet")
-    blocks = ["DownEncoderBlock2D"] * 4, ["UpDecoderBlock2D"] * 4
-    vae = AutoencoderKL(3, 3, *blocks, (8, 8, 8, 8), latent_channels=4, norm_num_groups=4)
-    vae.save_pretrained(base / "vae")
-    depth = DPTConfig(
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=16,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8,
-    )
-    DPTForDepthEstimation(depth).save_pretrained(base / "depth")
-    return base
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import cv2
 import torch
 
 from ..config import WINDOW
-from ..weights import DEPTH_ESTIMATOR, NANO, load_added, load_base
+from ..weights import NANO, Sources, load_added, load_base
 from .loop import Losses
 
 BAD_INPUT = 2
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add("--base", required=True, help="SD 1.5 or one like it: a diffusers folder or a Hub name")
     add("--videos", type=Path, required=True, help="a folder of videos")
     add("--captions", type=Path, required=True, help=".jsonl or .csv with the fields file_name and text")
-    add("--depth", default=DEPTH_ESTIMATOR, help="a DPT: a folder or a Hub name (default: %(default)s)")
+    add("--depth", default=Sources.depth, help="a DPT: a folder or a Hub name (default: %(default)s)")
     add("--work", type=Path, default=Path("motion-work"), help="folder of the checkpoint and the previews")
     add("--out", type=Path, help="the result (default: motion.safetensors in the folder of --work)")
     add("--start-from", type=Path, help="an earlier result to go on from, instead of from nothing")

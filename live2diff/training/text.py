@@ -85,7 +85,7 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     """Train a byte-level BPE in CLIP's layout (lower case, `</w>` at the end of a word) on the words
     above."""
     words = " ".join([*SUBJECTS, *[phrase for phrases in SYNONYMS.values() for phrase in phrases]])
-    texts = [words] * 10 + [style.prompt(words) for style in STYLES.values()]
+    texts = [words] * 10 + [style.prompt(words) for style in STYLES.values() if not style.has_weights]
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
