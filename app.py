@@ -76,6 +76,7 @@ def time_left(progress: Progress) -> str:
 
 def translated_clip(engine: Engine, key: str, clip: str, target: Path, settings: dict) -> Iterator[Progress]:
     """The clip at `clip` into `target`. Everything is freed when this generator ends, however it ends."""
+    engine.fetch(settings["style"]).result()
     with engine.clip(key, **settings) as stream:
         if stream.ignored_words:
             gr.Warning(f"The prompt is too long. Not read: “{stream.ignored_words}”")
@@ -94,7 +95,7 @@ def video_tab(engine: Engine) -> None:
         )
     with gr.Row():
         with gr.Column(scale=2):
-            style = gr.Radio(styles, value=styles[0][1], label="Style", elem_id="style")
+            style = gr.Radio(styles, value=engine.default_style, label="Style", elem_id="style")
             prompt = gr.Textbox(
                 label="Prompt", placeholder="What is in it: a man at a desk", elem_id="prompt"
             )
@@ -129,7 +130,7 @@ def video_tab(engine: Engine) -> None:
                 progress((step.done, step.total), desc=time_left(step), unit="frames")
         except StreamGone:
             raise gr.Error("The translation was cancelled.", print_exception=False) from None
-        except ValueError as error:  # a ClipError, or settings that the pipeline refuses
+        except (ValueError, OSError) as error:  # a ClipError, or settings that cannot be had
             raise gr.Error(str(error), print_exception=False) from None
         return str(target)
 

@@ -99,6 +99,7 @@ class Engine:
         self.idle_seconds = idle_seconds
         self._pipe = pipe
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._downloads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="downloads")
         self._lock = threading.Lock()
         self._visitors: dict[str, Visitor] = {}
         self._finished: deque[tuple[float, float]] = deque(maxlen=512)  # (when, how long it took)
@@ -112,9 +113,18 @@ class Engine:
         return self._pipe.styles
 
     @property
+    def default_style(self) -> str:
+        """The one that is chosen at first."""
+        return self._pipe.default_style or next(iter(self._pipe.styles))
+
+    @property
     def about(self) -> str:
         """Which model this is, in a sentence."""
         return self._pipe.about
+
+    def fetch(self, style: str | None) -> Future[None]:
+        """Download what a style needs, if anything, while frames go on; before `open` or `update` with it."""
+        return self._downloads.submit(self._pipe.fetch, style)
 
     def open(self, key: str, **settings: Any) -> Future[str]:
         """Give `key` a stream with these settings, in place of one it has; `EngineBusy` if there is no room.
@@ -204,6 +214,7 @@ class Engine:
         for key in list(self._visitors):
             self.close(key)
         self._device.shutdown(wait=True)
+        self._downloads.shutdown(wait=False, cancel_futures=True)
 
     # The next four run on the device thread.
 

@@ -61,12 +61,16 @@ def encode_frame(frame: np.ndarray) -> str:
     return JPEG_PREFIX + base64.b64encode(data).decode()
 
 
-def checked_settings(data: Reply) -> dict[str, str]:
-    """Style and prompt as the browser sent them, known to be short texts; the pipeline judges them."""
+def checked_settings(data: Reply) -> dict[str, Any]:
+    """Style, prompt and LoRA weight as the browser sent them, known to be two short texts and a number; the
+    pipeline judges them."""
     settings = {name: data.get(name) for name in ("style", "prompt")}
     if not all(isinstance(value, str) and len(value) <= LONGEST_PROMPT for value in settings.values()):
         raise ValueError(f"Style and prompt are texts of at most {LONGEST_PROMPT} characters.")
-    return settings
+    lora_scale = data.get("lora_scale", 1.0)
+    if isinstance(lora_scale, bool) or not isinstance(lora_scale, int | float):
+        raise ValueError("The LoRA weight must be a number.")
+    return settings | {"lora_scale": lora_scale}
 
 
 def answered(function: Callable[[Engine, str, Reply], Awaitable[Reply]]) -> Callable:
@@ -83,7 +87,7 @@ def answered(function: Callable[[Engine, str, Reply], Awaitable[Reply]]) -> Call
             return await function(engine, session, data)
         except StreamGone as error:
             return {"error": str(error), "gone": True}
-        except (EngineBusy, ValueError) as error:
+        except (EngineBusy, ValueError, OSError) as error:
             return {"error": str(error)}
         except RuntimeError as error:  # what torch raises, out of memory included
             log.exception("a live frame failed")
@@ -94,7 +98,9 @@ def answered(function: Callable[[Engine, str, Reply], Awaitable[Reply]]) -> Call
 
 @answered
 async def live_start(engine: Engine, session: str, data: Reply) -> Reply:
-    return {"ignored": await asyncio.wrap_future(engine.open(session, **checked_settings(data), seed=0))}
+    settings = checked_settings(data)
+    await asyncio.wrap_future(engine.fetch(settings["style"]))
+    return {"ignored": await asyncio.wrap_future(engine.open(session, **settings, seed=0))}
 
 
 @answered
@@ -110,7 +116,9 @@ async def live_push(engine: Engine, session: str, data: Reply) -> Reply:
 
 @answered
 async def live_update(engine: Engine, session: str, data: Reply) -> Reply:
-    return {"ignored": await asyncio.wrap_future(engine.update(session, **checked_settings(data)))}
+    settings = checked_settings(data)
+    await asyncio.wrap_future(engine.fetch(settings["style"]))
+    return {"ignored": await asyncio.wrap_future(engine.update(session, **settings))}
 
 
 @answered
@@ -134,7 +142,15 @@ def live_view(engine: Engine) -> gr.HTML:
         css_template=(PAGE / "live.css").read_text(),
         js_on_load=(PAGE / "live.js").read_text(),
         server_functions=[bind(function) for function in (live_start, live_push, live_update, live_stop)],
-        styles=[{"name": name, "title": style.title} for name, style in engine.styles.items()],
+        styles=[
+            {
+                "name": name,
+                "title": style.title,
+                "loras": len(style.loras) or "",
+                "checked": "checked" if name == engine.default_style else "",
+            }
+            for name, style in engine.styles.items()
+        ],
         apply_default_css=False,
         elem_id="live",
     )

@@ -126,6 +126,17 @@ class Live2DiffPipeline(DiffusionPipeline):
             raise ValueError(f"The style {style!r} needs {needs}. Choose one of: {', '.join(self.styles)}.")
         return find_style(style, self.styles)
 
+    def fetch(self, style: str | None) -> None:
+        """Have the files of a style on the disk, so that `wear` is quick; for any thread.
+
+        Raises:
+            ValueError: no such style.
+            OSError: a file cannot be downloaded.
+        """
+        preset = self.preset(style)
+        if self.restyler is not None:
+            self.restyler.fetch(preset.base, preset.loras)
+
     def wear(self, style: str | None, user: object = None, lora_scale: float = 1.0) -> bool:
         """Have the weights of a style, on behalf of the stream `user`; whether they changed.
 

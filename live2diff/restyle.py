@@ -66,6 +66,17 @@ class Restyler:
         self._loras: dict[str, Layers] = {}
         self._users: WeakSet = WeakSet()
 
+    def fetch(self, base: str | None, loras: Sequence[tuple[str, float]]) -> None:
+        """Have the files of a style on the disk, which may take a download. Touches no weights: any thread
+        may call it while streams run.
+
+        Raises:
+            ValueError, OSError: as `hub.find`.
+        """
+        for name in (base, *(name for name, _ in loras)):
+            if name is not None:
+                self._find(name)
+
     def wear(self, base: str | None, loras: Sequence[tuple[str, float]], user: Any) -> bool:
         """Make these the weights, if they are not, on behalf of the stream `user`. All is read and checked
         before anything is written.

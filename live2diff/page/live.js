@@ -15,6 +15,7 @@ const message = find(".message");
 const startButton = find(".start");
 const stopButton = find(".stop");
 const prompt = find(".prompt input");
+const lora = find(".lora input"); // for styles that have LoRAs: what their weights are multiplied by
 const idleNotice = notice.textContent;
 const sent = document.createElement("canvas");
 
@@ -24,19 +25,31 @@ let newest = { number: 0, captured: 0 }; // of the camera frame that the video s
 let wake = null; // ends the wait for the next camera frame
 let shown = []; // of the pictures of the last RATE_WINDOW: {at, delay}
 
-element.querySelector(".styles input").checked = true;
+let style = find(".styles input:checked"); // the one that the server has accepted last
 
-const settings = () => ({ style: find(".styles input:checked").value, prompt: prompt.value });
+const settings = () => ({
+  style: find(".styles input:checked").value,
+  prompt: prompt.value,
+  lora_scale: Number(lora.value),
+});
+
+const showLora = () => (find(".lora").hidden = !find(".styles input:checked").dataset.loras);
 
 function say(text) {
   message.textContent = text;
   message.hidden = !text;
 }
 
-// What the server says of style and prompt.
+// What the server says of style and prompt. A style that it refuses is not the one that is seen.
 function judge(answer) {
-  if (answer?.error && !answer.gone) say(answer.error);
-  else say(answer?.ignored ? `The prompt is too long. Not read: “${answer.ignored}”` : "");
+  if (answer?.error && !answer.gone) {
+    say(answer.error);
+    style.checked = true;
+    showLora();
+    return;
+  }
+  style = find(".styles input:checked");
+  say(answer?.ignored ? `The prompt is too long. Not read: “${answer.ignored}”` : "");
 }
 
 function setState(state, text) {
@@ -189,6 +202,8 @@ function stop(text = "") {
   server.live_stop({});
 }
 
+showLora();
+
 let settled = null;
 function update(milliseconds) {
   clearTimeout(settled);
@@ -200,5 +215,9 @@ function update(milliseconds) {
 
 startButton.addEventListener("click", start);
 stopButton.addEventListener("click", () => stop());
-find(".styles").addEventListener("change", () => update(0));
+find(".styles").addEventListener("change", () => {
+  showLora();
+  update(0);
+});
+lora.addEventListener("input", () => update(150));
 prompt.addEventListener("input", () => update(400));
