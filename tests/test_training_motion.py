@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from live2diff import Live2DiffPipeline
 from live2diff.attention import Window
 from live2diff.config import WINDOW
+from live2diff.published import added_weights, load_added, load_base
 from live2diff.restyle import is_added
 from live2diff.training.__main__ import main
 from live2diff.training.motion import Inputs, MotionRecipe, denoising_loss, predict_noise, train_motion
 from live2diff.training.videos import VideoFolder, read_clip
 from live2diff.unet import StreamUNet
-from live2diff.weights import added_weights, load_added, load_base
 
 PARITY = Path(__file__).parent / "parity" / "two-step.json"
 SIZE = 64

@@ -3,6 +3,8 @@ their own, and changing them while streams run."""
 
 import json
 import pickle
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +28,11 @@ import live2diff
 from live2diff.checkpoints import read_published, split_single_file
 from live2diff.engine import Engine
 from live2diff.lora import read_lora
+from live2diff.published import Sources, added_weights, convert, load_base
 from live2diff.restyle import SD_VAE, is_added, parts_of
 from live2diff.styles import STYLES, Style, read_styles
 from live2diff.unet import StreamUNet
-from live2diff.weights import Sources, added_weights, convert, load_base, main
+from live2diff.weights import main
 
 SMALL = {"size": 128, "t_index_list": [30]}  # one step at the smallest size
 FRAMES = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), np.uint8)
@@ -185,6 +188,30 @@ def test_code_in_a_checkpoint_is_never_run_and_half_a_file_is_told(sources, tmp_
     (tmp_path / "empty.ckpt").touch()
     with pytest.raises(ValueError, match=r"empty.ckpt"):
         read_published(tmp_path / "empty.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", "cut", "unet/diffusion_pytorch_model.safetensors"),
+        ("text_encoder/model.safetensors", "cut", "is damaged"),
+        ("text_encoder/model.safetensors", "remove", "no file named model.safetensors"),
+        ("depth/model.safetensors", "garbage", "is damaged"),
+        ("tokenizer/tokenizer.json", "cut", "is damaged"),
+        ("unet/config.json", "garbage", "not a valid JSON file"),
+    ],
+)
+def test_a_base_with_a_broken_part_is_told_with_its_place(base, tmp_path, file, change, words):
+    broken = tmp_path / "broken"
+    shutil.copytree(base, broken)
+    whole = (broken / file).read_bytes()
+    if change == "remove":
+        (broken / file).unlink()
+    else:
+        (broken / file).write_bytes(whole[: len(whole) // 2] if change == "cut" else b"x" * 1000)
+    with pytest.raises((ValueError, OSError), match=re.escape(str(broken))) as caught:
+        load_base(broken, broken / "depth")
+    assert words in str(caught.value) and "download it again" in str(caught.value)
 
 
 @pytest.mark.parametrize("layout", [kohya_lora, peft_lora, diffusers_lora])

@@ -12,7 +12,8 @@ import cv2
 import torch
 
 from ..config import WINDOW
-from ..weights import NANO, Sources, load_added, load_base
+from ..published import Sources, load_added, load_base
+from ..weights import NANO
 from .loop import Losses
 
 BAD_INPUT = 2

@@ -29,8 +29,8 @@ from ..attention import Window
 from ..config import WINDOW
 from ..depth import DepthRange, depth_pictures, inverse_depth
 from ..pipeline import LONGEST_PROMPT, Live2DiffPipeline
+from ..published import added_weights
 from ..unet import StreamUNet
-from ..weights import added_weights
 from .loop import Losses, write_whole
 from .videos import Clip, VideoFolder
 
