@@ -46,6 +46,9 @@ class Sources:
     depth: str = "Intel/dpt-hybrid-midas"
 
 
+PUBLISHED = Sources()
+
+
 def converted_folder(sources: Sources) -> Path:
     """Where the converted model of these sources is kept: in the Hub's cache, by what they are called and,
     for files, what they are."""
@@ -61,7 +64,7 @@ def converted_folder(sources: Sources) -> Path:
 
 def convert(
     out: str | Path,
-    sources: Sources = Sources(),
+    sources: Sources = PUBLISHED,
     dtype: torch.dtype = torch.float16,
     report: Report = lambda line: None,
 ) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from .hub import CHECKPOINTS, find, is_hub_name
 from .pipeline import Live2DiffPipeline
-from .published import Report, Sources, convert, converted_folder, reading
+from .published import PUBLISHED, Report, Sources, convert, converted_folder, reading
 from .restyle import Restyler, parts_of
 from .styles import STYLES, Style
 
@@ -34,7 +34,7 @@ def load(
     loras: Sequence[tuple[str, float]] = (),
     styles: dict[str, Style] | None = None,
     checkpoints: str | Path = CHECKPOINTS,
-    sources: Sources = Sources(),
+    sources: Sources = PUBLISHED,
     report: Report = lambda line: None,
 ) -> Live2DiffPipeline:
     """Load a model.
