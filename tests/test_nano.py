@@ -23,7 +23,7 @@ def translated() -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
     frames = [frame for frame, _ in islice(read_frames(CLIP), FRAMES)]
     source = [cv2.resize(frame, (192, 256), interpolation=cv2.INTER_AREA) for frame in frames]
     outputs = {}
-    for style in live2diff.STYLES:
+    for style in pipeline.styles:
         stream = pipeline.stream(style=style, prompt="a woman")
         outputs[style] = [out for frame in source for out in stream.push(frame)] + stream.flush()
     return source, outputs

@@ -171,7 +171,7 @@ def test_the_live_tab_translates_the_camera_follows_it_and_frees_the_stream_on_s
 def test_another_style_shows_while_it_runs(page, engine):
     page.get_by_role("tab", name="Live").click()
     names = page.locator("#live .styles input").evaluate_all("inputs => inputs.map(input => input.value)")
-    assert names == list(live2diff.STYLES)
+    assert names == list(engine.styles)
     means = {}
     page.locator("#live .start").click()
     for name in ("pencil", "blueprint"):
