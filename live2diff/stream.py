@@ -123,8 +123,6 @@ class Stream:
                     for f in recent
                 ]
             )
-        pictures = self._depth_pictures(entering.depth[None])
-        entering.depth_latents = self._open.encode(pictures)[0]
         self._recent.append(entering)
         finished = self._advance(entering)
         return [] if finished is None else self._give_out([finished])
@@ -232,9 +230,12 @@ class Stream:
         pictures = (pixels.permute(2, 0, 1)[None].float() / 127.5 - 1).contiguous(
             memory_format=torch.channels_last
         )
-        latents = pipeline.encode(pictures)[0].to(pipeline.unet.dtype)
         depth = inverse_depth(pipeline.depth_estimator, pictures)[0]
-        return Frame(latents, depth, None, self._noise(latents), self._next_embeds(), shape)
+        if self.warm:  # camera and depth in one batch; before, the depth's range is not known yet
+            pictures = torch.cat([pictures, self._depth_pictures(depth[None])])
+        latents, *depth_latents = pipeline.encode(pictures).to(pipeline.unet.dtype)
+        depth_latents = depth_latents[0] if depth_latents else None
+        return Frame(latents, depth, depth_latents, self._noise(latents), self._next_embeds(), shape)
 
     def _next_embeds(self) -> torch.Tensor:
         """The prompt embeddings of the next frame: one step closer to the prompt last set."""

@@ -55,9 +55,12 @@ QUALITY = "masterpiece, best quality"
 STYLES: dict[str, Style] = {
     # Words alone: what the nano model was trained on.
     "pencil": Style("Pencil", "a pencil drawing, {}"),
+    "ink": Style("Ink wash", "an ink wash painting, {}"),
+    "watercolour": Style("Watercolour", "a watercolour painting, {}"),
+    "oil": Style("Oil paint", "an oil painting, {}"),
     "comic": Style("Comic", "a comic book picture, {}"),
     "neon": Style("Neon", "glowing neon lights, {}"),
-    "oil": Style("Oil paint", "an oil painting, {}"),
+    "pixel": Style("Pixel art", "pixel art, {}"),
     "woodcut": Style("Woodcut", "a woodcut print, {}"),
     "blueprint": Style("Blueprint", "a white on blue blueprint, {}"),
     # Weights that the Hub gives without a token.
@@ -103,7 +106,7 @@ STYLES: dict[str, Style] = {
         t_index_list=(30, 36, 42),
     ),
     "pixart": Style(
-        "Pixel art",
+        "PixArt",
         QUALITY + ", {}",
         clip_skip=2,
         base="aziibpixelmix_v10.safetensors",

@@ -20,6 +20,18 @@ def test_a_clip_is_a_function_of_its_seed_and_moves():
     assert (first[0] != first[3]).mean() > 0.1
 
 
+def test_the_tokenizer_is_the_same_after_every_start_and_knows_each_style_s_words_whole(tmp_path):
+    from live2diff.training.text import SYNONYMS, build_tokenizer
+
+    first, other = (build_tokenizer(tmp_path / name) for name in ("first", "other"))
+    assert first.get_vocab() == other.get_vocab() == build_tokenizer(tmp_path / "first").get_vocab()
+    words = " ".join(phrase for phrases in SYNONYMS.values() for phrase in phrases).split()
+    assert all(len(first(word).input_ids) == 3 for word in words)  # between its two marks
+    assert len(first("zeppelin").input_ids) > 3  # others fall apart, and none is lost
+    (tmp_path / "first" / "merges.txt").write_text("#version: 0.2\n")
+    assert len(build_tokenizer(tmp_path / "first")("pencil").input_ids) > 3  # one that is there is kept
+
+
 def test_every_style_has_a_target_and_a_phrase_in_its_own_words():
     from live2diff.training.text import SYNONYMS
 

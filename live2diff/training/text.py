@@ -2,10 +2,13 @@
 trained on."""
 
 import json
+import re
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..styles import STYLES
@@ -82,31 +85,44 @@ def sample_mixture(random: np.random.Generator, first: str, second: str) -> str:
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Train a byte-level BPE in CLIP's layout (lower case, `</w>` at the end of a word) on the words
-    above."""
-    words = " ".join([*SUBJECTS, *[phrase for phrases in SYNONYMS.values() for phrase in phrases]])
-    texts = [words] * 10 + [style.prompt(words) for style in STYLES.values() if not style.has_weights]
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1000, end_of_word_suffix="</w>", initial_alphabet=sorted(alphabet), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    state = json.loads(tokenizer.to_str())["model"]
-    vocabulary = dict.fromkeys([*sorted(alphabet), *[f"{letter}</w>" for letter in sorted(alphabet)]])
-    vocabulary.update(dict.fromkeys(sorted(state["vocab"], key=state["vocab"].get)))
-    vocabulary.update(dict.fromkeys(["<|startoftext|>", "<|endoftext|>"]))
-    merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in state["merges"]]
-    folder.mkdir(parents=True, exist_ok=True)
-    numbered = {token: number for number, token in enumerate(vocabulary)}
-    (folder / "vocab.json").write_text(json.dumps(numbered, ensure_ascii=False))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    """The tokenizer in `folder`; if there is none, a new one: byte pairs in CLIP's layout (lower case, `</w>`
+    at the end of a word), learnt from the words above, the same ones each time."""
+    if not (folder / "vocab.json").exists():
+        phrases = [*SUBJECTS, *MIXTURES, *FRAMES]
+        phrases += [phrase for synonyms in SYNONYMS.values() for phrase in synonyms]
+        phrases += [style.prompt("") for style in STYLES.values() if not style.has_weights]
+        words = re.sub(r"\{\w+\}", " ", " ".join(phrases).lower())
+        merges = byte_pairs(re.findall(r"[a-z]+|[0-9]", words))
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokens = [*alphabet, *[f"{letter}</w>" for letter in alphabet], *map("".join, merges)]
+        numbered = {token: n for n, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "vocab.json").write_text(json.dumps(numbered, ensure_ascii=False))
+        lines = ["#version: 0.2", *map(" ".join, merges)]
+        (folder / "merges.txt").write_text("\n".join(lines) + "\n")
     return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
+
+
+def byte_pairs(words: list[str]) -> list[tuple[str, str]]:
+    """The pairs that byte-pair encoding merges, in order, until each word is one token. The `tokenizers`
+    package breaks ties at random: what a model has learnt would not be understood after the next start."""
+    spelled = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
+    counts, merges = Counter(words), []
+    while True:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, pieces in spelled.items():
+            for pair in pairwise(pieces):
+                pairs[pair] += counts[word]
+        if not pairs:
+            return merges
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        for pieces in spelled.values():
+            i = 0
+            while i < len(pieces) - 1:
+                if (pieces[i], pieces[i + 1]) == best:
+                    pieces[i : i + 2] = ["".join(best)]
+                i += 1
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
