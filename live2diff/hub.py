@@ -45,8 +45,13 @@ def find(name: str, checkpoints: str | Path = CHECKPOINTS) -> Path:
             return place
     is_file = name.endswith(FILE_ENDINGS)
     if not is_hub_name(name) or (name.count("/") == 1 and is_file):
-        where = f"neither here nor in the folder {str(checkpoints)!r}" if is_file else "not here"
-        raise ValueError(f"{name!r} is {where}, and it is no Hub name like 'owner/name'.")
+        if is_file:
+            raise ValueError(
+                f"There is no file {name!r}, neither here nor in the folder {str(checkpoints)!r}."
+            )
+        raise ValueError(
+            f"There is no model {name!r}: give a folder, a file or a Hub name like 'owner/name'."
+        )
     owner, repository, *inside = name.split("/")
     repository = f"{owner}/{repository}"
     try:

@@ -150,8 +150,8 @@ def test_every_failure_of_the_hub_is_told_with_what_to_do(hub, tmp_path):
         "OSError some/gated is gated: accept its terms on its page, then log in",
         "ValueError The Hub has no public repository 'some/nothing': check the name.",
         "ValueError some/lora on the Hub has no file 'other.safetensors'.",
-        "ValueError 'no such thing' is not here, and it is no Hub name like 'owner/name'.",
-        "ValueError 'absent.safetensors' is neither here nor in the folder 'models'",
+        "ValueError There is no model 'no such thing': give a folder, a file or a Hub name",
+        "ValueError There is no file 'absent.safetensors', neither here nor in the folder 'models'.",
     ]
     for line, beginning in zip(told, expected, strict=True):
         assert line.startswith(beginning), line

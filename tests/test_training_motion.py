@@ -265,7 +265,7 @@ def test_mistakes_are_told_in_one_line_and_end_with_code_2(base, folder, tmp_pat
         (dict(base=tmp_path / "empty"), "empty"),
         (dict(size=100), "multiple of 64"),
         (dict(stride=20), "Not one of the 4 videos"),
-        (dict(start_from=folder / "broken.mp4"), "no safetensors file"),
+        (dict(start_from=folder / "broken.mp4"), "no checkpoint"),
     ):
         assert main(told(base, folder, tmp_path / "work", **changes)) == 2, changes
         message = capsys.readouterr().err.strip().splitlines()[-1]

@@ -22,7 +22,7 @@ from layouts import (
     write,
 )
 from safetensors.torch import load_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import BitConfig, CLIPTextConfig, CLIPTextModel, DPTConfig, DPTForDepthEstimation
 
 import live2diff
 from live2diff.checkpoints import read_published, split_single_file
@@ -57,6 +57,35 @@ def perturbed(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
     }
 
 
+def build_tiny_hybrid_dpt() -> DPTForDepthEstimation:
+    """The kind that the published one is: a ResNet in front of the transformer."""
+    config = DPTConfig(
+        is_hybrid=True,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=64,
+        backbone_featmap_shape=[1, 64, 4, 4],
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_ignore_stages=[0, 1],
+        neck_hidden_sizes=[16, 32, 8, 8],
+        fusion_hidden_size=8,
+        readout_type="project",
+        backbone_config=BitConfig(
+            embedding_size=16,
+            hidden_sizes=[16, 32, 64],
+            depths=[1, 1, 1],
+            out_features=["stage1", "stage2", "stage3"],
+            embedding_dynamic_padding=True,
+            global_padding="same",
+            layer_type="bottleneck",
+            num_groups=4,
+        ),
+    )
+    return DPTForDepthEstimation(config)
+
+
 @pytest.fixture(scope="module")
 def sources(base, tmp_path_factory) -> Sources:
     """Every part of the published model, as it is published."""
@@ -64,6 +93,7 @@ def sources(base, tmp_path_factory) -> Sources:
     torch.manual_seed(1)
     tiny = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
     tiny.save_pretrained(folder / "taesd")
+    build_tiny_hybrid_dpt().save_pretrained(folder / "depth")
     added = {
         name: t for name, t in perturbed(load_base(base, base / "depth").unet, 2).items() if is_added(name)
     }
@@ -74,7 +104,7 @@ def sources(base, tmp_path_factory) -> Sources:
         str(folder / "live2diff.ckpt"),
         str(folder / "lcm.safetensors"),
         str(folder / "taesd"),
-        str(base / "depth"),
+        str(folder / "depth"),
     )
 
 
