@@ -25,7 +25,8 @@ let newest = { number: 0, captured: 0 }; // of the camera frame that the video s
 let wake = null; // ends the wait for the next camera frame
 let shown = []; // of the pictures of the last RATE_WINDOW: {at, delay}
 
-let style = find(".styles input:checked"); // the one that the server has accepted last
+let accepted = find(".styles input:checked").value; // the style that the server took last
+let pending = 0; // changes that it has not answered
 
 const settings = () => ({
   style: find(".styles input:checked").value,
@@ -40,16 +41,13 @@ function say(text) {
   message.hidden = !text;
 }
 
-// What the server says of style and prompt. A style that it refuses is not the one that is seen.
-function judge(answer) {
-  if (answer?.error && !answer.gone) {
-    say(answer.error);
-    style.checked = true;
-    showLora();
-    return;
-  }
-  style = find(".styles input:checked");
-  say(answer?.ignored ? `The prompt is too long. Not read: “${answer.ignored}”` : "");
+// What the server says of style and prompt. In the end the style that is seen is the one that is marked.
+function judge(answer, asked) {
+  if (!answer?.error) accepted = asked;
+  if (pending === 0) find(`.styles input[value="${CSS.escape(accepted)}"]`).checked = true;
+  showLora();
+  if (answer?.error && !answer.gone) say(answer.error);
+  else say(answer?.ignored ? `The prompt is too long. Not read: “${answer.ignored}”` : "");
 }
 
 function setState(state, text) {
@@ -180,10 +178,11 @@ async function start() {
   camera.getVideoTracks()[0].onended = () => stop("The camera was disconnected.");
   video.srcObject = camera;
   await video.play();
-  const opened = await server.live_start(settings());
+  const asked = settings();
+  const opened = await server.live_start(asked);
   if (thisRun !== run) return;
   if (!opened || opened.error) return stop(opened?.error ?? "The server does not answer.");
-  judge(opened);
+  judge(opened, asked.style);
   shown = [];
   watchCamera(thisRun);
   await stream(thisRun);
@@ -209,7 +208,11 @@ function update(milliseconds) {
   clearTimeout(settled);
   settled = setTimeout(async () => {
     if (run === 0 || !camera) return;
-    judge(await server.live_update(settings()));
+    const asked = settings();
+    pending += 1;
+    const answer = await server.live_update(asked);
+    pending -= 1;
+    judge(answer, asked.style);
   }, milliseconds);
 }
 
