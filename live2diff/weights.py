@@ -106,7 +106,7 @@ def folder_of(model: str, sources: Sources, report: Report) -> Path:
     """The folder that a model's name stands for, downloaded and converted if need be."""
     if model == "nano":
         return NANO
-    if model == "live2diff" and not Path(model).is_dir():
+    if model == "live2diff":  # even where there is a folder of this name, such as this package's
         folder = converted_folder(sources)
         if not (folder / "model_index.json").is_file():
             convert(folder, sources, report=report)
