@@ -99,7 +99,7 @@ class Engine:
         self.idle_seconds = idle_seconds
         self._pipe = pipe
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
-        self._downloads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="downloads")
+        self._downloads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="downloads")
         self._lock = threading.Lock()
         self._visitors: dict[str, Visitor] = {}
         self._finished: deque[tuple[float, float]] = deque(maxlen=512)  # (when, how long it took)

@@ -64,6 +64,7 @@ class Restyler:
         self._look: Look = (None, ())
         self._base: tuple[str | None, dict[str, Tensors]] | None = None  # the last one that was read
         self._loras: dict[str, Layers] = {}
+        self._places: dict[str, Path] = {}  # found once: looking again may ask the network
         self._users: WeakSet = WeakSet()
 
     def fetch(self, base: str | None, loras: Sequence[tuple[str, float]]) -> None:
@@ -75,7 +76,7 @@ class Restyler:
         """
         for name in (base, *(name for name, _ in loras)):
             if name is not None:
-                self._find(name)
+                self._place(name)
 
     def wear(self, base: str | None, loras: Sequence[tuple[str, float]], user: Any) -> bool:
         """Make these the weights, if they are not, on behalf of the stream `user`. All is read and checked
@@ -127,15 +128,20 @@ class Restyler:
                 parameter.copy_(value)
         self._look = look
 
+    def _place(self, name: str) -> Path:
+        if name not in self._places:
+            self._places[name] = self._find(name)
+        return self._places[name]
+
     def _lora(self, name: str) -> Layers:
         if name not in self._loras:
-            self._loras[name] = read_lora(self._find(name), self.parts)
+            self._loras[name] = read_lora(self._place(name), self.parts)
         return self._loras[name]
 
     def _tensors(self, base: str | None) -> dict[str, Tensors]:
         """The untouched weights of a base, by part; in memory, or mapped into it."""
         if self._base is None or self._base[0] != base:
-            place = self._own if base is None else self._find(base)
+            place = self._own if base is None else self._place(base)
             self._base = base, read_base(place, self.parts)
         return self._base[1]
 
