@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from itertools import count, pairwise
+from itertools import pairwise
 
 import torch
 from diffusers import (
@@ -126,7 +126,7 @@ class StreamUNet(UNet2DConditionModel):
         Returns:
             `[B * Q, 4, height, width]`.
         """
-        layers = count(step=2)  # number of each motion module's first attention in the cache
+        layers = iter(range(0, 1000, 2))  # number of each motion module's first attention in the cache
         embedding = self.time_embedding(self.get_time_embed(sample, timestep))
         pooled_text = self.get_aug_embed(embedding, encoder_hidden_states, added_cond_kwargs={})
         if pooled_text is not None:  # SD 1.5 has none

@@ -6,7 +6,7 @@ must reach the *styled* ones; a later step starts from the model's own predictio
 reach the same. The error is taken on the clean latents and on the pixels that they decode to.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextModel
 
-from ..attention import Window
+from ..attention import TemporalTransformer, Window
 from ..depth import depth_pictures
 from ..sampler import build_scheduler
 from ..unet import StreamUNet
@@ -28,11 +28,14 @@ from .vae import picture_loss, to_tensor
 
 # A stream may start anywhere in this range, more often at its lower end. It lies below SD's: a latent of
 # 32 x 32 cells is drowned by the noise that one of 64 x 64 bears.
-FIRST_TIMESTEPS = (9, 300)
+FIRST_TIMESTEPS = (9, 120)
 LAST_TIMESTEP = 4
 LATENT_WEIGHT = 0.1  # the latents' finest channels count as much as the coarsest, but nobody sees them
-SECOND_STEPS = 0.35  # of all batches; the others learn the first step, which is the harder one
-FULL_STRENGTH = 39  # from this first timestep on the target is all style; below, the camera shines through
+FLICKER_WEIGHT = 3.0  # a flicker of a tenth of the error is what the eye goes to
+SECOND_STEPS = 0.3  # of all batches; the others learn the first step, which is the harder one
+SLOW_CLIPS = 0.5  # of all clips; before a webcam most things hardly move
+SIMILARITY_GAIN = 1.2  # the same frame then weighs 50 times one that has nothing in common with it
+FULL_STRENGTH = 19  # from this first timestep on the target is all style; below, the camera shines through
 
 
 def strength_of(first: torch.Tensor) -> torch.Tensor:
@@ -44,8 +47,8 @@ def build_unet() -> StreamUNet:
     """An untrained UNet of three levels.
 
     Text enters by cross-attention at the coarsest level and, pooled, as scale and shift of every resnet: the
-    style has to reach the fine strokes too. Motion modules are at all levels but the finest, whose cells
-    would cost more to remember than all the rest to compute.
+    style has to reach the fine strokes too. Motion modules are at the finest level alone: the noise that
+    makes a picture boil is in every cell of the latents, and passes the coarser levels by on the skips.
     """
     unet = StreamUNet(
         in_channels=32,
@@ -60,9 +63,12 @@ def build_unet() -> StreamUNet:
         addition_embed_type_num_heads=4,
         resnet_time_scale_shift="scale_shift",
         depth_channels=(32, 32),
-        motion_module_resolutions=(2, 4),
+        motion_module_resolutions=(1,),
     )
     begin_as_copy(unet)
+    for module in unet.modules():
+        if isinstance(module, TemporalTransformer):
+            begin_as_average(module)
     return unet
 
 
@@ -83,6 +89,28 @@ def begin_as_copy(unet: StreamUNet) -> None:
     unet.conv_out.weight[:, :, 1, 1] += both.T
     last.conv_shortcut.weight *= 0.1
     last.conv_shortcut.weight[:, -len(both) :, 0, 0] += torch.eye(len(both))
+
+
+@torch.no_grad()
+def begin_as_average(motion: TemporalTransformer) -> None:
+    """Set an untrained motion module one step away from taking the mean over the frames that are alike.
+
+    Queries and keys are one orthogonal map, so that a frame looks at those that show the same in this place.
+    The first attention turns x into x minus their mean; the second and the feed-forward add nothing yet.
+    `proj_out` stays zero, as for all motion modules: what it has to learn is how much of that to take away.
+    """
+    block = motion.transformer_blocks[0]
+    identity = torch.eye(motion.proj_in.in_features)
+    motion.proj_in.weight.copy_(identity)
+    motion.proj_in.bias.zero_()
+    for attention, sign in zip(block.attention_blocks, (-1, 0), strict=True):
+        nn.init.orthogonal_(attention.to_q.weight, gain=SIMILARITY_GAIN)
+        attention.to_k.weight.copy_(attention.to_q.weight)
+        attention.to_v.weight.copy_(identity)
+        attention.to_out[0].weight.copy_(sign * identity)
+        attention.to_out[0].bias.zero_()
+    block.ff.net[2].weight.zero_()
+    block.ff.net[2].bias.zero_()
 
 
 # The model predicts the clean latents themselves. Where little noise is added, a prediction of the noise
@@ -123,18 +151,26 @@ class Batch:
     depth: torch.Tensor
     tokens: torch.Tensor
 
+    @property
+    def frames(self) -> int:
+        """Of each clip. Where it is one, the motion modules are left out."""
+        return len(self.camera) // len(self.tokens)
+
     def to(self, device: torch.device | str) -> "Batch":
         return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
 def sample_batch(random: np.random.Generator, pool: Pool, clips: int) -> Batch:
-    """Clips of the pool. Their depth gets errors on top of the estimator's: a scale and a haze that jump from
-    frame to frame."""
+    """Clips of the pool, some of them slowed down. Their depth gets errors on top of the estimator's: a scale
+    and a haze that jump from frame to frame."""
     drawn = np.sort(random.choice(len(pool), clips, replace=len(pool) < clips))
-    camera, clean, target = (
-        to_tensor(part[drawn].reshape(-1, *part.shape[2:])) for part in (pool.camera, pool.clean, pool.target)
+    frames = np.stack([sample_pace(random, pool.camera.shape[1]) for _ in drawn])  # [clips, frames]
+    camera, clean, target, depth = (
+        part[drawn[:, None], frames].reshape(-1, *part.shape[2:])
+        for part in (pool.camera, pool.clean, pool.target, pool.depth)
     )
-    depth = torch.from_numpy(pool.depth[drawn].astype(np.float32)).flatten(0, 1)
+    camera, clean, target = to_tensor(camera), to_tensor(clean), to_tensor(target)
+    depth = torch.from_numpy(depth.astype(np.float32))
     haze = torch.from_numpy(random.normal(0, 0.08, (len(depth), 1, 4, 4)).astype(np.float32))
     haze = functional.interpolate(haze, depth.shape[1:], mode="bilinear")[:, 0]
     scale = torch.from_numpy(random.normal(1, 0.04, (len(depth), 1, 1)).astype(np.float32))
@@ -142,15 +178,24 @@ def sample_batch(random: np.random.Generator, pool: Pool, clips: int) -> Batch:
     return Batch(camera, clean, target, depth, torch.from_numpy(pool.tokens[drawn]))
 
 
+def sample_pace(random: np.random.Generator, frames: int) -> np.ndarray:
+    """Which frame of a clip is shown when: all in order, or some of them for longer, down to a still."""
+    if frames == 1 or random.random() > SLOW_CLIPS:
+        return np.arange(frames)
+    pace = random.choice([0, 0.25, 0.5])
+    begin = random.integers(0, frames - int(pace * (frames - 1)))
+    return begin + (pace * np.arange(frames)).astype(int)
+
+
 def denoise_batch(
-    denoiser: Denoiser, batch: Batch, frames: int, with_motion: bool
+    denoiser: Denoiser, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """One step from the camera's latents, or a second one from the first one's result, as a stream does them.
 
     Returns:
         The predicted clean latents and pictures, and the latents and pictures that they should be.
     """
-    vae, clips = denoiser.vae, len(batch.tokens)
+    vae, clips, frames = denoiser.vae, len(batch.tokens), batch.frames
     first = torch.rand(clips, device=batch.tokens.device).square()
     first = (FIRST_TIMESTEPS[0] + first * (FIRST_TIMESTEPS[1] - FIRST_TIMESTEPS[0])).long()
     strength = strength_of(first).repeat_interleave(frames).view(-1, 1, 1, 1)
@@ -160,7 +205,7 @@ def denoise_batch(
             vae, torch.cat([batch.camera, wanted, batch.depth])
         ).chunk(3)
     embeds = denoiser.embed(batch.tokens).repeat_interleave(frames, dim=0)
-    window = Window.clip(frames) if with_motion else None
+    window = Window.clip(frames) if frames > 1 else None
     timesteps = first.repeat_interleave(frames)
     sample = denoiser.noise_to(camera, timesteps)
     if torch.rand(()) < SECOND_STEPS:
@@ -173,26 +218,24 @@ def denoise_batch(
     return clean, decode(vae, clean), wanted_latents, wanted
 
 
-def denoising_loss(
-    denoiser: Denoiser, batch: Batch, frames: int, with_motion: bool
-) -> tuple[torch.Tensor, Losses]:
+def denoising_loss(denoiser: Denoiser, batch: Batch) -> tuple[torch.Tensor, Losses]:
     """The error of the clean latents and of the pictures; with clips, the flicker as well."""
-    latents, output, wanted_latents, wanted = denoise_batch(denoiser, batch, frames, with_motion)
+    latents, output, wanted_latents, wanted = denoise_batch(denoiser, batch)
     latent_error, pixel_error = (latents - wanted_latents).square().mean(), picture_loss(output, wanted)
     loss = LATENT_WEIGHT * latent_error + pixel_error
     losses = {"latent": latent_error.item(), "pixel": pixel_error.item()}
-    if with_motion:
+    if batch.frames > 1:
         # What changes from frame to frame must be what changes in the target: anything else is flicker.
-        error = (output - wanted).unflatten(0, (-1, frames))
+        error = (output - wanted).unflatten(0, (-1, batch.frames))
         flicker = (error[:, 1:] - error[:, :-1]).abs().mean()
-        loss, losses["flicker"] = loss + flicker, flicker.item()
+        loss, losses["flicker"] = loss + FLICKER_WEIGHT * flicker, flicker.item()
     return loss, losses
 
 
-def preview(denoiser: Denoiser, batch: Batch, frames: int, with_motion: bool) -> np.ndarray:
+def preview(denoiser: Denoiser, batch: Batch) -> np.ndarray:
     """The batch's first eight pictures: the camera's, what they should become, what they become."""
     with torch.no_grad():
-        _, output, _, wanted = denoise_batch(denoiser, batch, frames, with_motion)
+        _, output, _, wanted = denoise_batch(denoiser, batch)
     rows = [torch.cat(list(pictures[:8]), dim=2) for pictures in (batch.camera, wanted, output)]
     pixels = (torch.cat(rows, dim=1).clamp(-1, 1) + 1) * 127.5
     return pixels.round().byte().permute(1, 2, 0).cpu().numpy()
@@ -201,48 +244,40 @@ def preview(denoiser: Denoiser, batch: Batch, frames: int, with_motion: bool) ->
 def train_denoiser(
     name: str,
     denoiser: Denoiser,
-    pool: Pool,
+    sources: Sequence[tuple[Pool, int]],
     trains: Callable[[str], bool],
     folder: Path,
     *,
     steps: int,
-    clips: int,
     peak: float,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[int, Losses]]:
-    """One stage, on `clips` clips of the pool a step; `trains` says, by name, which of the denoiser's
-    parameters move in it. Clips of several frames go through the motion modules, single pictures around
-    them."""
-    frames = pool.camera.shape[1]
-    with_motion = frames > 1
+    """One stage. Each step takes its clips from the next of `sources`, pools with the number of clips to
+    draw; `trains` says, by name, which of the denoiser's parameters move. Clips of several frames go through
+    the motion modules, single pictures around them."""
     moving = [parameter for key, parameter in denoiser.named_parameters() if trains(key)]
     for key, parameter in denoiser.named_parameters():
-        # The whole UNet gets gradients, used or not: where only some of a group norm's are wanted, the
-        # backward pass of PyTorch 2.13, channels last on the CPU, writes to a null pointer.
-        parameter.requires_grad_(trains(key) or key.startswith("unet."))
+        # All norms and what comes before the first get gradients, used or not: where only some of a group
+        # norm's are wanted, the backward pass of PyTorch 2.13, channels last on the CPU, writes to a null
+        # pointer.
+        parameter.requires_grad_(trains(key) or "norm" in key or key.startswith("unet.conv_in"))
     denoiser.to(memory_format=torch.channels_last)
 
     def batch_of(step: int) -> Batch:
         random = np.random.default_rng([seed, sum(map(ord, name)), step])
-        return sample_batch(random, pool, clips)
-
-    def loss_of(batch: Batch) -> tuple[torch.Tensor, Losses]:
-        return denoising_loss(denoiser, batch.to(device), frames, with_motion)
-
-    def preview_of(batch: Batch) -> np.ndarray:
-        return preview(denoiser, batch.to(device), frames, with_motion)
+        return sample_batch(random, *sources[step % len(sources)])
 
     return fit(
         name,
         denoiser,
         batch_of,
-        loss_of,
+        lambda batch: denoising_loss(denoiser, batch.to(device)),
         moving,
         steps=steps,
         peak=peak,
         folder=folder,
         seed=seed,
-        preview=preview_of,
+        preview=lambda batch: preview(denoiser, batch.to(device)),
         device=device,
     )

@@ -85,22 +85,23 @@ def train_nano(
         # Single pictures: few a step, for more steps in the same time.
         "image": dict(
             trains=lambda name: not name.startswith("vae.") and not is_motion(name),
-            pool=pictures, steps=steps(IMAGE_STEPS), clips=6, peak=8e-4,
+            sources=[(pictures, 6)], steps=steps(IMAGE_STEPS), peak=8e-4,
         ),
         # At the default size: what fills a cell there, and how far the attention of the coarsest level sees.
         "large": dict(
             trains=lambda name: not name.startswith("vae.encoder") and not is_motion(name),
-            pool=large, steps=steps(LARGE_STEPS), clips=4, peak=4e-4,
+            sources=[(large, 4)], steps=steps(LARGE_STEPS), peak=4e-4,
         ),
         # Clips that fill the window of 16 under the warmup/causal mask; the picture part is frozen.
         "motion": dict(
             trains=is_motion,
-            pool=clips, steps=steps(MOTION_STEPS), clips=1, peak=1.5e-3,
+            sources=[(clips, 1)], steps=steps(MOTION_STEPS), peak=2e-3,
         ),
-        # Everything together, gently, with the decoder: it learns what predicted latents look like.
+        # Everything together, gently, with the decoder: it learns what predicted latents look like. Clips
+        # and large pictures by turns: clips alone would make it forget the default size.
         "joint": dict(
             trains=lambda name: not name.startswith("vae.encoder"),
-            pool=clips, steps=steps(JOINT_STEPS), clips=1, peak=3e-4,
+            sources=[(clips, 1), (large, 4)], steps=steps(JOINT_STEPS), peak=5e-4,
         ),
     }  # fmt: skip
     for name, stage in stages.items():
