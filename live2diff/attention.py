@@ -1,8 +1,8 @@
 """Uni-directional temporal attention: who sees whom, the cache of keys and values, and the motion module.
 
 Shapes: B streams x denoising steps (or clips, in training), Q frames per call, K frames that may be seen, P
-pixels, C channels, H heads, D channels of one head. Attention runs on `[B, P, H, frames, D]`, so that the
-cache is read as it lies.
+pixels, C channels, H heads, D channels of one head. Everything is `[B, frames, P, C]`: a frame's entry in the
+cache is one piece of memory, and so are its channels at each pixel.
 """
 
 import math
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.models.attention import FeedForward
 from torch import nn
+from torch.nn import functional
 
 from .config import POSITIONS, RECENT_FRAMES, TEMPORAL_HEADS, WARMUP_FRAMES, WINDOW
 
@@ -88,7 +89,7 @@ class KVCache:
     is never seen.
 
     Attributes:
-        keys, values: for each attention, in the order of the walk, `[B, P, H, 16, D]`.
+        keys, values: for each attention, in the order of the walk, `[B, 16, P, C]`.
         count: int64 `[B]`, frames streamed since the warmup.
     """
 
@@ -101,9 +102,7 @@ class KVCache:
     ) -> "KVCache":
         """A cache of zeros; `shapes` is `(P, C)` for each attention."""
         keys = [
-            torch.zeros(
-                rows, pixels, TEMPORAL_HEADS, WINDOW, channels // TEMPORAL_HEADS, dtype=dtype, device=device
-            )
+            torch.zeros(rows, WINDOW, pixels, channels, dtype=dtype, device=device)
             for pixels, channels in shapes
         ]
         values = [torch.zeros_like(key) for key in keys]
@@ -119,10 +118,10 @@ class KVCache:
     def write(
         self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store `[B, P, H, Q, D]` at `slots`, and give back all that attention number `layer` holds."""
+        """Store `[B, Q, P, C]` at `slots`, and give back all that attention number `layer` holds."""
         rows = torch.arange(len(key), device=key.device)[:, None]
-        self.keys[layer][rows, :, :, slots] = key.permute(0, 3, 1, 2, 4)
-        self.values[layer][rows, :, :, slots] = value.permute(0, 3, 1, 2, 4)
+        self.keys[layer][rows, slots] = key
+        self.values[layer][rows, slots] = value
         return self.keys[layer], self.values[layer]
 
     @property
@@ -138,6 +137,52 @@ def positional_table(channels: int) -> torch.Tensor:
     table[:, 0::2] = torch.sin(position * frequency)
     table[:, 1::2] = torch.cos(position * frequency)
     return table
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    position_key: torch.Tensor,
+    position_value: torch.Tensor,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """Attention of several frames: query `[B, Q, P, C]`, scaled; key and value `[B, K, P, C]`; what their
+    positions add, as each query sees them, `[B, Q, K, C]`; mask `[B or 1, Q, K]`. Gives `[B, Q, P, C]`."""
+
+    def heads(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.unflatten(-1, (TEMPORAL_HEADS, -1))
+
+    query, key, value = (heads(tensor).permute(0, 2, 3, 1, 4) for tensor in (query, key, value))
+    position_key, position_value = heads(position_key), heads(position_value)  # [B, Q, K, H, D]
+    score = query @ key.transpose(-1, -2) + torch.einsum("bphqd,bqkhd->bphqk", query, position_key)
+    weight = score.masked_fill(~mask[:, None, None], -torch.inf).softmax(dim=-1)  # [B, P, H, Q, K]
+    out = weight @ value + torch.einsum("bphqk,bqkhd->bphqd", weight, position_value)
+    return out.permute(0, 3, 1, 2, 4).flatten(-2)
+
+
+def attend_once(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    position_key: torch.Tensor,
+    position_value: torch.Tensor,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """`attend` for Q = 1, in passes over the cache as it lies: for a single query, P x H products of a row
+    and a matrix of 16 columns take a CPU three times as long."""
+    channels = query.shape[-1]
+    head = torch.arange(channels, device=query.device) // (channels // TEMPORAL_HEADS)
+    sum_heads = functional.one_hot(head, TEMPORAL_HEADS).to(query)  # [C, H]
+
+    def per_head(position: torch.Tensor) -> torch.Tensor:
+        return (position.transpose(1, 2) * sum_heads.T).flatten(1, 2)  # [B, K * H, C]
+
+    score = (query[:, 0] @ per_head(position_key).mT).unflatten(-1, (-1, TEMPORAL_HEADS))  # [B, P, K, H]
+    score = (key * query) @ sum_heads + score.transpose(1, 2)  # [B, K, P, H]
+    weight = score.masked_fill_(~mask.transpose(1, 2)[..., None], -torch.inf).softmax(dim=1)
+    out = (weight @ sum_heads.T).mul_(value).sum(dim=1)  # [B, P, C]
+    return (out + weight.transpose(1, 2).flatten(2) @ per_head(position_value))[:, None]
 
 
 class TemporalAttention(nn.Module):
@@ -156,26 +201,18 @@ class TemporalAttention(nn.Module):
         self.register_buffer("positions", positional_table(channels), persistent=False)
 
     def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
-        """`x` is `[B, P, Q, C]`, and so is the result; `layer` is this attention's number in the cache."""
-
-        def heads(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.unflatten(-1, (TEMPORAL_HEADS, -1)).transpose(-2, -3)  # [..., H, frames, D]
-
-        query = heads(self.to_q(x + self.positions[window.own][:, None]))
-        query = query * query.shape[-1] ** -0.5  # [B, P, H, Q, D]
-        key, value = heads(self.to_k(x)), heads(self.to_v(x))
+        """`x` is `[B, Q, P, C]`, and so is the result; `layer` is this attention's number in the cache."""
+        query = self.to_q(x + self.positions[window.own][:, :, None])
+        query = query * (query.shape[-1] // TEMPORAL_HEADS) ** -0.5
+        key, value = self.to_k(x), self.to_v(x)
         if cache is not None:
-            key, value = cache.write(layer, key, value, window.slots)  # [B, P, H, K, D]
+            key, value = cache.write(layer, key, value, window.slots)  # [B, K, P, C]
         position = self.positions[window.positions].expand(len(x), -1, -1, -1)  # [B, Q, K, C]
-        position_key, position_value = (
-            heads(self.to_k(position)),
-            heads(self.to_v(position)),
-        )  # [B, Q, H, K, D]
-
-        score = query @ key.transpose(-1, -2) + torch.einsum("bphqd,bqhkd->bphqk", query, position_key)
-        weight = score.masked_fill(~window.mask[:, None, None], -torch.inf).softmax(dim=-1)
-        out = weight @ value + torch.einsum("bphqk,bqhkd->bphqd", weight, position_value)
-        return self.to_out[0](out.transpose(2, 3).flatten(-2))
+        once = window.frames == 1 and not torch.is_grad_enabled()
+        out = (attend_once if once else attend)(
+            query, key, value, self.to_k(position), self.to_v(position), window.mask
+        )
+        return self.to_out[0](out)
 
 
 class TemporalTransformerBlock(nn.Module):
@@ -207,11 +244,11 @@ class TemporalTransformer(nn.Module):
         nn.init.zeros_(self.proj_out.bias)
 
     def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
-        y = self.norm(x).flatten(2).unflatten(0, (-1, window.frames)).permute(0, 3, 1, 2)  # [B, P, Q, C]
-        y = self.proj_in(y)
+        y = self.norm(x).permute(0, 2, 3, 1)  # as it lies, channels last
+        y = self.proj_in(y.flatten(1, 2).unflatten(0, (-1, window.frames)))  # [B, Q, P, C]
         for block in self.transformer_blocks:
             y = block(y, window, cache, layer)
-        return x + self.proj_out(y).permute(0, 2, 3, 1).reshape(x.shape)
+        return x + self.proj_out(y).reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 class MotionModule(nn.Module):

@@ -190,7 +190,7 @@ def test_a_restart_forgets_all_but_the_last_eight_frames(tiny_pipeline):
         stream.push(clip(1, seed=4)[0])
         caches.append(stream._cache)
     for a, b in zip(caches[0].keys, caches[1].keys, strict=True):
-        torch.testing.assert_close(a[..., :9, :], b[..., :9, :])
+        torch.testing.assert_close(a[:, :9], b[:, :9])
     assert caches[0].count.tolist() == [1]
 
 

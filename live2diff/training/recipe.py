@@ -22,10 +22,10 @@ from .vae import build_vae, train_vae
 # Steps of each stage; `scale` multiplies them.
 DEPTH_STEPS = 700  # by then the loss of a step says more of its scenes than of what was learnt
 VAE_STEPS = 900  # it begins with the principal components of patches, so little is left to learn
-IMAGE_STEPS = 12000  # most of the time: the styles, and then the small features, come from here
-LARGE_STEPS = 1500
-MOTION_STEPS = 800
-JOINT_STEPS = 400
+IMAGE_STEPS = 8500  # most of the time: the styles, and then the small features, come from here
+LARGE_STEPS = 400  # enough for the coarsest level to get used to four times its cells
+MOTION_STEPS = 400  # begun as an average of like frames: most of the flicker is gone after 200
+JOINT_STEPS = 1800
 
 # How many clips are made to draw from, for single pictures, for those at the default size, and in motion.
 # Each is drawn a few times, with new noise, depth errors and timesteps: too seldom to be known by heart.
@@ -35,8 +35,9 @@ CLIPS = 400
 POOL_SEEDS = {"pictures": 1000, "large": 2000, "clips": 3000}  # no clip may be in two pools
 
 SIZE = 256  # default working size
-T_INDEX_LIST = (48,)  # timestep 39, one step: a second one costs a third of a frame more
-STRONGEST_INDEX = 35  # timestep 299: the end of the range trained on
+NUM_INFERENCE_STEPS = 100  # twice SD's: a step of 20 timesteps would go from no style to all of it
+T_INDEX_LIST = (98,)  # timestep 19, the first at full style; a second step costs a third of a frame more
+STRONGEST_INDEX = 88  # timestep 119: the end of the range trained on
 
 
 def is_motion(name: str) -> bool:
@@ -116,6 +117,7 @@ def train_nano(
         depth_estimator=estimator,
         size=SIZE,
         t_index_list=T_INDEX_LIST,
+        num_inference_steps=NUM_INFERENCE_STEPS,
         strongest_index=STRONGEST_INDEX,
     )
     pipeline.to("cpu").to(torch.float16).save_pretrained(target)  # half the size; loaded as float32
