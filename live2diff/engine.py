@@ -12,11 +12,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 if TYPE_CHECKING:
     from .pipeline import Live2DiffPipeline
@@ -65,8 +66,8 @@ class Visitor:
     closed: bool = False
 
     def is_idle(self, seconds: float) -> bool:
-        """Silent for so long. A clip never is: whoever runs it closes it."""
-        working = self.answer is not None and not self.answer.done()
+        """Silent for so long. A clip never is: whoever runs it closes it; nor is a stream not open yet."""
+        working = self.stream is None or (self.answer is not None and not self.answer.done())
         return not (self.is_clip or working) and time.monotonic() - self.last_seen > seconds
 
 
@@ -97,6 +98,8 @@ class Engine:
             raise ValueError(f"capacity is {capacity}, but the engine needs room for one stream at least.")
         self.capacity = capacity
         self.idle_seconds = idle_seconds
+        # Entered while a stream is given its place; raises `EngineBusy` for who is not to have one.
+        self.admission: Callable[[str], AbstractContextManager] = nullcontext
         self._pipe = pipe
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         self._downloads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="downloads")
@@ -122,6 +125,12 @@ class Engine:
         """Which model this is, in a sentence."""
         return self._pipe.about
 
+    @property
+    def device(self) -> str:
+        """Where the model runs: the name of the GPU, or `cpu`."""
+        device = self._pipe.unet.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
     def fetch(self, style: str | None) -> Future[None]:
         """Download what a style needs, if anything, while frames go on; before `open` or `update` with it."""
         return self._downloads.submit(self._pipe.fetch, style)
@@ -131,13 +140,16 @@ class Engine:
 
         The answer is the end of the prompt that is too long for the model, "" as a rule.
         """
-        self.close(key)
-        if self.stats()["streams"] >= self.capacity:
-            self._close_idle(QUIET_SECONDS)
-        with self._lock:
-            if sum(not visitor.is_clip for visitor in self._visitors.values()) >= self.capacity:
-                raise EngineBusy(f"All {self.capacity} places are taken. Try again in a minute.")
-            visitor = self._visitors[key] = Visitor()
+        with self.admission(key):
+            if len(self.visitors() - {key}) >= self.capacity:
+                self.make_room()
+            with self._lock:
+                others = sum(not other.is_clip for name, other in self._visitors.items() if name != key)
+                if others >= self.capacity:
+                    raise EngineBusy(f"All {self.capacity} places are taken. Try again in a minute.")
+                former = self._take_out(key)
+                visitor = self._visitors[key] = Visitor()
+        self._device.submit(self._close, former)
         return self._device.submit(self._open, key, visitor, settings)
 
     def push(self, key: str, frame: np.ndarray, tag: Any = None) -> Future[Answer]:
@@ -166,10 +178,17 @@ class Engine:
     def close(self, key: str) -> Future[None]:
         """Free the stream of `key`, if it has one, as soon as the device is done with the frame at hand."""
         with self._lock:
-            visitor = self._visitors.pop(key, None)
-            if visitor is not None:
-                visitor.closed = True
+            visitor = self._take_out(key)
         return self._device.submit(self._close, visitor)
+
+    def visitors(self) -> set[str]:
+        """Who has a live stream."""
+        with self._lock:
+            return {key for key, visitor in self._visitors.items() if not visitor.is_clip}
+
+    def make_room(self) -> None:
+        """Close the streams of those who have been silent for a while, because others want their places."""
+        self._close_idle(QUIET_SECONDS)
 
     @contextmanager
     def clip(self, key: str, **settings: Any) -> Iterator[ClipStream]:
@@ -221,6 +240,7 @@ class Engine:
     def _open(self, key: str, visitor: Visitor, settings: dict[str, Any]) -> str:
         try:
             visitor.stream = self._pipe.stream(**settings)
+            visitor.last_seen = time.monotonic()
             return visitor.stream.ignored_words
         finally:
             if visitor.stream is None:
@@ -260,6 +280,12 @@ class Engine:
         if key not in self._visitors:
             raise StreamGone("This stream has ended. Start it again.")
         return self._visitors[key]
+
+    def _take_out(self, key: str) -> Visitor | None:
+        visitor = self._visitors.pop(key, None)
+        if visitor is not None:
+            visitor.closed = True
+        return visitor
 
     def _forget(self, key: str, visitor: Visitor) -> None:
         with self._lock:
