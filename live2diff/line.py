@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .engine import EngineBusy
+from .places import EngineBusy
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from .places import Places
 
 RESERVED_SECONDS = 8.0  # how long a place is kept for somebody who was let in and has not opened a stream
 SILENCE_SECONDS = 10.0  # whoever waits and does not ask for this long has left the line
@@ -54,7 +54,7 @@ class WaitingLine:
     """
 
     def __init__(
-        self, engine: Engine, slice_seconds: float = 120.0, clock: Callable[[], float] = time.monotonic
+        self, engine: Places, slice_seconds: float = 120.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.slice_seconds = slice_seconds
         self._notice = min(NOTICE_SECONDS, slice_seconds)
@@ -99,12 +99,16 @@ class WaitingLine:
             self._move(self._clock())
 
     def time_left(self, key: str) -> float | None:
-        """Seconds until this visitor must give way; None while nobody waits for the place, or outside."""
+        """Seconds until this visitor must give way; None while nobody waits for the place, or outside.
+
+        Where the engine itself gives only so much time, it may be that which ends first.
+        """
         with self._lock:
             now = self._clock()
             self._move(now)
-            deadline = dict(self._deadlines()).get(key)
-            return None if deadline is None else max(0.0, deadline - now)
+            ends = [deadline - now for guest, deadline in self._deadlines() if guest == key]
+        borrowed = self._engine.time_left(key)
+        return min((max(0.0, left) for left in (*ends, borrowed) if left is not None), default=None)
 
     @contextmanager
     def _admission(self, key: str) -> Iterator[None]:

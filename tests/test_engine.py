@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from live2diff import engine as engine_module
+from live2diff import places
 from live2diff.engine import Engine, EngineBusy, StreamGone
 
 PATIENCE = 30.0  # seconds that a condition may take
@@ -139,7 +139,7 @@ def test_a_visitor_too_many_is_refused_until_one_leaves_or_falls_silent(tiny_pip
     engine.open("ann", style="neon").result(PATIENCE)  # one's own place may be taken again
     engine.close("ann")
     engine.open("bob", style="pencil").result(PATIENCE)
-    monkeypatch.setattr(engine_module, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(places, "QUIET_SECONDS", 0.0)
     engine.open("cid", style="pencil").result(PATIENCE)
     assert engine.stats()["streams"] == 1
     engine.shutdown()
@@ -218,4 +218,5 @@ def test_the_numbers_tell_rate_and_delay(engine):
         engine.push("ann", frame).result(PATIENCE)
     stats = engine.stats()
     assert stats["fps"] > 0 and 0 < stats["delay_p50"] <= stats["delay_p95"]
-    assert (stats["streams"], stats["capacity"]) == (1, 3)
+    assert (stats["streams"], stats["clips"], stats["capacity"]) == (1, 0, 3)
+    assert engine.device == "cpu"

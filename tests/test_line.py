@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from live2diff import engine as engine_module
+from live2diff import places
 from live2diff.engine import Engine, EngineBusy, StreamGone
 from live2diff.line import NOTICE_SECONDS, RESERVED_SECONDS, SILENCE_SECONDS, Place, WaitingLine
 
@@ -162,7 +162,7 @@ def test_whoever_left_without_a_word_makes_room(line, engine, clock, monkeypatch
     engine.close("ann").result(PATIENCE)  # as the engine does after a silence
     assert positions(line, "cid") == [0]
     engine.open("cid", style="pencil").result(PATIENCE)
-    monkeypatch.setattr(engine_module, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(places, "QUIET_SECONDS", 0.0)
     assert positions(line, "dee") == [0], "a silent visitor gives way at once"
 
 
