@@ -143,8 +143,7 @@ class Engine(Places[Viewer]):
         for _ in frames:
             shown = visitor.inside.popleft()
         if frames:
-            with self._lock:
-                self._finished.append((visitor.last_seen, visitor.last_seen - shown.arrived))
+            self._note_shown(visitor.last_seen - shown.arrived)
         return Answer(frames, shown.tag if frames else None, visitor.stream.frames_in, visitor.stream.warm)
 
     def _run(self, visitor: Viewer, name: str, *arguments: Any, **settings: Any) -> Any:

@@ -191,6 +191,15 @@ class Places(Generic[AnyVisitor]):
                 self._visitors[key] = visitor
         return former
 
+    def _note_shown(self, seconds: float) -> None:
+        """A picture is ready, so long after its frame came."""
+        with self._lock:
+            self._finished.append((time.monotonic(), seconds))
+
+    def _note_dropped(self) -> None:
+        with self._lock:
+            self._dropped += 1
+
     # The next two are for who holds the lock.
 
     def _visitor(self, key: str) -> AnyVisitor:

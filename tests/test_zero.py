@@ -1,0 +1,388 @@
+"""An engine whose GPU is lent for each visit: in a thread, and in a process forked as `spaces` forks it."""
+
+import multiprocessing
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.queues import SimpleQueue
+
+import numpy as np
+import pytest
+
+from live2diff import borrowed
+from live2diff.borrowed import Event, Run
+from live2diff.engine import EngineBusy, StreamGone
+from live2diff.guest import VisitOver
+from live2diff.line import WaitingLine
+from live2diff.mailbox import LARGEST_FRAME, Slot, make_slots
+from live2diff.zero import ZeroEngine, lend, seconds_of
+
+PATIENCE = 60.0  # seconds that a condition may take
+CONTEXT = multiprocessing.get_context("fork")
+
+
+def frames(seed: int, count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """Smooth pictures: a JPEG keeps them nearly as they are."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:height, 0:width][..., None]
+    phases = random.uniform(0, 6, (count, 1, 1, 3))
+    return list((127 + 100 * np.sin(rows / 9 + columns / 13 + phases)).astype(np.uint8))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.005)
+
+
+def alone(pipe, clip: list[np.ndarray], **settings) -> list[np.ndarray]:
+    stream = pipe.stream(**settings)
+    return [out for frame in clip for out in stream.push(frame)] + stream.flush()
+
+
+def assert_alike(first: list[np.ndarray], second: list[np.ndarray]) -> None:
+    """The same pictures, but for what a JPEG changes."""
+    assert len(first) == len(second) > 0
+    for left, right in zip(first, second, strict=True):
+        assert np.abs(left.astype(int) - right).mean() < 6
+
+
+# As in spaces/zero/wrappers.py: a process forked for the call, arguments and results pickled through pipes,
+# the generator in a thread there, a stop event looked at after each yield.
+
+
+def in_forked_process(task: Callable[[Run], Iterator[Event]], seconds: Callable[[Run], int]) -> Callable:
+    def work(arguments: SimpleQueue, results: SimpleQueue, stop) -> None:
+        def iterate() -> None:
+            generator = task(*arguments.get())
+            for result in generator:
+                if stop.is_set():
+                    generator.close()
+                    break
+                results.put(result)
+
+        with ThreadPoolExecutor() as executor:
+            executor.submit(iterate)
+        results.put(None)
+
+    def call(*arguments: Run) -> Iterator[Event]:
+        assert seconds(*arguments) > 0
+        stop, asked, results = CONTEXT.Event(), SimpleQueue(ctx=CONTEXT), SimpleQueue(ctx=CONTEXT)
+        process = CONTEXT.Process(target=work, args=(asked, results, stop), daemon=True)
+        process.start()
+        asked.put(arguments)
+        try:
+            while (result := results.get()) is not None:
+                yield result
+        finally:
+            stop.set()
+            process.join(PATIENCE)
+            assert process.exitcode == 0
+
+    return call
+
+
+@pytest.fixture(params=[lend, in_forked_process], ids=["thread", "fork"])
+def engine(request, tiny_pipeline) -> Iterator[ZeroEngine]:
+    engine = ZeroEngine(tiny_pipeline, capacity=3, lender=request.param)
+    yield engine
+    engine.shutdown()
+
+
+@contextmanager
+def visiting(engine: ZeroEngine, key: str) -> Iterator[threading.Event]:
+    """Somebody has clicked: the visit runs until the block ends or by itself, which the event tells."""
+    leave, over = threading.Event(), threading.Event()
+
+    def visit() -> None:
+        try:
+            for _ in engine.visit(key):
+                if leave.is_set():
+                    break
+        finally:
+            over.set()
+
+    thread = threading.Thread(target=visit)
+    thread.start()
+    try:
+        yield over
+    finally:
+        leave.set()
+        thread.join(PATIENCE)
+        wait_for(lambda: key not in engine._visitors or engine._visitors[key].run is None)
+
+
+def test_a_visit_translates_what_is_pushed_and_names_the_frame_that_is_shown(engine, tiny_pipeline):
+    clip = frames(1, 11)
+    assert engine.open("ann", style="pencil", seed=1).result(PATIENCE) == ""
+    assert engine.time_left("ann") is None
+    with visiting(engine, "ann"):
+        answers = [engine.push("ann", frame, tag=tag).result(PATIENCE) for tag, frame in enumerate(clip)]
+        assert 0 < engine.time_left("ann") <= engine.visit_seconds
+    expected = alone(tiny_pipeline, clip, style="pencil", seed=1)[: len(clip) - 1]  # the last is in flight
+    assert_alike([out for answer in answers for out in answer.frames], expected)
+    assert [answer.tag for answer in answers] == [None] * 7 + [7, None, 8, 9]
+    assert [answer.frames_in for answer in answers] == list(range(1, 12))
+    assert answers[-1].warm and answers[-1].jpeg.startswith(b"\xff\xd8")
+    stats = engine.stats()
+    assert (stats["streams"], stats["clips"], stats["capacity"]) == (1, 0, 3)
+    assert stats["fps"] > 0 and 0 < stats["delay_p50"] <= stats["delay_p95"]
+
+
+def test_before_the_visit_only_the_newest_frame_waits_and_the_others_warm_it_up(engine, tiny_pipeline):
+    clip = frames(2, 12)
+    engine.open("ann", style="pencil", steps=1).result(PATIENCE)
+    waiting = [engine.push("ann", frame, tag=tag) for tag, frame in enumerate(clip[:9])]
+    assert engine.stats()["dropped"] == 8 and len(set(map(id, waiting))) == 1
+    with visiting(engine, "ann"):
+        answer = waiting[0].result(PATIENCE)
+        assert (answer.tag, answer.warm, len(answer.frames)) == (None, True, 8) or answer.tag == 8
+        assert engine.push("ann", clip[9], tag=9).result(PATIENCE).tag == 9
+
+
+def test_prompt_style_and_restart_reach_a_visit_that_runs(engine, tiny_pipeline):
+    clip = frames(3, 12)
+    engine.open("ann", style="pencil", steps=1, seed=1)
+    assert engine.update("ann", prompt="a dog").result(PATIENCE) == ""
+    with visiting(engine, "ann"):
+        for frame in clip[:8]:
+            engine.push("ann", frame).result(PATIENCE)
+        assert engine.update("ann", style="neon", blend=1).result(PATIENCE) == ""
+        assert engine.update("ann", prompt="word " * 300).result(PATIENCE) != ""
+        with pytest.raises(ValueError, match="no style"):
+            engine.update("ann", style="no such style").result(PATIENCE)
+        with pytest.raises(ValueError, match="lora_scale"):
+            engine.update("ann", lora_scale=5).result(PATIENCE)
+        engine.update("ann", prompt="a cat", blend=1).result(PATIENCE)
+        changed = engine.push("ann", clip[8]).result(PATIENCE).frames
+        engine.restart("ann").result(PATIENCE)
+        assert engine.push("ann", clip[9]).result(PATIENCE).warm
+        engine.open("ann", style="ink", steps=2).result(PATIENCE)  # in a visit: begun anew
+        assert engine.push("ann", clip[10]).result(PATIENCE).frames_in == 1
+    stream = tiny_pipeline.stream(style="pencil", prompt="a dog", steps=1, seed=1)
+    for frame in clip[:8]:
+        stream.push(frame)
+    stream.update(style="neon", prompt="a cat", blend=1)
+    assert_alike(changed, stream.push(clip[8]))
+
+
+def test_a_visit_that_is_over_is_continued_from_its_last_frames(tiny_pipeline, engine):
+    clip = frames(4, 12)
+    engine.open("ann", style="pencil", steps=1, seed=1)
+    with visiting(engine, "ann"):
+        for frame in clip[:10]:
+            engine.push("ann", frame).result(PATIENCE)
+        engine.update("ann", style="neon").result(PATIENCE)
+    assert engine.time_left("ann") == 0
+    with pytest.raises(VisitOver):
+        engine.push("ann", clip[10])
+    engine.open("ann", style="neon", steps=1, seed=1).result(PATIENCE)
+    waiting = engine.push("ann", clip[10], tag=10)
+    with visiting(engine, "ann"):
+        continued = waiting.result(PATIENCE)
+    assert (continued.tag, continued.warm, continued.frames_in) == (10, True, 9)
+    assert_alike(continued.frames, alone(tiny_pipeline, clip[2:11], style="neon", steps=1, seed=1)[-1:])
+    with visiting(engine, "ann"):  # without opening it again: with the settings it had
+        wait_for(lambda: not engine._guest("ann").over)
+        assert engine.push("ann", clip[11], tag=11).result(PATIENCE).tag == 11
+
+
+def test_the_time_that_was_lent_ends_the_visit_by_itself(engine):
+    engine.visit_seconds = 1.0
+    engine.open("ann", style="pencil")
+    with visiting(engine, "ann") as over:
+        wait_for(lambda: engine.time_left("ann"))
+        wait_for(over.is_set)
+    with pytest.raises(VisitOver):
+        engine.push("ann", frames(5, 1)[0])
+
+
+def test_closing_ends_the_visit_and_leaves_nothing_in_the_slot(engine):
+    engine.open("ann", style="pencil")
+    with visiting(engine, "ann") as over:
+        engine.push("ann", frames(6, 1)[0]).result(PATIENCE)
+        slot = engine._guest("ann").slot
+        engine.close("ann").result(PATIENCE)
+        wait_for(over.is_set)
+    assert not any(any(half) for box in (slot.frames, slot.wishes) for half in box._halves)
+    assert slot in engine._free and engine.visitors() == set()
+    with pytest.raises(StreamGone):
+        engine.push("ann", frames(6, 1)[0])
+    engine.close("ann").result(PATIENCE)  # again does no harm
+
+
+def test_whoever_vanishes_gives_back_the_gpu_and_in_time_the_place(tiny_pipeline, monkeypatch):
+    monkeypatch.setattr(borrowed, "SILENCE_SECONDS", 0.2)
+    engine = ZeroEngine(tiny_pipeline, capacity=1, idle_seconds=0.5)
+    streams = []
+    original = tiny_pipeline.stream
+
+    def noted(**settings):
+        streams.append(weakref.ref(stream := original(**settings)))
+        return stream
+
+    monkeypatch.setattr(tiny_pipeline, "stream", noted)
+    engine.open("ann", style="pencil")
+    with visiting(engine, "ann") as over:
+        engine.push("ann", frames(7, 1)[0]).result(PATIENCE)
+        wait_for(over.is_set)  # no frame came
+    assert [stream() for stream in streams] == [None]
+    wait_for(lambda: engine.visitors() == set())
+    assert len(engine._free) == len(engine._slots)
+    engine.shutdown()
+
+
+def test_the_page_that_goes_closes_the_stream_where_the_gpu_is(tiny_pipeline, monkeypatch):
+    engine = ZeroEngine(tiny_pipeline, capacity=1)
+    closed = threading.Event()
+    monkeypatch.setattr(borrowed.Session, "close", lambda _: closed.set())
+    engine.open("ann", style="pencil")
+    visit = engine.visit("ann")
+    next(visit)
+    visit.close()  # what Gradio does with the generator of a visitor who has gone
+    assert closed.wait(PATIENCE)
+    wait_for(lambda: engine._guest("ann").run is None)
+    engine.shutdown()
+
+
+def test_a_clip_comes_out_as_from_a_stream_of_its_own(engine, tiny_pipeline):
+    clip = frames(8, 12)
+    with engine.clip("ann/clip", frames=600, style="pencil", seed=1) as stream:
+        assert engine.stats()["clips"] == 1
+        outs = [out for frame in clip for out in stream.push(frame)] + stream.flush()
+    for left, right in zip(outs, alone(tiny_pipeline, clip, style="pencil", seed=1), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert engine.stats()["clips"] == 0 and len(engine._free) == len(engine._slots)
+
+
+def test_a_clip_too_large_for_the_mailbox_keeps_its_size(tiny_pipeline):
+    engine = ZeroEngine(tiny_pipeline)
+    large = frames(9, 3, height=1400, width=1300)
+    assert large[0].nbytes > LARGEST_FRAME
+    with engine.clip("ann/clip", frames=600, style="pencil", steps=1) as stream:
+        outs = [out for frame in large for out in stream.push(frame)] + stream.flush()
+    assert [out.shape for out in outs] == [(1400, 1300, 3)] * 3
+    engine.shutdown()
+
+
+def test_a_clip_that_fails_is_cancelled_or_runs_out_of_time_says_so_and_is_freed(engine):
+    with pytest.raises(ValueError, match="steps"), engine.clip("ann/clip", style="pencil", steps=9):
+        pass
+    with pytest.raises(StreamGone), engine.clip("ann/clip", style="pencil") as stream:
+        stream.push(frames(10, 1)[0])
+        engine.close("ann/clip")
+        stream.push(frames(10, 1)[0])
+    with pytest.raises(VisitOver), engine.clip("ann/clip", frames=0, style="pencil") as stream:
+        stream.flush()
+    assert len(engine._free) == len(engine._slots)
+
+
+def test_a_clip_asks_for_the_gpu_by_its_number_of_frames():
+    short, long = (seconds_of(Run(slot=0, owner=1, seconds=count * 0.1)) for count in (10, 600))
+    assert long - short == 59
+
+
+def test_what_the_lender_says_is_told_and_nobody_waits_for_ever(tiny_pipeline):
+    def no_gpu(task: Callable, seconds: Callable) -> Callable:
+        def call(run: Run) -> Iterator[Event]:
+            raise RuntimeError("You have exceeded your quota.")
+            yield
+
+        return call
+
+    engine = ZeroEngine(tiny_pipeline, lender=no_gpu)
+    engine.open("ann", style="pencil")
+    waiting = engine.push("ann", frames(11, 1)[0])
+    with pytest.raises(RuntimeError, match="quota"):
+        list(engine.visit("ann"))
+    with pytest.raises(VisitOver):
+        waiting.result(PATIENCE)
+    with pytest.raises(RuntimeError, match="quota"), engine.clip("ann/clip", style="pencil"):
+        pass
+    assert len(engine._free) == len(engine._slots) - 1
+    engine.shutdown()
+
+
+def test_a_stream_that_cannot_be_opened_there_is_told_to_who_waits(engine):
+    with pytest.raises(ValueError, match="no style"):
+        engine.open("ann", style="no such style")
+    assert engine.visitors() == set()
+    engine.open("ann", style="pencil", steps=9)  # only the pipeline judges that
+    waiting = engine.push("ann", frames(12, 1)[0])
+    with visiting(engine, "ann") as over:
+        with pytest.raises(ValueError, match="steps"):
+            waiting.result(PATIENCE)
+        wait_for(over.is_set)
+
+
+def test_two_visitors_at_once_have_each_their_own(engine, tiny_pipeline):
+    settings = {"ann": {"style": "pencil", "seed": 1}, "bob": {"style": "neon", "prompt": "a cat", "seed": 2}}
+    clips = {"ann": frames(13, 9), "bob": frames(14, 9)}
+    outs: dict[str, list[np.ndarray]] = {"ann": [], "bob": []}
+    for key in clips:
+        engine.open(key, **settings[key])
+    with visiting(engine, "ann"), visiting(engine, "bob"):
+        for pair in zip(clips["ann"], clips["bob"], strict=True):
+            answers = [engine.push(key, frame) for key, frame in zip(clips, pair, strict=True)]
+            for key, answer in zip(clips, answers, strict=True):
+                outs[key] += answer.result(PATIENCE).frames
+    for key in clips:
+        assert_alike(outs[key], alone(tiny_pipeline, clips[key], **settings[key])[:8])
+
+
+def test_a_line_stands_before_it_as_before_any_engine(tiny_pipeline):
+    engine = ZeroEngine(tiny_pipeline, capacity=1, visit_seconds=30.0)
+    line = WaitingLine(engine)
+    assert line.join("ann").position == 0
+    engine.open("ann", style="pencil")
+    assert line.join("bob").position == 1
+    with pytest.raises(EngineBusy):
+        engine.open("bob", style="pencil")
+    with visiting(engine, "ann"):
+        wait_for(lambda: engine.time_left("ann"))
+        assert 0 < line.time_left("ann") <= 30.0
+    assert line.time_left("ann") == 0
+    line.leave("ann")
+    assert line.join("bob").position == 0
+    engine.shutdown()
+
+
+def test_of_several_letters_the_newest_is_read_and_never_half_of_one():
+    (slot,) = make_slots(1)
+    owner, count, size = 7, 3000, 20_000
+
+    def write() -> None:
+        for number in range(1, count + 1):
+            slot.frames.write(owner, bytes([number % 251]) * size)
+
+    process = CONTEXT.Process(target=write)
+    process.start()
+    last, seen = 0, 0
+    while last < count:
+        letter = slot.frames.read(owner, last)
+        if letter is not None:
+            number, data = letter
+            assert number > last and len(data) == size and set(data) == {number % 251}
+            last, seen = number, seen + 1
+        assert process.is_alive() or slot.frames.newest == count
+    process.join()
+    assert 0 < seen <= count and slot.frames.read(owner, last) is None
+
+
+def test_a_slot_is_read_by_its_owner_alone_and_zeroed_for_the_next():
+    (slot,) = make_slots(1)
+    slot.hand_over(1)
+    slot.frames.write(1, b"secret")
+    slot.note_taken(1, 1)
+    assert slot.frames.read(2) is None and slot.taken(2) == 0
+    assert slot.frames.read(1) == (1, b"secret") and slot.taken(1) == 1
+    with pytest.raises(ValueError, match="limit"):
+        slot.frames.write(1, bytes(LARGEST_FRAME + 1))
+    slot.hand_over(2)
+    assert slot.frames.read(1) is None and slot.frames.newest == 0
+    assert not any(any(half) for half in slot.frames._halves)
+    assert Slot.size() * 10 < 110e6  # what ten visitors may take at most
