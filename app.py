@@ -8,6 +8,11 @@ serves the page for it.
 
 from __future__ import annotations
 
+try:
+    import spaces  # noqa: F401 - on a Space with ZeroGPU, before anything that knows of CUDA
+except ImportError:  # it is there on Spaces only
+    pass
+
 import argparse
 import json
 import secrets
@@ -21,13 +26,16 @@ from live2diff.config import WARMUP_FRAMES
 from live2diff.engine import Engine, StreamGone
 from live2diff.live_view import live_view
 from live2diff.options import add_model_options, load_model
-from live2diff.video import Limits, Progress, translate
+from live2diff.video import Limits, Progress, probe, translate
+from live2diff.visit_button import visit_button
+from live2diff.zero import space_engine
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"
 LIMITS = Limits(max_frames=1800, max_seconds=60.0)
 UPLOAD_MEGABYTES = 200
 CLIPS_AT_ONCE = 1  # the others wait in line, and see their place in it
 KEPT_SECONDS = 3600  # how long uploads and results stay on the disk
+ENGINE = space_engine()  # on ZeroGPU the weights are loaded at import; elsewhere nothing is
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 TITLE = """# Live2Diff
 Video in another style as it comes in: each frame is made from the frames so far, never from later ones."""
@@ -77,7 +85,8 @@ def time_left(progress: Progress) -> str:
 def translated_clip(engine: Engine, key: str, clip: str, target: Path, settings: dict) -> Iterator[Progress]:
     """The clip at `clip` into `target`. Everything is freed when this generator ends, however it ends."""
     engine.fetch(settings["style"]).result()
-    with engine.clip(key, **settings) as stream:
+    count = probe(clip, LIMITS).frame_count
+    with engine.clip(key, frames=count, **settings) as stream:
         if stream.ignored_words:
             gr.Warning(f"The prompt is too long. Not read: “{stream.ignored_words}”")
         with closing(translate(stream, clip, target, limits=LIMITS)) as steps:
@@ -189,6 +198,8 @@ def build(engine: Engine) -> gr.Blocks:
             video_tab(engine)
         with gr.Tab("Live"):
             live_view(engine)
+        if engine.needs_visit:
+            visit_button(engine)
         gr.Markdown(engine.about, elem_id="about")
         demo.unload(leave)
     return demo.queue(max_size=32, default_concurrency_limit=4)
@@ -204,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--streams", type=int, default=4, help="live visitors at once (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
-        engine = Engine(load_model(options), capacity=options.streams)
+        engine = ENGINE or Engine(load_model(options), capacity=options.streams)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     build(engine).launch(server_name=options.host, server_port=options.port, share=options.share, **LAUNCH)

@@ -17,18 +17,11 @@ import numpy as np
 from .borrowed import FRAME_HEADER, Done, Event, Failure, Pictures, Run
 from .config import WARMUP_FRAMES
 from .mailbox import LARGEST_FRAME, LARGEST_WISHES, Slot
-from .places import Answer, EngineBusy, StreamGone, Visitor
+from .places import Answer, EngineBusy, StreamGone, Visitor, VisitOver
 
 WISHES_AT_ONCE = 16
 KEPT_SETTINGS = ("style", "prompt", "lora_scale")  # what `update` changes for good
 ERRORS = {error.__name__: error for error in (ValueError, OSError, RuntimeError)}
-
-
-class VisitOver(StreamGone):
-    """The GPU was lent for so long and no longer; open the stream again for the next visit."""
-
-    def __init__(self) -> None:
-        super().__init__("The time on the GPU is over. Go on with another visit.")
 
 
 @dataclass

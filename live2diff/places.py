@@ -32,6 +32,13 @@ class StreamGone(RuntimeError):
     """The stream was never opened, was closed, or was freed after a silence: open it again."""
 
 
+class VisitOver(StreamGone):
+    """The GPU was lent for so long and no longer; open the stream again for the next visit."""
+
+    def __init__(self) -> None:
+        super().__init__("The time on the GPU is over. Go on with another visit.")
+
+
 @dataclass(frozen=True)
 class Answer:
     """What one frame gave: the finished frames in order, and the tag of the frame that the last one shows."""

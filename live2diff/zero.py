@@ -13,22 +13,24 @@ Off a Space the same code runs without the fork, in a thread.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from contextlib import closing, contextmanager
 from contextvars import copy_context
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .borrowed import Event, Run, serve
-from .guest import Guest, VisitOver, kept
+from .guest import Guest, kept
 from .mailbox import make_slots
-from .places import Answer, ClipStream, EngineBusy, Places
+from .places import Answer, ClipStream, EngineBusy, Places, VisitOver
 
 if TYPE_CHECKING:
     from .pipeline import Live2DiffPipeline
@@ -98,9 +100,12 @@ class ZeroEngine(Places[Guest]):
         self._slots = make_slots(capacity + CLIPS_AT_ONCE)
         self._free = deque(self._slots)
         self._owners = count(1)
-        self._runs = ThreadPoolExecutor(2 * len(self._slots), thread_name_prefix="visits")
         super().__init__(pipe, capacity, idle_seconds)
         self._serve = lender(self._on_gpu, seconds_of)
+
+    @property
+    def device(self) -> str:
+        return "ZeroGPU" if on_zero_gpu() else super().device
 
     def _on_gpu(self, run: Run) -> Iterator[Event]:
         yield from serve(self._pipe, self._slots[run.slot], run)
@@ -205,8 +210,10 @@ class ZeroEngine(Places[Guest]):
             self._retire(guest)
 
     def shutdown(self) -> None:
+        with self._lock:
+            runs = [guest.run for guest in self._visitors.values() if guest.run is not None]
         super().shutdown()
-        self._runs.shutdown(wait=True)
+        wait_for(runs)
 
     def _guest(self, key: str) -> Guest:
         with self._lock:
@@ -244,7 +251,7 @@ class ZeroEngine(Places[Guest]):
         return guest.begin(
             self._slots.index(guest.slot),
             seconds,
-            lambda run: self._runs.submit(context.run, self._follow, guest, run),
+            lambda run: in_thread(partial(context.run, self._follow, guest, run)),
         )
 
     def _follow(self, guest: Guest, run: Run) -> None:
@@ -290,6 +297,22 @@ def result_of(future: Future | None, run: Future[None]) -> Any:
     except VisitOver:
         run.result()
         raise
+
+
+def in_thread(work: Callable[[], None]) -> Future[None]:
+    """Do it in a thread of its own: a process forked from an executor's fails as it ends, joining itself."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # whoever waits will raise it
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, name="visit", daemon=True).start()
+    return done
 
 
 def finished(result: Any) -> Future:

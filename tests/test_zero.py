@@ -1,6 +1,10 @@
 """An engine whose GPU is lent for each visit: in a thread, and in a process forked as `spaces` forks it."""
 
+import json
 import multiprocessing
+import shutil
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -8,19 +12,26 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.queues import SimpleQueue
+from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pytest
+import torch
+from playwright.sync_api import sync_playwright
 
 from live2diff import borrowed
 from live2diff.borrowed import Event, Run
 from live2diff.engine import EngineBusy, StreamGone
-from live2diff.guest import VisitOver
 from live2diff.line import WaitingLine
 from live2diff.mailbox import LARGEST_FRAME, Slot, make_slots
+from live2diff.places import VisitOver
+from live2diff.visit_button import visit_button
 from live2diff.zero import ZeroEngine, lend, seconds_of
 
 PATIENCE = 60.0  # seconds that a condition may take
+ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CONTEXT = multiprocessing.get_context("fork")
 
 
@@ -66,8 +77,8 @@ def in_forked_process(task: Callable[[Run], Iterator[Event]], seconds: Callable[
                 results.put(result)
 
         with ThreadPoolExecutor() as executor:
-            executor.submit(iterate)
-        results.put(None)
+            done = executor.submit(iterate)
+        results.put(done.exception())
 
     def call(*arguments: Run) -> Iterator[Event]:
         assert seconds(*arguments) > 0
@@ -76,8 +87,10 @@ def in_forked_process(task: Callable[[Run], Iterator[Event]], seconds: Callable[
         process.start()
         asked.put(arguments)
         try:
-            while (result := results.get()) is not None:
+            while isinstance(result := results.get(), Event):
                 yield result
+            if result is not None:
+                raise result
         finally:
             stop.set()
             process.join(PATIENCE)
@@ -86,9 +99,23 @@ def in_forked_process(task: Callable[[Run], Iterator[Event]], seconds: Callable[
     return call
 
 
-@pytest.fixture(params=[lend, in_forked_process], ids=["thread", "fork"])
+both_ways = pytest.mark.parametrize(
+    "engine", [lend, in_forked_process], indirect=True, ids=["thread", "fork"]
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two processes with several threads each only get in each other's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def engine(request, tiny_pipeline) -> Iterator[ZeroEngine]:
-    engine = ZeroEngine(tiny_pipeline, capacity=3, lender=request.param)
+    engine = ZeroEngine(tiny_pipeline, capacity=3, lender=getattr(request, "param", in_forked_process))
     yield engine
     engine.shutdown()
 
@@ -116,6 +143,7 @@ def visiting(engine: ZeroEngine, key: str) -> Iterator[threading.Event]:
         wait_for(lambda: key not in engine._visitors or engine._visitors[key].run is None)
 
 
+@both_ways
 def test_a_visit_translates_what_is_pushed_and_names_the_frame_that_is_shown(engine, tiny_pipeline):
     clip = frames(1, 11)
     assert engine.open("ann", style="pencil", seed=1).result(PATIENCE) == ""
@@ -123,12 +151,12 @@ def test_a_visit_translates_what_is_pushed_and_names_the_frame_that_is_shown(eng
     with visiting(engine, "ann"):
         answers = [engine.push("ann", frame, tag=tag).result(PATIENCE) for tag, frame in enumerate(clip)]
         assert 0 < engine.time_left("ann") <= engine.visit_seconds
+        stats = engine.stats()
     expected = alone(tiny_pipeline, clip, style="pencil", seed=1)[: len(clip) - 1]  # the last is in flight
     assert_alike([out for answer in answers for out in answer.frames], expected)
     assert [answer.tag for answer in answers] == [None] * 7 + [7, None, 8, 9]
     assert [answer.frames_in for answer in answers] == list(range(1, 12))
     assert answers[-1].warm and answers[-1].jpeg.startswith(b"\xff\xd8")
-    stats = engine.stats()
     assert (stats["streams"], stats["clips"], stats["capacity"]) == (1, 0, 3)
     assert stats["fps"] > 0 and 0 < stats["delay_p50"] <= stats["delay_p95"]
 
@@ -170,6 +198,7 @@ def test_prompt_style_and_restart_reach_a_visit_that_runs(engine, tiny_pipeline)
     assert_alike(changed, stream.push(clip[8]))
 
 
+@both_ways
 def test_a_visit_that_is_over_is_continued_from_its_last_frames(tiny_pipeline, engine):
     clip = frames(4, 12)
     engine.open("ann", style="pencil", steps=1, seed=1)
@@ -249,6 +278,7 @@ def test_the_page_that_goes_closes_the_stream_where_the_gpu_is(tiny_pipeline, mo
     engine.shutdown()
 
 
+@both_ways
 def test_a_clip_comes_out_as_from_a_stream_of_its_own(engine, tiny_pipeline):
     clip = frames(8, 12)
     with engine.clip("ann/clip", frames=600, style="pencil", seed=1) as stream:
@@ -349,6 +379,55 @@ def test_a_line_stands_before_it_as_before_any_engine(tiny_pipeline):
     line.leave("ann")
     assert line.join("bob").position == 0
     engine.shutdown()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+def test_the_hidden_button_borrows_the_gpu_until_the_page_is_closed(tiny_pipeline):
+    engine = ZeroEngine(tiny_pipeline, capacity=1)
+    with gr.Blocks() as demo:
+        visit_button(engine)
+    _, url, _ = demo.queue().launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    engine.open("ann", style="pencil", steps=1)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.goto(url)
+        button = page.locator("#visit")
+        button.wait_for(state="attached")
+        page.evaluate("window.live2diffVisit = 'ann'")
+        button.dispatch_event("click")
+        answers = [
+            engine.push("ann", frame, tag=tag).result(PATIENCE) for tag, frame in enumerate(frames(0, 9))
+        ]
+        assert answers[-1].tag == 8
+        run = engine._guest("ann").run
+        page.close()
+        run.result(PATIENCE)
+        browser.close()
+    demo.close()
+    engine.shutdown()
+
+
+def test_a_space_in_zerogpu_mode_asks_once_for_each_visit_and_clip_and_gives_back(tiny_pipeline):
+    """See zerogpu_space.py: `spaces` itself, but for its scheduler and the weights' way to the GPU."""
+    pytest.importorskip("spaces")
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "zerogpu_space.py"], capture_output=True, text=True, timeout=150
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stdout + done.stderr
+    result = json.loads(lines[0].removeprefix("RESULT "))
+    assert result["device"] == "cuda:0", "the weights were loaded as if there were a GPU"
+    assert result["tags"] == [None] * 7 + [7, 8, 9, 10, 11]
+    assert result["over"] and result["continued"] == ["on", True] and result["free"]
+    calls = [(path, query.get("durationSeconds")) for path, query in result["calls"]]
+    visit, clip = (str(seconds_of(Run(slot=0, owner=1, seconds=seconds))) for seconds in (60, 1.2))
+    assert [call for call in calls if call[0] == "/schedule"] == [
+        ("/schedule", visit),
+        ("/schedule", visit),
+        ("/schedule", clip),
+    ]
+    assert [path for path, _ in calls].count("/release") == 3
 
 
 def test_of_several_letters_the_newest_is_read_and_never_half_of_one():
