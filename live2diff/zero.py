@@ -39,6 +39,7 @@ VISIT_SECONDS = 60.0  # of a live visit; what is asked for counts against the vi
 START_SECONDS = 15.0  # for the fork and the weights' way to the GPU, asked for on top
 CLIP_SECONDS = 60.0  # for a clip of unknown length
 SECONDS_PER_FRAME = 0.1  # of a clip, generously
+SHORTEST_CLIP = 10.0  # seconds that are asked for at least
 TELL_SECONDS = 0.5  # how often a visit tells the time left
 CLIPS_AT_ONCE = 2
 
@@ -202,7 +203,7 @@ class ZeroEngine(Places[Guest]):
         with self._lock:
             self._visitors[key] = guest
         try:
-            seconds = CLIP_SECONDS if frames is None else frames * SECONDS_PER_FRAME
+            seconds = CLIP_SECONDS if frames is None else max(SHORTEST_CLIP, frames * SECONDS_PER_FRAME)
             run, opened = self._begin(guest, seconds)
             yield ClipStream(result_of(opened, run), ClipCalls(guest, run))
         finally:

@@ -54,7 +54,11 @@ import torch  # noqa: E402
 
 torch.version.cuda = torch.version.cuda or "12.8"  # what `spaces` emulates follows from it
 if not hasattr(torch._C, "_cuda_init"):
-    torch._C._cuda_init = lambda: None
+
+    def is_in_bad_fork() -> bool:
+        return False
+
+    torch._C._cuda_init, torch.cuda._is_in_bad_fork = lambda: None, is_in_bad_fork
 
 import spaces  # noqa: E402, F401 - before what knows of CUDA, as on a Space
 import spaces.zero.torch as emulation  # noqa: E402
@@ -141,7 +145,7 @@ def main() -> None:
         continued = engine.push("ann", clip[0], tag="on").result(PATIENCE)
     engine.close("ann").result(PATIENCE)
 
-    with engine.clip("ann/clip", frames=len(clip), style="pencil", seed=1) as stream:
+    with engine.clip("ann/clip", frames=200, style="pencil", seed=1) as stream:
         outs = [out for frame in clip for out in stream.push(frame)] + stream.flush()
     result = {
         "device": str(pipe.unet.device),
