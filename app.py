@@ -19,11 +19,14 @@ import secrets
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 from live2diff.config import WARMUP_FRAMES
 from live2diff.engine import Engine, StreamGone
+from live2diff.line import WaitingLine
+from live2diff.live_socket import connect
 from live2diff.live_view import live_view
 from live2diff.options import add_model_options, load_model
 from live2diff.video import Limits, Progress, probe, translate
@@ -205,6 +208,14 @@ def build(engine: Engine) -> gr.Blocks:
     return demo.queue(max_size=32, default_concurrency_limit=4)
 
 
+def serve(engine: Engine, **options: Any) -> gr.Blocks:
+    """The page on `engine`, served; `options` are those of `launch`. Ends with `.close()`."""
+    demo = build(engine)
+    demo.launch(prevent_thread_lock=True, **LAUNCH, **options)
+    connect(demo, engine, WaitingLine(engine))
+    return demo
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Load a model and serve the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -218,7 +229,8 @@ def main(arguments: list[str] | None = None) -> None:
         engine = ENGINE or Engine(load_model(options), capacity=options.streams)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    build(engine).launch(server_name=options.host, server_port=options.port, share=options.share, **LAUNCH)
+    where = {"server_name": options.host, "server_port": options.port, "share": options.share}
+    serve(engine, **where).block_thread()
 
 
 if __name__ == "__main__":

@@ -127,6 +127,11 @@ class Places(Generic[AnyVisitor]):
         return self._pipe.about
 
     @property
+    def size(self) -> int:
+        """The working size: a frame is worked on at about so many pixels squared."""
+        return self._pipe.config.size
+
+    @property
     def device(self) -> str:
         """Where the model runs: the name of the GPU, or such as `cpu`."""
         from torch.cuda import get_device_name  # not before a model is there: it takes seconds

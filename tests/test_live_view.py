@@ -1,20 +1,20 @@
-"""What the Live tab's server functions make of the pictures that a browser, or somebody else, sends."""
+"""What the Live tab makes of the pictures that a browser, or somebody else, sends."""
 
-import base64
 from collections.abc import Callable
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from live2diff.live_view import JPEG_PREFIX, decode_frame, encode_frame
+from live2diff.live_view import LARGEST_FRAME, decode_frame, encode_frame, page_script, thumbnail
+from live2diff.styles import Style
 
 PICTURE = cv2.circle(np.full((240, 320, 3), 225, np.uint8), (90, 120), 70, (160, 30, 40), -1)
 
 
-def jpeg_url(change: Callable[[bytes], bytes] = lambda data: data) -> str:
-    data = cv2.imencode(".jpg", PICTURE)[1].tobytes()
-    return JPEG_PREFIX + base64.b64encode(change(data)).decode()
+def jpeg(change: Callable[[bytes], bytes] = lambda data: data) -> bytes:
+    return change(cv2.imencode(".jpg", PICTURE)[1].tobytes())
 
 
 def promise_enormous_size(data: bytes) -> bytes:
@@ -23,25 +23,36 @@ def promise_enormous_size(data: bytes) -> bytes:
 
 
 def test_a_frame_survives_the_way_to_the_server_and_back():
-    frame = decode_frame(jpeg_url())
+    frame = decode_frame(encode_frame(PICTURE))
     assert frame.shape == (240, 320, 3) and frame.dtype == np.uint8
-    assert np.abs(decode_frame(encode_frame(frame)).astype(int) - frame).mean() < 3
+    assert np.abs(frame.astype(int) - PICTURE).mean() < 3
 
 
 @pytest.mark.parametrize(
     "hostile",
     [
-        None,
-        "data:image/png;base64,AAAA",
-        JPEG_PREFIX,
-        JPEG_PREFIX + "not base64!",
-        JPEG_PREFIX + "A" * 2_000_000,
-        jpeg_url(lambda data: b"GIF89a" + data),
-        jpeg_url(lambda data: data[:30]),
-        jpeg_url(promise_enormous_size),
+        b"",
+        cv2.imencode(".png", PICTURE)[1].tobytes(),
+        bytes(LARGEST_FRAME + 1),
+        jpeg(lambda data: b"GIF89a" + data),
+        jpeg(lambda data: data[:30]),
+        jpeg(promise_enormous_size),
     ],
-    ids=["none", "png", "empty", "not base64", "too long", "not a jpeg", "cut off", "enormous"],
+    ids=["empty", "png", "too long", "not a jpeg", "cut off", "enormous"],
 )
 def test_what_is_no_camera_frame_is_refused_with_words(hostile):
     with pytest.raises(ValueError, match="The camera frame"):
         decode_frame(hostile)
+
+
+def test_a_style_is_chosen_by_a_small_picture_or_by_its_title_alone(tmp_path):
+    file = tmp_path / "mine.png"
+    Image.new("RGBA", (1600, 1200), "red").save(file)
+    url = thumbnail("mine", Style("Mine", thumbnail=str(file)))
+    assert url.startswith("data:image/jpeg;base64,") and len(url) < 10_000
+    assert thumbnail("../mine", Style("Mine")) == ""
+
+
+def test_the_page_asks_no_address_but_our_own():
+    script = page_script()
+    assert "http://" not in script and "https://" not in script

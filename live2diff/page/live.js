@@ -1,226 +1,338 @@
-// The browser's side of the Live tab. `element` is the component, `server` the functions of live_view.py; a call that
-// fails in transit gives undefined, one that fails on the server gives {error}.
+// The Live tab: what the buttons do, and what is said. `element` is the component. The work on the pictures is done in
+// worker.js, and the server's side is live_socket.py.
 
-const SENT_SIDE = 384; // the longest side of a frame that is sent
-const SENT_QUALITY = 0.8;
 const WARMUP_FRAMES = 8;
-const RATE_WINDOW = 2000; // milliseconds over which the frame rate is counted
+const RATE_WINDOW = 2000; // milliseconds over which the numbers are taken
 
 const find = (selector) => element.querySelector(selector);
 const stage = find(".stage");
+const frame = find(".screen");
 const canvas = find("canvas");
 const video = find("video");
 const notice = find(".notice");
 const message = find(".message");
-const startButton = find(".start");
-const stopButton = find(".stop");
 const prompt = find(".prompt input");
 const lora = find(".lora input"); // for styles that have LoRAs: what their weights are multiplied by
-const idleNotice = notice.textContent;
-const sent = document.createElement("canvas");
+const sources = find(".source select");
+const strength = find(".strength input");
+const screen = makeScreen(canvas, frame);
+const workerAddress = URL.createObjectURL(new Blob([WORKER_SOURCE], { type: "text/javascript" }));
 
 let run = 0; // rises with every start and stop: what belongs to an older run is dropped
-let camera = null;
-let newest = { number: 0, captured: 0 }; // of the camera frame that the video shows now
-let wake = null; // ends the wait for the next camera frame
-let shown = []; // of the pictures of the last RATE_WINDOW: {at, delay}
-
+let worker = null;
+let track = null;
+let endFeed = () => {};
+let recording = null;
+let isOpen = false; // whether the server has a stream for us
+let paused = false;
+let deadline = null; // when the turn is over
+let ownStrength = true; // as the style has it
 let accepted = find(".styles input:checked").value; // the style that the server took last
-let pending = 0; // changes that it has not answered
+let shown = []; // of the pictures of the last RATE_WINDOW: {at, delay}
+let seen = []; // of the camera's frames: {at, count}
+
+const chosen = (name) => find(`.${name} input:checked`).value;
 
 const settings = () => ({
-  style: find(".styles input:checked").value,
+  style: chosen("styles"),
   prompt: prompt.value,
   lora_scale: Number(lora.value),
+  steps: Number(find(".steps select").value) || null,
+  strength: ownStrength ? null : Number(strength.value),
+  seed: Math.trunc(Number(find(".seed input").value)) || 0,
 });
 
-const showLora = () => (find(".lora").hidden = !find(".styles input:checked").dataset.loras);
+function socketAddress() {
+  const root = new URL(window.gradio_config?.root ?? ".", location.href).pathname.replace(/\/$/, "");
+  return `${location.protocol === "https:" ? "wss:" : "ws:"}//${location.host}${root}/live-socket`;
+}
 
 function say(text) {
   message.textContent = text;
   message.hidden = !text;
 }
 
-// What the server says of style and prompt. In the end the style that is seen is the one that is marked.
-function judge(answer, asked) {
-  if (!answer?.error) accepted = asked;
-  if (pending === 0) find(`.styles input[value="${CSS.escape(accepted)}"]`).checked = true;
-  showLora();
-  if (answer?.error && !answer.gone) say(answer.error);
-  else say(answer?.ignored ? `The prompt is too long. Not read: “${answer.ignored}”` : "");
+function setState(state, text = "") {
+  stage.dataset.state = state; // idle, starting, waiting, warmup, running
+  stage.dataset.empty = screen.isEmpty ? "yes" : "no";
+  if (video.srcObject) showCamera(screen.isEmpty);
+  stage.dataset.paused = paused ? "yes" : "no";
+  notice.textContent = paused ? "Paused" : text;
+  for (const name of ["stop", "pause", "restart"]) find(`.${name}`).disabled = state === "idle";
+  for (const name of ["record", "still"]) find(`.${name}`).disabled = screen.isEmpty;
+  find(".pause").disabled ||= !isOpen;
+  find(".restart").disabled ||= state !== "running";
+  find(".pause").textContent = paused ? "Go on" : "Pause";
+  find(".pause").setAttribute("aria-pressed", paused);
 }
 
-function setState(state, text) {
-  stage.dataset.state = state; // idle, starting, warmup, running
-  notice.textContent = text;
-  startButton.hidden = state !== "idle";
-  stopButton.hidden = state === "idle";
+// Where the worker reads the camera by itself, the video need not be shown to anybody while it is hidden.
+function showCamera(visible) {
+  if (visible || !readsCamera) video.play().catch(() => {}); // ended meanwhile
+  else video.pause();
 }
 
-function cameraError(error) {
-  const words = {
-    NotFoundError: "No camera was found. Connect one, or use the Video tab.",
-    NotAllowedError: "The browser may not use the camera. Allow it beside the address bar, then press Start again.",
-    NotReadableError: "The camera is in use by another program. Close that, then press Start again.",
-  };
-  return words[error.name] ?? `The camera could not be started: ${error.message}`;
+const gathering = (count) => `Warming up ${count} / ${WARMUP_FRAMES}`;
+
+function inLine(position, seconds) {
+  const ending = { one: "st", two: "nd", few: "rd" };
+  const ordinal = ending[new Intl.PluralRules("en", { type: "ordinal" }).select(position)] ?? "th";
+  const wait = seconds < 90 ? `${Math.max(5, Math.round(seconds / 5) * 5)} s` : `${Math.round(seconds / 60)} min`;
+  return `You are ${position}${ordinal} in line, about ${wait}`;
 }
 
-async function openCamera() {
-  if (!window.isSecureContext || !navigator.mediaDevices) {
-    throw new Error(
-      "Browsers give the camera to secure pages only: open this page over https, or at localhost " +
-        "(for example through an SSH tunnel)."
-    );
+function hear(told) {
+  if ("started" in told) {
+    isOpen = true;
+    accepted = chosen("styles");
+    worker.postMessage({ flow: { on: wanted(), anew: true } });
+    say(ignoredWords(told.started));
+    setState("warmup", gathering(1));
+  } else if ("waiting" in told) {
+    isOpen = false;
+    updateFlow();
+    screen.clear();
+    setState("waiting", inLine(told.waiting, told.seconds));
+  } else if ("updated" in told) {
+    accepted = told.updated;
+    say(ignoredWords(told.ignored));
+  } else if ("refused" in told) {
+    accepted = told.style;
+    find(`.styles input[value="${CSS.escape(accepted)}"]`).checked = true;
+    showLora();
+    say(told.refused);
+  } else if ("time_left" in told) {
+    deadline = told.time_left === null ? null : performance.now() + told.time_left * 1000;
+  } else if ("over" in told) {
+    isOpen = false;
+    deadline = null;
+    worker.postMessage({ flow: { on: false, anew: true } });
+    say(`${told.over} You are in line again.`);
+  } else if ("error" in told) {
+    stop(told.error);
   }
-  const wanted = { width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 30 } };
-  try {
-    return await navigator.mediaDevices.getUserMedia({ video: wanted, audio: false });
-  } catch (error) {
-    throw new Error(cameraError(error));
-  }
 }
 
-// Notes each frame that the camera shows, so that the loop below knows whether there is one it has not sent.
-function watchCamera(thisRun) {
-  const seen = (now, metadata) => {
-    if (thisRun !== run) return;
-    newest = { number: newest.number + 1, captured: metadata?.captureTime ?? now };
-    wake?.();
-    next();
-  };
-  const next = () =>
-    video.requestVideoFrameCallback ? video.requestVideoFrameCallback(seen) : requestAnimationFrame(seen);
-  next();
-}
+const ignoredWords = (words) => (words ? `The prompt is too long. Not read: “${words}”` : "");
 
-function takeFrame() {
-  const scale = Math.min(1, SENT_SIDE / Math.max(video.videoWidth, video.videoHeight));
-  sent.width = Math.round(video.videoWidth * scale);
-  sent.height = Math.round(video.videoHeight * scale);
-  sent.getContext("2d").drawImage(video, 0, 0, sent.width, sent.height);
-  return sent.toDataURL("image/jpeg", SENT_QUALITY);
-}
-
-function draw(picture) {
-  if (canvas.width !== picture.width || canvas.height !== picture.height) {
-    canvas.width = picture.width;
-    canvas.height = picture.height;
-  }
-  canvas.getContext("2d").drawImage(picture, 0, 0);
-}
-
-function showNumbers(captured) {
-  const at = performance.now();
-  shown = shown.filter((picture) => at - picture.at < RATE_WINDOW).concat({ at, delay: at - captured });
-  const seconds = (at - shown[0].at) / 1000;
-  const delays = shown.map((picture) => picture.delay).sort((a, b) => a - b);
-  find(".fps").textContent = seconds > 0 ? ((shown.length - 1) / seconds).toFixed(1) : "–";
-  find(".delay").textContent = `${Math.round(delays[delays.length >> 1])} ms`;
-}
-
-async function show(answer, capturedAt) {
-  if (!answer.picture) {
-    if (answer.warm) return; // with several denoising steps the first pictures after the warmup take a few frames
-    draw(sent); // while it warms up: the visitor's own picture
-    setState("warmup", `Warming up ${answer.frames_in} / ${WARMUP_FRAMES}`);
+function onPicture({ picture, original, captured }) {
+  if (paused || !isOpen) {
+    picture.close();
+    original.close();
     return;
   }
-  const picture = new Image();
-  picture.src = answer.picture;
-  await picture.decode();
-  draw(picture);
-  if (stage.dataset.state !== "running") setState("running", "");
-  showNumbers(capturedAt.get(answer.number));
-  for (const number of capturedAt.keys()) if (number <= answer.number) capturedAt.delete(number);
+  screen.show(picture, original);
+  if (stage.dataset.state !== "running") setState("running");
+  recording?.draw();
+  const at = performance.now();
+  shown.push({ at, delay: performance.timeOrigin + at - captured });
 }
 
-// One frame at a time: send the newest, wait for the answer, show it. Ends when `run` moves on.
-async function stream(thisRun) {
-  const capturedAt = new Map(); // of the frames whose pictures have not come back
-  let last = 0;
-  while (thisRun === run) {
-    if (newest.number === last) {
-      await new Promise((resolve) => (wake = resolve));
-      continue;
-    }
-    if (element.offsetParent === null) return stop(); // another tab of the page was chosen
-    last = newest.number;
-    capturedAt.set(last, newest.captured);
-    const answer = await server.live_push({ frame: takeFrame(), number: last });
-    if (thisRun !== run) return;
-    if (!answer) return stop("The server does not answer. Is it still running? Press Start to try again.");
-    if (answer.gone) {
-      // Freed after a silence, such as a page left in the background: begin again.
-      const opened = await server.live_start(settings());
-      if (thisRun !== run) return;
-      if (!opened || opened.error) return stop(opened?.error ?? "The server does not answer.");
-      capturedAt.clear();
-    } else if (answer.error) {
-      return stop(answer.error);
-    } else {
-      await show(answer, capturedAt);
-    }
-  }
+function showNumbers() {
+  const since = performance.now() - RATE_WINDOW;
+  shown = shown.filter((picture) => picture.at > since);
+  seen = seen.filter((part) => part.at > since);
+  const [first, last] = [shown[0]?.at, shown.at(-1)?.at];
+  const delays = shown.map((picture) => picture.delay).sort((a, b) => a - b);
+  const came = seen.reduce((sum, part) => sum + part.count, 0);
+  find(".fps").textContent = last > first ? (((shown.length - 1) * 1000) / (last - first)).toFixed(1) : "–";
+  find(".delay").textContent = delays.length ? time(delays[delays.length >> 1]) : "–";
+  const dropped = came && shown.length ? Math.max(0, 1 - shown.length / came) : null;
+  find(".dropped").textContent = dropped === null ? "–" : `${Math.round(dropped * 100)} %`;
+  const left = deadline === null ? null : Math.max(0, Math.round((deadline - performance.now()) / 1000));
+  find(".left").textContent = left === null ? "–" : clock(left);
+  if (recording) find(".record").textContent = `Finish ${clock(Math.floor(recording.seconds()))}`;
+}
+
+const time = (milliseconds) =>
+  milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
+
+const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+
+// Every half second while it runs.
+function tick({ seen: count }) {
+  if (element.offsetParent === null) return stop(); // another tab of the page was chosen
+  seen.push({ at: performance.now(), count });
+  showNumbers();
+}
+
+const wanted = () => isOpen && !paused && !document.hidden;
+
+const updateFlow = () => worker?.postMessage({ flow: { on: wanted() } });
+
+// The picture of `source` into the stream that runs; whether it could be had.
+async function take(source) {
+  const thisRun = run;
+  const opened = await openSource(source);
+  if (thisRun !== run) return opened.stop();
+  endFeed();
+  track?.stop();
+  track = opened;
+  track.onended = () =>
+    stop(source === "screen" ? "The screen is not shared any more." : "The camera was disconnected.");
+  video.srcObject = new MediaStream([track]);
+  find(".mirror").checked = isMirrored(source, track);
+  showMirror();
+  await video.play();
+  if (thisRun !== run) return;
+  if (screen.isEmpty) frame.style.setProperty("--aspect", `${video.videoWidth / video.videoHeight}`);
+  endFeed = feed(track, video, worker);
+  listSources(sources, track.getSettings().deviceId && source !== "screen" ? track.getSettings().deviceId : source);
 }
 
 async function start() {
   const thisRun = ++run;
   say("");
+  screen.clear();
   setState("starting", "Waiting for the camera");
+  worker = new Worker(workerAddress);
+  worker.onmessage = ({ data }) => {
+    if (data.text) hear(data.text);
+    else if (data.picture) onPicture(data);
+    else if (data.gathered) setState("warmup", gathering(data.gathered + 1));
+    else if (data.counted) tick(data.counted);
+    else if ("closed" in data) stop(`${data.closed} Press Start to try again.`);
+  };
+  worker.postMessage({ prefer: { side: Number(stage.dataset.side), skipSimilar: find(".similar").checked } });
   try {
-    const opened = await openCamera();
-    if (thisRun !== run) return opened.getTracks().forEach((track) => track.stop());
-    camera = opened;
+    await take(sources.value || "user");
   } catch (error) {
     return thisRun === run ? stop(error.message) : undefined;
   }
-  camera.getVideoTracks()[0].onended = () => stop("The camera was disconnected.");
-  video.srcObject = camera;
-  await video.play();
-  const asked = settings();
-  const opened = await server.live_start(asked);
   if (thisRun !== run) return;
-  if (!opened || opened.error) return stop(opened?.error ?? "The server does not answer.");
-  judge(opened, asked.style);
-  shown = [];
-  watchCamera(thisRun);
-  await stream(thisRun);
+  setState("starting", "Waiting for the server");
+  if (stage.dataset.visit) {
+    const visit = document.querySelector("#visit");
+    (visit?.querySelector("button") ?? visit)?.click();
+  }
+  worker.postMessage({ open: socketAddress(), hello: { start: settings() } });
 }
 
+// Ends the socket with the worker, and the stream on the server with the socket.
 function stop(text = "") {
+  if (recording) finishRecording();
   run += 1;
-  wake?.();
-  camera?.getTracks().forEach((track) => track.stop());
-  camera = null;
+  worker?.terminate();
+  worker = null;
+  endFeed();
+  endFeed = () => {};
+  track?.stop();
+  track = null;
   video.srcObject = null;
+  isOpen = paused = false;
+  deadline = null;
+  shown = [];
+  seen = [];
+  screen.clear();
   say(text);
-  canvas.width = canvas.width; // empty again
-  setState("idle", idleNotice);
-  find(".fps").textContent = find(".delay").textContent = "–";
-  server.live_stop({});
+  setState("idle");
+  showNumbers();
 }
 
-showLora();
-
-let settled = null;
-function update(milliseconds) {
-  clearTimeout(settled);
-  settled = setTimeout(async () => {
-    if (run === 0 || !camera) return;
-    const asked = settings();
-    pending += 1;
-    const answer = await server.live_update(asked);
-    pending -= 1;
-    judge(answer, asked.style);
-  }, milliseconds);
+const settling = new Map(); // action -> timer: what is still being typed or dragged is not sent
+function later(milliseconds, action) {
+  clearTimeout(settling.get(action));
+  settling.set(action, setTimeout(() => worker && action(), milliseconds));
 }
 
-startButton.addEventListener("click", start);
-stopButton.addEventListener("click", () => stop());
-find(".styles").addEventListener("change", () => {
-  showLora();
-  update(0);
+// Style, prompt and LoRA: into the stream that runs.
+const update = () => worker.postMessage({ tell: { update: settings() } });
+
+// Steps, strength and seed: a new stream, while the last picture stays.
+function renew() {
+  if (!isOpen) return worker.postMessage({ tell: { start: settings() } });
+  isOpen = paused = false;
+  worker.postMessage({ flow: { on: false, anew: true } });
+  worker.postMessage({ tell: { start: settings() } });
+  setState("warmup", "Starting anew");
+}
+
+function showLora() {
+  find(".lora").hidden = !find(".styles input:checked").dataset.loras;
+}
+
+function showMirror() {
+  const mirror = find(".mirror").checked;
+  stage.dataset.mirror = mirror ? "yes" : "no";
+  screen.set({ mirror });
+}
+
+function showStrength() {
+  find(".strength output").textContent = ownStrength ? "as the style has it" : Number(strength.value).toFixed(2);
+}
+
+async function finishRecording() {
+  const finished = recording;
+  recording = null;
+  find(".record").textContent = "Record";
+  find(".record").setAttribute("aria-pressed", "false");
+  save(await finished.finish(), fileName(accepted, recordingKind()[1]));
+}
+
+function toggleRecording() {
+  if (recording) return finishRecording();
+  recording = startRecording(canvas);
+  find(".record").setAttribute("aria-pressed", "true");
+  showNumbers();
+}
+
+const on = (selector, event, action) => find(selector).addEventListener(event, action);
+
+on(".start", "click", start);
+on(".stop", "click", () => stop());
+on(".pause", "click", () => {
+  paused = !paused;
+  updateFlow();
+  setState(stage.dataset.state);
 });
-lora.addEventListener("input", () => update(150));
-prompt.addEventListener("input", () => update(400));
+on(".restart", "click", () => worker?.postMessage({ tell: { restart: true } }));
+on(".record", "click", toggleRecording);
+on(".still", "click", () => canvas.toBlob((blob) => save(blob, fileName(accepted, "png")), "image/png"));
+on(".full", "click", () => (document.fullscreenElement ? document.exitFullscreen() : frame.requestFullscreen()));
+on(".views", "change", () => {
+  stage.dataset.view = chosen("views");
+  screen.set({ view: chosen("views") });
+});
+on(".split", "input", () => {
+  frame.style.setProperty("--split", `${find(".split").value}%`);
+  screen.set({ split: find(".split").value / 100 });
+});
+on(".styles", "change", () => {
+  showLora();
+  later(0, update);
+});
+on(".lora", "input", () => later(150, update));
+on(".prompt", "input", () => later(400, update));
+on(".mirror", "change", showMirror);
+on(".similar", "change", () => worker?.postMessage({ prefer: { skipSimilar: find(".similar").checked } }));
+on(".strength", "input", () => {
+  ownStrength = false;
+  showStrength();
+  later(400, renew);
+});
+on(".steps", "change", () => later(0, renew));
+on(".seed", "input", () => later(400, renew));
+on(".own", "click", () => {
+  ownStrength = true;
+  find(".steps select").value = "";
+  showStrength();
+  later(0, renew);
+});
+on(".source", "change", async () => {
+  if (!worker) return;
+  const thisRun = run;
+  try {
+    await take(sources.value);
+    if (thisRun === run) renew(); // its pictures may have another shape
+  } catch (error) {
+    if (thisRun === run) say(error.message);
+  }
+});
+document.addEventListener("visibilitychange", updateFlow);
+
+find(".record").hidden = !recordingKind();
+find(".full").hidden = !document.fullscreenEnabled;
+showLora();
+showMirror();
+listSources(sources);
+setState("idle");

@@ -1,0 +1,351 @@
+"""The server's side of the Live tab: a WebSocket for each visitor, whose stream lives as long as it does.
+
+`live_messages` says what goes through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import gradio as gr
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from .line import WaitingLine
+from .live_messages import FRAME, PICTURE, checked_settings, is_ours, read_message
+from .live_view import LARGEST_FRAME, decode_frame, encode_frame
+from .places import EngineBusy, Places, StreamGone
+
+PATH = "/live-socket"
+ANSWERS_AT_ONCE = 4  # frames on their way through model, encoder and network
+SOCKETS_AT_ONCE = 200
+OPEN_SECONDS = 0.3  # between two streams of one visitor, so that asking for many costs nobody else anything
+POLL_SECONDS = 1.0  # how often the place in line and the time left are looked at
+PING_SECONDS = 10.0  # a network that was cut without a word is noticed after this and the next
+
+log = logging.getLogger(__name__)
+codec = ThreadPoolExecutor(max_workers=4, thread_name_prefix="jpeg")
+
+
+@dataclass(frozen=True)
+class Mail:
+    jpeg: bytes
+    number: int
+    arrived: float
+
+
+@dataclass
+class Pending:
+    """A frame that the engine has, or the newest of several that one answer is for."""
+
+    answer: Future
+    mail: Mail
+    epoch: int
+
+
+@dataclass(eq=False)
+class Visit:
+    """One socket. Its tasks end with it, and its stream and its place in line with them."""
+
+    socket: WebSocket
+    engine: Places
+    line: WaitingLine
+    key: str = field(default_factory=lambda: f"live/{secrets.token_urlsafe(16)}")
+    settings: dict[str, Any] = field(default_factory=dict)  # as asked
+    worn: dict[str, Any] = field(default_factory=dict)  # as last accepted
+    is_open: bool = False
+    epoch: int = 0  # rises with every stream: what belongs to an older one is dropped
+    mailbox: Mail | None = None
+    came: asyncio.Event = field(default_factory=asyncio.Event)  # something is in the mailbox
+    gone: asyncio.Event = field(default_factory=asyncio.Event)  # the engine has freed the stream
+    last: Pending | None = None  # what the engine was given last
+    answers: asyncio.Queue[Pending] = field(default_factory=asyncio.Queue)
+    room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ANSWERS_AT_ONCE))
+    finished: float = 0.0  # when the last answer was
+    opened: float = 0.0  # when a stream was last asked for
+    living: asyncio.Task | None = None  # from the line to the end of the visitor's turn
+    updating: asyncio.Task | None = None
+
+    async def run(self) -> None:
+        """Until the socket closes."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                workers = [tasks.create_task(self.take_frames()), tasks.create_task(self.give_answers())]
+                await self.read(tasks)
+                self.end()
+                for task in workers:
+                    task.cancel()
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Free the stream and the place in line; may be called at any time."""
+        for task in (self.living, self.updating):
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
+        self.living = self.updating = None
+        self.close_stream()
+        self.line.leave(self.key)
+
+    def close_stream(self) -> None:
+        self.is_open = False
+        self.epoch += 1
+        self.mailbox = self.last = None
+        self.engine.close(self.key)
+
+    async def read(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            message = await self.socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            try:
+                if message.get("bytes") is not None:
+                    self.put(message["bytes"])
+                else:
+                    self.obey(message.get("text") or "", tasks)
+            except ValueError as error:
+                return await self.refuse(error)
+
+    async def refuse(self, error: ValueError) -> None:
+        """For what this page never sends: the words, and the end."""
+        await self.say(error=str(error))
+        if self.socket.application_state is WebSocketState.CONNECTED:
+            await self.socket.close(1008)
+
+    def put(self, data: bytes) -> None:
+        """A frame into the mailbox, in place of one that waits there."""
+        if len(data) <= FRAME.size:
+            raise ValueError("The camera frame is empty.")
+        if self.is_open:  # not the last ones of a stream that has just ended
+            (number,) = FRAME.unpack_from(data)
+            self.mailbox = Mail(data[FRAME.size :], number, time.monotonic())
+            self.came.set()
+
+    def obey(self, text: str, tasks: asyncio.TaskGroup) -> None:
+        message = read_message(text)
+        if "start" in message:
+            self.settings = checked_settings(message["start"])
+            self.begin(tasks)
+        elif "update" in message:
+            changed = checked_settings(message["update"])
+            self.settings |= {name: changed[name] for name in ("style", "prompt", "lora_scale")}
+            if self.is_open and self.updating is None:
+                self.updating = tasks.create_task(self.update())
+        elif "restart" in message:
+            if self.is_open:
+                self.attempt(self.engine.restart, self.key)
+        elif "stop" in message:
+            self.end()
+        else:
+            raise ValueError("The message is not one that this page sends.")
+
+    def begin(self, tasks: asyncio.TaskGroup) -> None:
+        """A new stream with the present settings; who has a place keeps it."""
+        if self.living is not None:
+            self.living.cancel()
+        if self.is_open:
+            self.close_stream()
+        self.living = tasks.create_task(self.live())
+
+    def attempt(self, function: Any, *arguments: Any, **settings: Any) -> Future | None:
+        """Its future; None if the stream is gone, which begins it again."""
+        try:
+            return function(*arguments, **settings)
+        except StreamGone:
+            self.is_open = False
+            self.gone.set()
+            return None
+
+    async def live(self) -> None:
+        """Wait for a place, open the stream, end it when the turn is over; again and again."""
+        while True:
+            try:
+                await self.wait_for_place()
+                await asyncio.sleep(self.opened + OPEN_SECONDS - time.monotonic())
+                self.opened = time.monotonic()
+                await asyncio.wrap_future(self.engine.fetch(self.settings["style"]))
+                ignored = await asyncio.wrap_future(self.engine.open(self.key, **self.settings))
+            except EngineBusy:  # the place was not taken in time: wait for another
+                await asyncio.sleep(POLL_SECONDS)
+                continue
+            except (StreamGone, ValueError, OSError) as error:
+                return await self.fail(str(error))
+            except RuntimeError as error:
+                return await self.fail_in_model(error)
+            self.gone.clear()
+            self.is_open, self.worn = True, dict(self.settings)
+            await self.say(started=ignored)
+            is_over = await self.turn_ends()
+            self.close_stream()
+            if is_over:
+                self.line.leave(self.key)
+                if self.engine.needs_visit:
+                    return await self.fail("Your time is over. Press Start to go on.")
+                await self.say(over="Your turn is over.")
+
+    async def wait_for_place(self) -> None:
+        while True:
+            place = self.line.join(self.key)
+            if place.position == 0:
+                return
+            await self.say(waiting=place.position, seconds=place.seconds)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def turn_ends(self) -> bool:
+        """Tell the time left until the stream ends; whether that is because there was none left."""
+        told = None
+        while not self.gone.is_set() and self.key in self.engine.visitors():
+            left = self.line.time_left(self.key)
+            if left != told:
+                told = left
+                await self.say(time_left=left)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.gone.wait(), POLL_SECONDS)
+        if told is None or told > 2 * POLL_SECONDS:  # freed after a silence: wait for the next frame
+            await self.gone.wait()
+            return False
+        return True
+
+    async def update(self) -> None:
+        """Bring the stream to the present settings, until it has them."""
+        asked = None
+        while asked != self.settings and self.is_open:
+            asked = dict(self.settings)
+            changed = {name: asked[name] for name in ("style", "prompt", "lora_scale")}
+            try:
+                await asyncio.wrap_future(self.engine.fetch(asked["style"]))
+                future = self.attempt(self.engine.update, self.key, **changed)
+                if future is not None:
+                    ignored = await asyncio.wrap_future(future)
+                    self.worn = asked
+                    await self.say(updated=asked["style"], ignored=ignored)
+            except StreamGone:
+                pass  # the next frame finds that out as well, and begins again
+            except (ValueError, OSError) as error:
+                if asked == self.settings:
+                    asked = self.settings = self.worn
+                await self.say(refused=str(error), style=self.worn["style"])
+            except RuntimeError as error:
+                await self.fail_in_model(error)
+        self.updating = None
+
+    async def take_frames(self) -> None:
+        """From the mailbox to the engine."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self.room.acquire()
+            while self.mailbox is None:
+                self.came.clear()
+                await self.came.wait()
+            (mail, self.mailbox), epoch = (self.mailbox, None), self.epoch
+            try:
+                frame = await loop.run_in_executor(codec, decode_frame, mail.jpeg)
+            except ValueError as error:
+                self.room.release()
+                await self.refuse(error)
+                continue
+            future = None
+            if epoch == self.epoch and self.is_open:
+                future = self.attempt(self.engine.push, self.key, frame, tag=mail.number)
+            if future is None or (self.last is not None and future is self.last.answer):
+                self.room.release()  # the frame before it waits no more: one answer for both
+                if future is not None:
+                    self.last.mail = mail
+            else:
+                self.last = Pending(future, mail, epoch)
+                self.answers.put_nowait(self.last)
+
+    async def give_answers(self) -> None:
+        """From the engine to the page, in order."""
+        while True:
+            pending = await self.answers.get()
+            try:
+                await self.give(pending)
+            except StreamGone:
+                if pending.epoch == self.epoch:
+                    self.is_open = False
+                    self.gone.set()
+            except (ValueError, RuntimeError) as error:  # torch's, out of memory included
+                if pending.epoch == self.epoch:
+                    await self.fail_in_model(error)
+            except asyncio.CancelledError:  # of the frame, by an engine that closes; or of this task
+                if asyncio.current_task().cancelling():
+                    raise
+            finally:
+                self.room.release()
+
+    async def give(self, pending: Pending) -> None:
+        loop = asyncio.get_running_loop()
+        answer = await asyncio.wrap_future(pending.answer)
+        jpeg = b""
+        if answer.frames:
+            jpeg = answer.jpeg or await loop.run_in_executor(codec, encode_frame, answer.frames[-1])
+        if pending.epoch != self.epoch:
+            return
+        now, mail = time.monotonic(), pending.mail
+        held, worked = now - mail.arrived, now - max(mail.arrived, self.finished)
+        self.finished = now
+        gathered = 0 if answer.warm else answer.frames_in
+        times = (min(int(seconds * 1e6), 2**32 - 1) for seconds in (held, worked))
+        await self.send(PICTURE.pack(answer.tag or 0, mail.number, *times, gathered) + jpeg)
+
+    async def fail_in_model(self, error: ValueError | RuntimeError) -> None:
+        log.error("a live stream failed", exc_info=error)
+        await self.fail(f"The model failed: {(str(error).splitlines() or ['no reason given'])[0]}")
+
+    async def fail(self, words: str) -> None:
+        """The stream has ended, and why."""
+        self.end()
+        await self.say(error=words)
+
+    async def say(self, **message: Any) -> None:
+        await self.send(json.dumps(message))
+
+    async def send(self, data: str | bytes) -> None:
+        try:
+            if isinstance(data, str):
+                await self.socket.send_text(data)
+            else:
+                await self.socket.send_bytes(data)
+        except (WebSocketDisconnect, RuntimeError):  # closed: `read` hears of it as well
+            if self.socket.application_state is WebSocketState.CONNECTED:
+                raise
+
+
+def connect(demo: gr.Blocks, engine: Places, line: WaitingLine) -> None:
+    """Add the socket to the server of a page that was launched with `prevent_thread_lock=True`.
+
+    `line` is the one before `engine`.
+    """
+    addresses = (demo.share_url, demo.root_path)
+    hosts = {urlsplit(address).netloc for address in addresses if address}
+    hosts.add(os.environ.get("SPACE_HOST", ""))
+    open_sockets = 0
+
+    async def serve(socket: WebSocket) -> None:
+        nonlocal open_sockets
+        if not is_ours(socket.headers, hosts) or open_sockets >= SOCKETS_AT_ONCE:
+            return await socket.close(1008)  # before it was accepted: the browser reads a refusal
+        await socket.accept()
+        open_sockets += 1
+        try:
+            await Visit(socket, engine, line).run()
+        finally:
+            open_sockets -= 1
+
+    demo.app.router.routes.insert(0, WebSocketRoute(PATH, serve))
+    # Of this server's sockets: read for each new one. JPEGs do not get smaller by being deflated.
+    config = demo.server.config
+    config.ws_per_message_deflate = False
+    config.ws_max_size = LARGEST_FRAME + FRAME.size
+    config.ws_ping_interval = config.ws_ping_timeout = PING_SECONDS

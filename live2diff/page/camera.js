@@ -1,0 +1,79 @@
+// Where the picture comes from: cameras, screens, and the words for when there is none.
+
+const readsCamera = Boolean(window.MediaStreamTrackProcessor); // a worker can, without a video element
+const canCaptureScreen = Boolean(navigator.mediaDevices?.getDisplayMedia);
+
+function cameraWords(error) {
+  const words = {
+    NotFoundError: "No camera was found. Connect one, or use the Video tab.",
+    OverconstrainedError: "That camera is not there any more. Choose another one.",
+    NotAllowedError: "The browser may not use the camera. Allow it beside the address bar, then press Start again.",
+    NotReadableError: "The camera is in use by another program. Close that, then press Start again.",
+  };
+  return words[error.name] ?? `The camera could not be started: ${error.message}`;
+}
+
+// The video track of `source`: "screen", "user", "environment", or a camera's id.
+async function openSource(source) {
+  if (!window.isSecureContext || !navigator.mediaDevices) {
+    throw new Error(
+      "Browsers give the camera to secure pages only: open this page over https, or at localhost " +
+        "(for example through an SSH tunnel)."
+    );
+  }
+  const size = { width: { ideal: 640 }, height: { ideal: 480 }, frameRate: { ideal: 60 } };
+  const facing = source === "user" || source === "environment";
+  const which = facing ? { facingMode: source } : { deviceId: { exact: source } };
+  try {
+    const stream =
+      source === "screen"
+        ? await navigator.mediaDevices.getDisplayMedia({ video: { frameRate: { ideal: 30 } }, audio: false })
+        : await navigator.mediaDevices.getUserMedia({ video: { ...size, ...which }, audio: false });
+    return stream.getVideoTracks()[0];
+  } catch (error) {
+    if (source !== "screen") throw new Error(cameraWords(error));
+    throw new Error("No screen or window was chosen. Press Start to choose one, or take the camera.");
+  }
+}
+
+// A picture of oneself is expected as in a mirror; one of the room or of a screen is not.
+const isMirrored = (source, track) => source !== "screen" && track.getSettings().facingMode !== "environment";
+
+// Fills the list of sources. Browsers name the cameras only once they may be used.
+async function listSources(select, chosen) {
+  const devices = (await navigator.mediaDevices?.enumerateDevices?.()) ?? [];
+  const cameras = devices.filter((device) => device.kind === "videoinput" && device.deviceId && device.label);
+  const options = cameras.map((camera) => [camera.deviceId, camera.label]);
+  if (options.length === 0) {
+    options.push(["user", "Camera"]);
+    if (matchMedia("(pointer: coarse)").matches) options.push(["environment", "Back camera"]);
+  }
+  if (canCaptureScreen) options.push(["screen", "Screen or window"]);
+  select.replaceChildren(...options.map(([value, text]) => new Option(text, value)));
+  if (options.some(([value]) => value === chosen)) select.value = chosen;
+  select.closest("label").hidden = options.length < 2;
+}
+
+// Sends each frame of `track` to `worker`; the answer ends that. Where the browser can, the worker reads the camera
+// itself; elsewhere the frames are taken as `video` shows them.
+function feed(track, video, worker) {
+  if (readsCamera) {
+    const own = track.clone();
+    const { readable } = new MediaStreamTrackProcessor({ track: own });
+    worker.postMessage({ stream: readable }, [readable]);
+    return () => own.stop();
+  }
+  let ended = false;
+  const seen = async (now, metadata) => {
+    if (ended) return;
+    next();
+    const captured = performance.timeOrigin + (metadata?.captureTime ?? now);
+    const frame = await createImageBitmap(video).catch(() => null); // between two cameras there is none
+    if (frame && !ended) worker.postMessage({ frame, captured }, [frame]);
+    else frame?.close();
+  };
+  const next = () =>
+    video.requestVideoFrameCallback ? video.requestVideoFrameCallback(seen) : requestAnimationFrame(seen);
+  next();
+  return () => (ended = true);
+}

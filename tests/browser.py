@@ -1,0 +1,173 @@
+"""What tests and measurements in a real browser share: Chromium with a clip as its camera, and waiting."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, Playwright, expect
+
+PATIENCE = 180.0  # seconds: how long a condition may take on a busy machine without a GPU
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM_FLAGS = (
+    "--use-fake-device-for-media-stream --use-fake-ui-for-media-stream --no-sandbox --disable-gpu "
+    "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+).split()
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None and not os.environ.get("CI"), reason="no Chromium here: apt-get install chromium"
+)
+# The pixels of an element that shows a picture, drawn as small as asked: [width * height * 4].
+PIXELS = """([selector, width, height]) => {
+  const source = document.querySelector(selector), small = document.createElement("canvas");
+  small.width = width; small.height = height;
+  const context = small.getContext("2d");
+  context.drawImage(source, 0, 0, width, height);
+  return Array.from(context.getImageData(0, 0, width, height).data);
+}"""
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.05)
+
+
+def write_camera(path: Path, pictures: Iterable[np.ndarray], rate: int, repeat: int = 1) -> Path:
+    """Pictures `[height, width, 3]` as the film that Chromium takes for its camera, each `repeat` times."""
+    with path.open("wb") as file:
+        for number, picture in enumerate(pictures):
+            height, width = picture.shape[:2]
+            if number == 0:
+                file.write(f"YUV4MPEG2 W{width} H{height} F{rate}:1 Ip A1:1 C420jpeg\n".encode())
+            planes = cv2.cvtColor(picture, cv2.COLOR_RGB2YUV_I420).tobytes()
+            file.write((b"FRAME\n" + planes) * repeat)
+    return path
+
+
+@contextmanager
+def chromium(playwright: Playwright, camera: Path, *flags: str) -> Iterator[Browser]:
+    """A browser that sees the film at `camera`."""
+    assert CHROMIUM, "CI is set, and no Chromium is installed"
+    arguments = [*CHROMIUM_FLAGS, f"--use-file-for-fake-video-capture={camera}", *flags]
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    yield browser
+    browser.close()
+
+
+@contextmanager
+def opened(browser: Browser, address: str, **context: object) -> Iterator[Page]:
+    """A page at `address`; in the end, it must have asked nobody but that server for anything."""
+    page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **context})
+    page.set_default_timeout(PATIENCE * 1000)
+    expect.set_options(timeout=PATIENCE * 1000)
+    asked: list[str] = []
+    broken: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("websocket", lambda socket: asked.append(socket.url.replace("ws", "http", 1)))
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    page.goto(address)
+    yield page
+    page.close()
+    ours = address.partition("?")[0]
+    assert [url for url in asked if not url.startswith((ours, "data:", "blob:"))] == []
+    assert broken == []
+
+
+def pixels(page: Page, selector: str, width: int = 16, height: int = 12) -> np.ndarray:
+    """What an element shows, as float `[height, width, 3]`."""
+    values = page.evaluate(PIXELS, [selector, width, height])
+    return np.array(values, float).reshape(height, width, 4)[..., :3]
+
+
+class Identity:
+    """A model that gives back what it gets, for what is not about pictures: the way there and back."""
+
+    default_style = "pencil"
+    about = "No model at all."
+    config = SimpleNamespace(size=256)
+
+    def __init__(self) -> None:
+        from live2diff.styles import STYLES
+
+        self.styles = {name: style for name, style in STYLES.items() if not style.has_weights}
+
+    def fetch(self, style: str | None) -> None:
+        pass
+
+    def stream(self, **settings: object) -> "IdentityStream":
+        return IdentityStream()
+
+
+class IdentityStream:
+    ignored_words = ""
+
+    def __init__(self) -> None:
+        self.frames_in = 0
+        self.gathered: list[np.ndarray] = []
+
+    @property
+    def warm(self) -> bool:
+        return self.frames_in >= 8
+
+    def push(self, frame: np.ndarray) -> list[np.ndarray]:
+        self.frames_in += 1
+        self.gathered.append(frame)
+        if not self.warm:
+            return []
+        frames, self.gathered = self.gathered, []
+        return frames
+
+    def update(self, **settings: object) -> None:
+        pass
+
+    def restart(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+BITS = 10  # of a frame number
+
+
+def numbered(number: int, width: int = 640, height: int = 480) -> np.ndarray:
+    """A picture with its number in it: a row of squares for the bits, and below it their opposites."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    red, green = columns * 255 // width, rows * 255 // height
+    picture = np.dstack([red, green, np.full_like(red, 128)]).astype(np.uint8)
+    cell = width // BITS
+    for bit in range(BITS):
+        value = 255 * (number >> bit & 1)
+        for row, shade in enumerate((value, 255 - value)):
+            picture[row * cell : (row + 1) * cell, bit * cell : (bit + 1) * cell] = shade
+    return picture
+
+
+# The number in a picture of `numbered`, whatever its size; -1 where there is none. `left` and `span` tell the
+# part of the element that shows it.
+READ_NUMBER = """(() => {
+const small = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+window.readNumber = (source, left = 0, span = 1) => {
+  const whole = source.videoWidth || source.naturalWidth || source.width;
+  const width = whole * span, bits = 10, cell = width / bits;
+  if (!width) return -1;
+  small.canvas.width = bits * 4; small.canvas.height = 8;
+  small.drawImage(source, left * whole, 0, width, 2 * cell, 0, 0, bits * 4, 8);
+  const data = small.getImageData(0, 0, bits * 4, 8).data;
+  const at = (column, row) => data[4 * ((row * 4 + 2) * bits * 4 + column * 4 + 2)];
+  let number = 0;
+  for (let bit = 0; bit < bits; bit++) {
+    const first = at(bit, 0) > 128, second = at(bit, 1) > 128;
+    if (first === second) return -1;
+    if (first) number |= 1 << bit;
+  }
+  return number;
+};
+})();"""
