@@ -1,0 +1,372 @@
+"""The Live tab in a real browser, with a clip as its camera.
+
+What is about pictures runs on the nano model; what is about the way there and back on a tiny one, or on none.
+"""
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+
+import av
+import cv2
+import numpy as np
+import pytest
+from browser import (
+    PATIENCE,
+    READ_NUMBER,
+    Identity,
+    chromium,
+    needs_browser,
+    numbered,
+    opened,
+    pixels,
+    wait_for,
+    write_camera,
+)
+from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+
+import app
+import live2diff
+from live2diff.engine import Engine
+
+pytestmark = needs_browser
+RATE = 10
+MARKER_FRAMES = 25  # how long the marker stays where it is
+PLACES = (0.2, 0.5, 0.8)  # of the marker's middle, from the left
+
+
+def marker(place: float) -> np.ndarray:
+    """A dark picture with a bright disc."""
+    picture = np.full((240, 320, 3), 30, np.uint8)
+    return cv2.circle(picture, (round(320 * place), 150), 50, (250, 235, 120), -1)
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as playwright:
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+def browser(playwright, tmp_path_factory) -> Iterator[Browser]:
+    """Its camera shows a disc that jumps from place to place."""
+    path = tmp_path_factory.mktemp("camera") / "camera.y4m"
+    camera = write_camera(path, map(marker, PLACES), RATE, MARKER_FRAMES)
+    with chromium(playwright, camera) as browser:
+        yield browser
+
+
+def served(engine: Engine, **options: object) -> Iterator[tuple[Engine, str]]:
+    demo = app.serve(engine, quiet=True, server_name="127.0.0.1", **options)
+    yield engine, demo.local_url
+    demo.close()
+    engine.shutdown()
+
+
+@pytest.fixture(scope="module")
+def nano() -> Iterator[tuple[Engine, str]]:
+    yield from served(Engine(live2diff.load("nano"), capacity=2))
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_pipeline) -> Iterator[tuple[Engine, str]]:
+    yield from served(Engine(tiny_pipeline, capacity=1))
+
+
+@pytest.fixture
+def nano_page(browser, nano) -> Iterator[Page]:
+    with opened(browser, nano[1]) as page:
+        yield page
+
+
+@pytest.fixture
+def page(browser, tiny) -> Iterator[Page]:
+    with opened(browser, tiny[1]) as page:
+        yield page
+    wait_for(lambda: tiny[0].stats()["streams"] == 0)
+
+
+def start(page: Page, style: str = "pencil", **more: str) -> None:
+    """Choose a style and one denoising step, and press Start."""
+    page.get_by_role("tab", name="Live").click()
+    page.locator(f"#live .styles label:has(input[value={style}])").click()
+    page.locator("#live .more summary").click()
+    page.locator("#live .steps select").select_option(more.get("steps", "1"))
+    page.locator("#live .start").click()
+
+
+def reach(page: Page, state: str) -> None:
+    page.wait_for_selector(f'#live .stage[data-state="{state}"]')
+
+
+def shown(page: Page) -> int:
+    """How many pictures were shown since `count_pictures`."""
+    return page.evaluate("window.pictures")
+
+
+def count_pictures(page: Page) -> None:
+    """From now on, whatever is drawn on the canvas of the Live tab is counted."""
+    page.evaluate("""() => {
+      const own = CanvasRenderingContext2D.prototype.drawImage;
+      window.pictures = 0;
+      CanvasRenderingContext2D.prototype.drawImage = function (...rest) {
+        if (this.canvas === document.querySelector("#live canvas")) window.pictures += 1;
+        return own.apply(this, rest);
+      };
+    }""")
+
+
+def streams(engine: Engine) -> Callable[[int], None]:
+    return lambda count: wait_for(lambda: engine.stats()["streams"] == count)
+
+
+def disc(picture: np.ndarray) -> float:
+    """Where the bright disc is, from 0 at the left to 1; nan where there is none."""
+    light = picture.mean(axis=2)
+    bright = np.clip(light - (light.min() + light.max()) / 2, 0, None).sum(axis=0)
+    centres = (np.arange(len(bright)) + 0.5) / len(bright)
+    return float((bright * centres).sum() / bright.sum()) if bright.any() else float("nan")
+
+
+def test_start_counts_the_warmup_and_the_pictures_follow_the_camera(nano_page, nano):
+    page = nano_page
+    page.evaluate("""() => {
+      const notice = document.querySelector("#live .notice");
+      const note = () => notices.push(notice.textContent);
+      window.notices = [];
+      new MutationObserver(note).observe(notice, { childList: true });
+    }""")
+    start(page, "oil")
+    reach(page, "warmup")
+    expect(page.locator("#live video")).to_be_visible()  # the visitor's own picture, meanwhile
+    reach(page, "running")
+    warmup = {notice for notice in page.evaluate("notices") if notice.startswith("Warming up")}
+    assert [f"Warming up {number} / 8" for number in range(1, 9)] == sorted(warmup)
+    page.locator("#live .views label", has_text="Side by side").click()
+    apart: dict[float, list[float]] = {place: [] for place in PLACES}
+
+    def all_places_seen() -> bool:
+        both = pixels(page, "#live canvas", 96, 36)[12:]
+        original, translated = disc(both[:, :48]), disc(both[:, 48:])
+        for place, distances in apart.items():
+            if abs(1 - place - original) < 0.05:  # as in a mirror
+                distances.append(abs(original - translated))
+        return min(map(len, apart.values())) >= 8
+
+    wait_for(all_places_seen)
+    distances = {place: float(np.median(distances)) for place, distances in apart.items()}
+    assert max(distances.values()) < 0.12, f"how far off the disc is drawn where it is: {distances}"
+    expect(page.locator("#live .fps")).to_have_text(re.compile(r"^\d+\.\d$"))
+    expect(page.locator("#live .delay")).to_have_text(re.compile(r"^(\d+ ms|\d+\.\d s)$"))
+    expect(page.locator("#live .dropped")).to_have_text(re.compile(r"^\d+ %$"))
+    page.locator("#live .stop").click()
+    reach(page, "idle")
+    streams(nano[0])(0)
+
+
+def test_another_style_shows_while_it_runs_and_two_visitors_have_one_each(browser, nano, nano_page):
+    start(nano_page, "pencil")
+    reach(nano_page, "running")
+    with opened(browser, nano[1]) as other:
+        start(other, "blueprint")
+        reach(other, "running")
+        assert nano[0].stats()["streams"] == 2
+
+        def colour(page: Page) -> np.ndarray:
+            return pixels(page, "#live canvas").mean(axis=(0, 1))
+
+        wait_for(lambda: np.abs(colour(nano_page) - colour(other)).mean() > 12)
+        nano_page.locator("#live .styles label:has(input[value=blueprint])").click()
+        wait_for(lambda: np.abs(colour(nano_page) - colour(other)).mean() < 6)
+        expect(nano_page.locator("#live .message")).to_be_hidden()
+    streams(nano[0])(1)
+
+
+@pytest.fixture(scope="module")
+def identity_page(playwright, tmp_path_factory) -> Iterator[Page]:
+    """A camera whose frames have numbers, and a model that changes nothing."""
+    path = tmp_path_factory.mktemp("numbers") / "numbers.y4m"
+    write_camera(path, (numbered(number, 320, 240) for number in range(200)), 20)
+    server = served(Engine(Identity()))
+    _, address = next(server)
+    with chromium(playwright, path) as browser, opened(browser, address) as page:
+        page.evaluate(READ_NUMBER)
+        yield page
+    next(server, None)
+
+
+def test_the_original_beside_a_picture_is_the_very_frame_that_it_shows(identity_page):
+    page = identity_page
+    start(page)
+    page.locator("#live .mirror").uncheck()
+    page.locator("#live .views label", has_text="Side by side").click()
+    reach(page, "running")
+    both = "() => [0, 0.5].map((left) => readNumber(document.querySelector('#live canvas'), left, 0.5))"
+    pairs: set[tuple[int, int]] = set()
+    wait_for(lambda: pairs.add(tuple(page.evaluate(both))) or len(pairs) > 15)
+    readable = [pair for pair in pairs if -1 not in pair]
+    assert len(readable) > 10
+    assert [left - right for left, right in readable] == [0] * len(readable)
+    page.locator("#live .views label", has_text="Slider").click()
+    slider = page.locator("#live .split")
+    slider.focus()
+    page.keyboard.press("Home")
+    expect(slider).to_have_value("0")
+    page.locator("#live .stop").click()
+
+
+def test_without_its_own_reader_the_browser_takes_the_frames_from_the_video(identity_page):
+    page = identity_page
+    page.reload()
+    page.evaluate("delete window.MediaStreamTrackProcessor")
+    page.evaluate(READ_NUMBER)
+    start(page)
+    page.locator("#live .mirror").uncheck()
+    reach(page, "running")
+    numbers: set[int] = set()
+    number = "readNumber(document.querySelector('#live canvas'))"
+    wait_for(lambda: numbers.add(page.evaluate(number)) or len(numbers - {-1}) > 5)
+    page.locator("#live .stop").click()
+
+
+def test_steps_and_seed_begin_a_new_stream_under_the_last_picture(page, tiny):
+    start(page)
+    reach(page, "running")
+    page.evaluate("""() => new MutationObserver(() => (window.wasEmpty ||=
+      document.querySelector("#live .stage").dataset.empty === "yes"))
+      .observe(document.querySelector("#live .stage"), { attributes: true })""")
+    page.locator("#live .steps select").select_option("2")
+    reach(page, "warmup")
+    reach(page, "running")
+    page.locator("#live .seed input").fill("7")
+    reach(page, "warmup")
+    reach(page, "running")
+    assert tiny[0].stats()["streams"] == 1
+    assert not page.evaluate("Boolean(window.wasEmpty)"), "there was nothing on the screen for a while"
+    page.locator("#live .restart").click()
+    count_pictures(page)
+    wait_for(lambda: shown(page) > 3)
+
+
+def test_pause_keeps_the_picture_and_the_stream(page, tiny):
+    start(page)
+    reach(page, "running")
+    page.locator("#live .pause").click()
+    expect(page.locator("#live .notice")).to_have_text("Paused")
+    wait_for(lambda: tiny[0].stats()["fps"] == 0)
+    assert tiny[0].stats()["streams"] == 1
+    count_pictures(page)
+    page.locator("#live .pause").click()
+    wait_for(lambda: shown(page) > 3)
+
+
+def test_a_stream_that_was_freed_meanwhile_begins_again_by_itself(page, tiny):
+    start(page)
+    reach(page, "running")
+    (key,) = tiny[0].visitors()
+    tiny[0].close(key).result(PATIENCE)
+    reach(page, "warmup")
+    reach(page, "running")
+    expect(page.locator("#live .message")).to_be_hidden()
+
+
+def test_a_reload_or_a_closed_tab_frees_the_stream(page, tiny):
+    for leave in (page.reload, page.close):
+        start(page)
+        reach(page, "running")
+        streams(tiny[0])(1)
+        leave()
+        streams(tiny[0])(0)
+
+
+def test_who_is_too_many_sees_the_place_in_line_and_is_let_in(browser, page, tiny):
+    start(page)
+    reach(page, "running")
+    with opened(browser, tiny[1]) as second:
+        start(second)
+        reach(second, "waiting")
+        expect(second.locator("#live .notice")).to_have_text(re.compile("You are 1st in line, about .+"))
+        expect(second.locator("#live video")).to_be_visible()
+        expect(page.locator("#live .left")).to_have_text(re.compile(r"\d+:\d\d"))
+        page.locator("#live .stop").click()
+        reach(second, "running")
+
+
+def test_a_recording_plays_and_has_the_length_that_was_recorded(page, tmp_path):
+    start(page)
+    reach(page, "running")
+    page.locator("#live .record").click()
+    expect(page.locator("#live .record")).to_have_text("Finish 0:04")
+    with page.expect_download() as download:
+        page.locator("#live .record").click()
+    name = download.value.suggested_filename
+    assert re.fullmatch(r"live2diff-pencil-[\d-]+\.(mp4|webm)", name)
+    download.value.save_as(tmp_path / name)
+    with av.open(str(tmp_path / name)) as container:
+        assert container.format.name.split(",")[0] in ({"mp4": "mov", "webm": "matroska"}[name.split(".")[1]])
+        times = [float(frame.time) for frame in container.decode(video=0)]
+        size = container.streams.video[0].width, container.streams.video[0].height
+    assert size == (320, 240) and len(times) > 4
+    assert 3 < times[-1] - times[0] < 6
+
+    with page.expect_download() as download:
+        page.locator("#live .still").click()
+    download.value.save_as(tmp_path / "still.png")
+    assert cv2.imread(str(tmp_path / "still.png")).shape == (240, 320, 3)
+
+
+REFUSED = "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', '%s') };"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (REFUSED % "NotAllowedError", "Allow it"),
+        (REFUSED % "NotFoundError", "No camera"),
+        ("Object.defineProperty(window, 'isSecureContext', { value: false });", "over https"),
+    ],
+    ids=["not allowed", "none there", "not secure"],
+)
+def test_without_a_camera_the_page_says_what_to_do(page, script, words):
+    page.evaluate(f"() => {{ {script} }}")
+    start(page)
+    expect(page.locator("#live .message")).to_contain_text(words)
+    expect(page.locator("#live .start")).to_be_visible()
+
+
+def test_a_camera_that_is_unplugged_is_told(page):
+    start(page)
+    reach(page, "running")
+    page.evaluate("""() => document.querySelector("#live video").srcObject.getTracks()[0]
+      .dispatchEvent(new Event("ended"))""")
+    expect(page.locator("#live .message")).to_contain_text("disconnected")
+    expect(page.locator("#live .start")).to_be_visible()
+
+
+def test_a_server_that_goes_away_is_told_and_one_that_comes_back_is_used(browser, tiny_pipeline):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    engine = Engine(tiny_pipeline)
+    demo = app.serve(engine, quiet=True, server_name="127.0.0.1", server_port=port)
+    with opened(browser, demo.local_url) as page:
+        start(page)
+        reach(page, "running")
+        demo.close()
+        expect(page.locator("#live .message")).to_contain_text("connection to the server was lost")
+        page.locator("#live .start").click()
+        expect(page.locator("#live .message")).to_contain_text("server cannot be reached")
+        demo = app.serve(engine, quiet=True, server_name="127.0.0.1", server_port=port)
+        page.locator("#live .start").click()
+        reach(page, "running")
+    demo.close()
+    engine.shutdown()
+
+
+def test_the_page_finds_its_socket_under_a_root_path(page):
+    """What Gradio tells the page where the way to the server begins with more than its name."""
+    asked: list[str] = []
+    page.on("websocket", lambda socket: asked.append(socket.url))
+    page.evaluate("gradio_config.root = `${location.origin}/some/where/`")
+    start(page)
+    expect(page.locator("#live .message")).to_contain_text("server cannot be reached")
+    assert asked[0] == page.url.replace("http", "ws", 1) + "some/where/live-socket"
