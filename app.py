@@ -26,8 +26,7 @@ import gradio as gr
 from live2diff.config import WARMUP_FRAMES
 from live2diff.engine import Engine, StreamGone
 from live2diff.line import WaitingLine
-from live2diff.live_socket import connect
-from live2diff.live_view import live_view
+from live2diff.live_view import connect, live_view
 from live2diff.options import add_model_options, load_model
 from live2diff.video import Limits, Progress, probe, translate
 from live2diff.visit_button import visit_button

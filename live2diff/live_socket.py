@@ -8,30 +8,22 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import secrets
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
-import gradio as gr
-from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from .line import WaitingLine
-from .live_messages import FRAME, PICTURE, checked_settings, is_ours, read_message
-from .live_view import LARGEST_FRAME, decode_frame, encode_frame
+from .live_messages import FRAME, PICTURE, checked_settings, decode_frame, encode_frame, read_message
 from .places import EngineBusy, Places, StreamGone
 
-PATH = "/live-socket"
 ANSWERS_AT_ONCE = 4  # frames on their way through model, encoder and network
-SOCKETS_AT_ONCE = 200
 OPEN_SECONDS = 0.3  # between two streams of one visitor, so that asking for many costs nobody else anything
 POLL_SECONDS = 1.0  # how often the place in line and the time left are looked at
-PING_SECONDS = 10.0  # a network that was cut without a word is noticed after this and the next
 
 log = logging.getLogger(__name__)
 codec = ThreadPoolExecutor(max_workers=4, thread_name_prefix="jpeg")
@@ -73,15 +65,16 @@ class Visit:
     room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ANSWERS_AT_ONCE))
     finished: float = 0.0  # when the last answer was
     opened: float = 0.0  # when a stream was last asked for
+    tasks: asyncio.TaskGroup | None = None
     living: asyncio.Task | None = None  # from the line to the end of the visitor's turn
     updating: asyncio.Task | None = None
 
     async def run(self) -> None:
         """Until the socket closes."""
         try:
-            async with asyncio.TaskGroup() as tasks:
-                workers = [tasks.create_task(self.take_frames()), tasks.create_task(self.give_answers())]
-                await self.read(tasks)
+            async with asyncio.TaskGroup() as self.tasks:
+                workers = [self.tasks.create_task(work()) for work in (self.take_frames, self.give_answers)]
+                await self.read()
                 self.end()
                 for task in workers:
                     task.cancel()
@@ -97,13 +90,16 @@ class Visit:
         self.close_stream()
         self.line.leave(self.key)
 
-    def close_stream(self) -> None:
+    def forget_frames(self) -> None:
         self.is_open = False
         self.epoch += 1
         self.mailbox = self.last = None
+
+    def close_stream(self) -> None:
+        self.forget_frames()
         self.engine.close(self.key)
 
-    async def read(self, tasks: asyncio.TaskGroup) -> None:
+    async def read(self) -> None:
         while True:
             message = await self.socket.receive()
             if message["type"] == "websocket.disconnect":
@@ -112,7 +108,7 @@ class Visit:
                 if message.get("bytes") is not None:
                     self.put(message["bytes"])
                 else:
-                    self.obey(message.get("text") or "", tasks)
+                    self.obey(message.get("text") or "")
             except ValueError as error:
                 return await self.refuse(error)
 
@@ -131,16 +127,15 @@ class Visit:
             self.mailbox = Mail(data[FRAME.size :], number, time.monotonic())
             self.came.set()
 
-    def obey(self, text: str, tasks: asyncio.TaskGroup) -> None:
+    def obey(self, text: str) -> None:
         message = read_message(text)
         if "start" in message:
             self.settings = checked_settings(message["start"])
-            self.begin(tasks)
+            self.begin()
         elif "update" in message:
             changed = checked_settings(message["update"])
             self.settings |= {name: changed[name] for name in ("style", "prompt", "lora_scale")}
-            if self.is_open and self.updating is None:
-                self.updating = tasks.create_task(self.update())
+            self.keep_up()
         elif "restart" in message:
             if self.is_open:
                 self.attempt(self.engine.restart, self.key)
@@ -149,13 +144,18 @@ class Visit:
         else:
             raise ValueError("The message is not one that this page sends.")
 
-    def begin(self, tasks: asyncio.TaskGroup) -> None:
+    def begin(self) -> None:
         """A new stream with the present settings; who has a place keeps it."""
         if self.living is not None:
             self.living.cancel()
         if self.is_open:
             self.close_stream()
-        self.living = tasks.create_task(self.live())
+        self.living = self.tasks.create_task(self.live())
+
+    def keep_up(self) -> None:
+        """Bring the stream to the present settings, if it has others."""
+        if self.is_open and self.updating is None and self.settings != self.worn:
+            self.updating = self.tasks.create_task(self.update())
 
     def attempt(self, function: Any, *arguments: Any, **settings: Any) -> Future | None:
         """Its future; None if the stream is gone, which begins it again."""
@@ -172,9 +172,9 @@ class Visit:
             try:
                 await self.wait_for_place()
                 await asyncio.sleep(self.opened + OPEN_SECONDS - time.monotonic())
-                self.opened = time.monotonic()
-                await asyncio.wrap_future(self.engine.fetch(self.settings["style"]))
-                ignored = await asyncio.wrap_future(self.engine.open(self.key, **self.settings))
+                self.opened, asked = time.monotonic(), dict(self.settings)
+                await asyncio.wrap_future(self.engine.fetch(asked["style"]))
+                ignored = await asyncio.wrap_future(self.engine.open(self.key, **asked))
             except EngineBusy:  # the place was not taken in time: wait for another
                 await asyncio.sleep(POLL_SECONDS)
                 continue
@@ -183,14 +183,16 @@ class Visit:
             except RuntimeError as error:
                 return await self.fail_in_model(error)
             self.gone.clear()
-            self.is_open, self.worn = True, dict(self.settings)
-            await self.say(started=ignored)
+            self.is_open, self.worn = True, asked
+            await self.say(started=ignored, visit=self.key if self.engine.needs_visit else None)
+            self.keep_up()
             is_over = await self.turn_ends()
+            if self.engine.needs_visit and self.key in self.engine.visitors():
+                self.forget_frames()  # and nothing else: the next visit goes on from the last ones
+                return await self.say(visit_over="Your time on the GPU is over.")
             self.close_stream()
             if is_over:
                 self.line.leave(self.key)
-                if self.engine.needs_visit:
-                    return await self.fail("Your time is over. Press Start to go on.")
                 await self.say(over="Your turn is over.")
 
     async def wait_for_place(self) -> None:
@@ -217,9 +219,7 @@ class Visit:
         return True
 
     async def update(self) -> None:
-        """Bring the stream to the present settings, until it has them."""
-        asked = None
-        while asked != self.settings and self.is_open:
+        while self.is_open and self.settings != self.worn:
             asked = dict(self.settings)
             changed = {name: asked[name] for name in ("style", "prompt", "lora_scale")}
             try:
@@ -230,10 +230,10 @@ class Visit:
                     self.worn = asked
                     await self.say(updated=asked["style"], ignored=ignored)
             except StreamGone:
-                pass  # the next frame finds that out as well, and begins again
+                break  # the next frame finds that out as well, and begins again with these settings
             except (ValueError, OSError) as error:
                 if asked == self.settings:
-                    asked = self.settings = self.worn
+                    self.settings = dict(self.worn)
                 await self.say(refused=str(error), style=self.worn["style"])
             except RuntimeError as error:
                 await self.fail_in_model(error)
@@ -320,32 +320,3 @@ class Visit:
         except (WebSocketDisconnect, RuntimeError):  # closed: `read` hears of it as well
             if self.socket.application_state is WebSocketState.CONNECTED:
                 raise
-
-
-def connect(demo: gr.Blocks, engine: Places, line: WaitingLine) -> None:
-    """Add the socket to the server of a page that was launched with `prevent_thread_lock=True`.
-
-    `line` is the one before `engine`.
-    """
-    addresses = (demo.share_url, demo.root_path)
-    hosts = {urlsplit(address).netloc for address in addresses if address}
-    hosts.add(os.environ.get("SPACE_HOST", ""))
-    open_sockets = 0
-
-    async def serve(socket: WebSocket) -> None:
-        nonlocal open_sockets
-        if not is_ours(socket.headers, hosts) or open_sockets >= SOCKETS_AT_ONCE:
-            return await socket.close(1008)  # before it was accepted: the browser reads a refusal
-        await socket.accept()
-        open_sockets += 1
-        try:
-            await Visit(socket, engine, line).run()
-        finally:
-            open_sockets -= 1
-
-    demo.app.router.routes.insert(0, WebSocketRoute(PATH, serve))
-    # Of this server's sockets: read for each new one. JPEGs do not get smaller by being deflated.
-    config = demo.server.config
-    config.ws_per_message_deflate = False
-    config.ws_max_size = LARGEST_FRAME + FRAME.size
-    config.ws_ping_interval = config.ws_ping_timeout = PING_SECONDS

@@ -8,46 +8,28 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import cv2
 import gradio as gr
-import numpy as np
 from PIL import Image
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
 
+from .line import WaitingLine
+from .live_messages import FRAME, LARGEST_FRAME, is_ours
+from .live_socket import Visit
 from .places import Places
 from .styles import Style
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("camera.js", "screen.js", "recorder.js", "live.js")  # one scope, in this order
-LARGEST_FRAME = 1_000_000  # bytes; a 384-pixel frame has some 20,000
-LONGEST_SIDE = 1280
 SMALLEST_SIDE = 384  # of what the browser sends, whatever little the model works with
-JPEG_QUALITY = 85
+PATH = "/live-socket"
+SOCKETS_AT_ONCE = 200
+PING_SECONDS = 10.0  # a network that was cut without a word is noticed after this and the next
 THUMBNAIL = (160, 120)  # width and height
-
-
-def decode_frame(data: bytes) -> np.ndarray:
-    """The picture in a JPEG as uint8 [height, width, 3] RGB; `ValueError` for anything else."""
-    if len(data) > LARGEST_FRAME:
-        raise ValueError(f"The camera frame has {len(data)} bytes, the limit is {LARGEST_FRAME}.")
-    try:
-        # The header is read first: a few bytes may promise a picture that does not fit into memory.
-        width, height = Image.open(io.BytesIO(data), formats=["JPEG"]).size
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError("The camera frame is not a readable JPEG.") from error
-    if max(width, height) > LONGEST_SIDE:
-        raise ValueError(f"The camera frame is {width}x{height}, the limit is {LONGEST_SIDE} pixels a side.")
-    frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if frame is None:
-        raise ValueError("The camera frame is not a readable JPEG.")
-    return frame
-
-
-def encode_frame(frame: np.ndarray) -> bytes:
-    """A uint8 RGB picture as a JPEG."""
-    pixels = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-    return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
 
 
 def thumbnail(name: str, style: Style) -> str:
@@ -72,7 +54,7 @@ def page_script() -> str:
 
 
 def live_view(engine: Places) -> gr.HTML:
-    """The Live tab's content; `live_socket.connect` is what it talks to."""
+    """The Live tab's content; `connect` is what it talks to."""
     return gr.HTML(
         html_template=(PAGE / "live.html").read_text(),
         css_template=(PAGE / "live.css").read_text(),
@@ -88,7 +70,35 @@ def live_view(engine: Places) -> gr.HTML:
             for name, style in engine.styles.items()
         ],
         side=max(SMALLEST_SIDE, round(1.5 * engine.size)),
-        visit="yes" if engine.needs_visit else "",
         apply_default_css=False,
         elem_id="live",
     )
+
+
+def connect(demo: gr.Blocks, engine: Places, line: WaitingLine) -> None:
+    """Add the socket to the server of a page that was launched with `prevent_thread_lock=True`.
+
+    `line` is the one before `engine`.
+    """
+    addresses = (demo.share_url, demo.root_path)
+    hosts = {urlsplit(address).netloc for address in addresses if address}
+    hosts.add(os.environ.get("SPACE_HOST", ""))
+    open_sockets = 0
+
+    async def serve(socket: WebSocket) -> None:
+        nonlocal open_sockets
+        if not is_ours(socket.headers, hosts) or open_sockets >= SOCKETS_AT_ONCE:
+            return await socket.close(1008)  # before it was accepted: the browser reads a refusal
+        await socket.accept()
+        open_sockets += 1
+        try:
+            await Visit(socket, engine, line).run()
+        finally:
+            open_sockets -= 1
+
+    demo.app.router.routes.insert(0, WebSocketRoute(PATH, serve))
+    # Of this server's sockets: read for each new one. JPEGs do not get smaller by being deflated.
+    config = demo.server.config
+    config.ws_per_message_deflate = False
+    config.ws_max_size = LARGEST_FRAME + FRAME.size
+    config.ws_ping_interval = config.ws_ping_timeout = PING_SECONDS

@@ -15,9 +15,8 @@ from websockets.sync.client import ClientConnection, connect
 
 import app
 from live2diff.engine import Engine
-from live2diff.live_messages import FRAME, PICTURE
-from live2diff.live_socket import PATH
-from live2diff.live_view import LARGEST_FRAME, decode_frame
+from live2diff.live_messages import FRAME, LARGEST_FRAME, PICTURE, decode_frame
+from live2diff.live_view import PATH
 
 PATIENCE = 60.0
 SETTINGS = {"style": "pencil", "prompt": "", "seed": 1, "steps": 1}
@@ -51,7 +50,7 @@ def told(socket: ClientConnection, key: str) -> dict:
 def started(address: str) -> Iterator[ClientConnection]:
     with connect(address) as socket:
         socket.send(json.dumps({"start": SETTINGS}))
-        assert told(socket, "started") == {"started": ""}
+        assert told(socket, "started") == {"started": "", "visit": None}
         yield socket
 
 

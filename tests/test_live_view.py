@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from live2diff.live_view import LARGEST_FRAME, decode_frame, encode_frame, page_script, thumbnail
+from live2diff.live_messages import LARGEST_FRAME, decode_frame, encode_frame
+from live2diff.live_view import page_script, thumbnail
 from live2diff.styles import Style
 
 PICTURE = cv2.circle(np.full((240, 320, 3), 225, np.uint8), (90, 120), 70, (160, 30, 40), -1)

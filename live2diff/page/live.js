@@ -53,16 +53,16 @@ function say(text) {
 }
 
 function setState(state, text = "") {
-  stage.dataset.state = state; // idle, starting, waiting, warmup, running
+  stage.dataset.state = state; // idle, starting, waiting, warmup, running, over
   stage.dataset.empty = screen.isEmpty ? "yes" : "no";
   if (video.srcObject) showCamera(screen.isEmpty);
   stage.dataset.paused = paused ? "yes" : "no";
   notice.textContent = paused ? "Paused" : text;
   for (const name of ["stop", "pause", "restart"]) find(`.${name}`).disabled = state === "idle";
   for (const name of ["record", "still"]) find(`.${name}`).disabled = screen.isEmpty;
-  find(".pause").disabled ||= !isOpen;
+  find(".pause").disabled ||= !isOpen && state !== "over";
   find(".restart").disabled ||= state !== "running";
-  find(".pause").textContent = paused ? "Go on" : "Pause";
+  find(".pause").textContent = paused || state === "over" ? "Go on" : "Pause";
   find(".pause").setAttribute("aria-pressed", paused);
 }
 
@@ -86,6 +86,7 @@ function hear(told) {
     isOpen = true;
     accepted = chosen("styles");
     worker.postMessage({ flow: { on: wanted(), anew: true } });
+    if (told.visit) borrow(told.visit);
     say(ignoredWords(told.started));
     setState("warmup", gathering(1));
   } else if ("waiting" in told) {
@@ -108,9 +109,21 @@ function hear(told) {
     deadline = null;
     worker.postMessage({ flow: { on: false, anew: true } });
     say(`${told.over} You are in line again.`);
+  } else if ("visit_over" in told) {
+    isOpen = paused = false;
+    deadline = null;
+    worker.postMessage({ flow: { on: false, anew: true } });
+    setState("over", told.visit_over);
   } else if ("error" in told) {
     stop(told.error);
   }
+}
+
+// Where a GPU is lent for each visit, it is lent to whoever clicks: see visit_button.py.
+function borrow(key) {
+  window.live2diffVisit = key;
+  const visit = document.querySelector("#visit");
+  (visit?.querySelector("button") ?? visit)?.click();
 }
 
 const ignoredWords = (words) => (words ? `The prompt is too long. Not read: “${words}”` : "");
@@ -201,10 +214,6 @@ async function start() {
   }
   if (thisRun !== run) return;
   setState("starting", "Waiting for the server");
-  if (stage.dataset.visit) {
-    const visit = document.querySelector("#visit");
-    (visit?.querySelector("button") ?? visit)?.click();
-  }
   worker.postMessage({ open: socketAddress(), hello: { start: settings() } });
 }
 
@@ -281,6 +290,7 @@ const on = (selector, event, action) => find(selector).addEventListener(event, a
 on(".start", "click", start);
 on(".stop", "click", () => stop());
 on(".pause", "click", () => {
+  if (stage.dataset.state === "over") return renew();
   paused = !paused;
   updateFlow();
   setState(stage.dataset.state);

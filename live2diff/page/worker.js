@@ -187,6 +187,11 @@ function open(address, hello) {
   };
 }
 
+function tell(message) {
+  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
+  else if (socket?.readyState === WebSocket.CONNECTING) socket.addEventListener("open", () => tell(message));
+}
+
 function close(words) {
   socket?.close();
   socket = null;
@@ -207,7 +212,7 @@ onmessage = ({ data }) => {
   if (data.frame) onFrame(data.frame, data.captured);
   else if (data.stream) read(data.stream);
   else if (data.open) open(data.open, data.hello);
-  else if (data.tell) socket?.readyState === WebSocket.OPEN && socket.send(JSON.stringify(data.tell));
+  else if (data.tell) tell(data.tell);
   else if (data.flow) flow(data.flow);
   else if (data.prefer) prefer = { ...prefer, ...data.prefer };
 };
