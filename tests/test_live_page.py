@@ -130,6 +130,8 @@ def disc(picture: np.ndarray) -> float:
 
 def test_start_counts_the_warmup_and_the_pictures_follow_the_camera(nano_page, nano):
     page = nano_page
+    page.get_by_role("tab", name="Live").click()
+    page.locator("#live .start").wait_for()
     page.evaluate("""() => {
       const notice = document.querySelector("#live .notice");
       const note = () => notices.push(notice.textContent);
