@@ -29,6 +29,7 @@ import app
 from live2diff.engine import Engine
 
 FRAMES = 160  # of the clip; less than 2 ** BITS
+AHEAD = 10  # frames that a picture may be seen before the plain video shows them
 WAIT = 60.0  # seconds for a page to get going
 
 # Notes when each number is seen: in a plain video, and on what is to be watched. The camera gives all it has:
@@ -161,9 +162,7 @@ def echo_page() -> gr.Blocks:
     return demo.queue()
 
 
-def measure(
-    page: Page, address: str, begin: Callable[[Page], None], seconds: float, rate: float
-) -> dict[str, float]:
+def measure(page: Page, address: str, begin: Callable[[Page], None], seconds: float) -> dict[str, float]:
     """Pictures a second, and milliseconds: added, from camera to screen, and of that by the plain video."""
     page.add_init_script(TAP)
     page.goto(address)
@@ -173,25 +172,22 @@ def measure(
     page.evaluate("() => { plain.length = ours.length = 0; }")
     page.wait_for_timeout(seconds * 1000)
     plain, ours = page.evaluate("[plain, ours]")
-    return judge(plain, ours, FRAMES / rate * 1000)
+    return judge(plain, ours)
 
 
-def judge(plain: list[list[float]], ours: list[list[float]], lap: float) -> dict[str, float]:
-    """`lap` is how many milliseconds it takes until a number comes again."""
-    references: dict[int, list[tuple[float, float]]] = {}
-    for number, at, captured in plain:
-        references.setdefault(number, []).append((at, captured))
-    added, whole = [], []
+def judge(plain: list[list[float]], ours: list[list[float]]) -> dict[str, float]:
+    """From when each number was seen on both; between two numbers of the plain video, time goes evenly."""
+    seen = np.array([entry for entry in plain if entry[0] >= 0])
+    running, shown_at, captured_at = np.unwrap(seen[:, 0], period=FRAMES), seen[:, 1], seen[:, 2]
     pictures = [(int(number), at) for number, at in ours if number >= 0]
+    added, whole = [], []
     for number, at in pictures:
-        if number in references:
-            shown, captured = min(references[number], key=lambda seen: abs(at - seen[0]))
-            if abs(at - shown) < lap / 2:
-                added.append(at - shown)
-                whole.append(at - captured)
-    assert len(added) > 10, (
-        f"{len(pictures)} of {len(ours)} pictures had a number, {len(added)} were seen in both"
-    )
+        behind = (np.interp(at, shown_at, running) - number + AHEAD) % FRAMES - AHEAD
+        frame = np.interp(at, shown_at, running) - behind
+        if running[0] <= frame <= running[-1] and at <= shown_at[-1]:
+            added.append(at - np.interp(frame, running, shown_at))
+            whole.append(at - np.interp(frame, running, captured_at))
+    assert len(added) > 10, f"of {len(ours)} pictures {len(pictures)} had a number, {len(added)} a known one"
     changes = [at for (number, at), (last, _) in zip(pictures[1:], pictures, strict=False) if number != last]
     return {
         "pictures_per_second": (len(changes) - 1) * 1000 / (changes[-1] - changes[0]),
@@ -228,7 +224,7 @@ def main() -> None:
                 with chromium(playwright, camera) as browser:
                     page = browser.new_page(viewport={"width": 1280, "height": 900})
                     page.set_default_timeout(WAIT * 1000)
-                    results[name] = measure(page, address, begin, options.seconds, options.rate)
+                    results[name] = measure(page, address, begin, options.seconds)
                 print(name, results[name], file=sys.stderr, flush=True)
     live_demo.close()
     echo_demo.close()
