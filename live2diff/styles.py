@@ -25,7 +25,7 @@ class Style:
         loras: files and their weights.
         t_index_list: denoising steps, as increasing indices into 50 LCM steps; None for the model's own.
         steps, strength: used in place of `t_index_list`, as `Live2DiffPipeline.stream` takes them.
-        thumbnail: a picture file to choose it by.
+        thumbnail: a picture file to choose it by; None for the one that comes with the project, if any.
     """
 
     title: str
@@ -50,6 +50,7 @@ class Style:
         return ", ".join(part for part in (self.trigger_words, whole.strip(" ,")) if part)
 
 
+THUMBNAILS = Path(__file__).parent / "page" / "styles"  # NAME.jpg; made by examples/render.py
 QUALITY = "masterpiece, best quality"
 
 STYLES: dict[str, Style] = {
@@ -121,6 +122,12 @@ STYLES: dict[str, Style] = {
         t_index_list=(25, 31, 37, 43),
     ),
 }
+
+
+def thumbnail_of(name: str, style: Style) -> Path | None:
+    """The picture to choose a style by, if there is one."""
+    path = Path(style.thumbnail) if style.thumbnail else THUMBNAILS / f"{name}.jpg"
+    return path.resolve() if path.is_file() else None
 
 
 def find_style(name: str | None, styles: dict[str, Style] = STYLES) -> Style:

@@ -1,0 +1,90 @@
+"""Renders what the page shows before anybody waits: a thumbnail for each style, a result for each preset.
+
+    python examples/render.py                     # both, with the nano model
+    python examples/render.py thumbnails          # live2diff/page/styles/NAME.jpg
+    python examples/render.py results             # examples/results/CLIP-STYLE.mp4, as presets.json asks for them
+
+Run it again whenever the nano model was trained anew.
+"""
+
+import argparse
+import json
+import sys
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import live2diff  # noqa: E402 - started as a script, it does not find the package beside its folder
+from live2diff.clip import read_frames  # noqa: E402
+from live2diff.pipeline import Live2DiffPipeline  # noqa: E402
+from live2diff.styles import THUMBNAILS  # noqa: E402
+from live2diff.video import translate  # noqa: E402
+
+EXAMPLES = ROOT / "examples"
+FACE = EXAMPLES / "admiral.mp4", (slice(66, 306), slice(32, 352))  # rows and columns, 4:3
+WARM = 14  # frames before the one that is shown: the stream's memory has filled by then
+THUMBNAIL = 160, 120  # width, height
+THUMBNAIL_QUALITY = 82  # some 6 kB each
+RESULT_BYTES = 400_000
+QUALITIES = range(22, 40, 2)  # x264's crf, best first
+
+
+class Ready:
+    """Frames made before, as a stream: what `translate` asks for, without the model."""
+
+    def __init__(self, frames: list[np.ndarray]):
+        self.frames = iter(frames)
+
+    def push(self, frame: np.ndarray) -> list[np.ndarray]:
+        return [next(self.frames)]
+
+    def flush(self) -> list[np.ndarray]:
+        return []
+
+
+def thumbnails(pipe: Live2DiffPipeline) -> None:
+    """A face in each of the model's styles."""
+    clip, (rows, columns) = FACE
+    frames = [frame[rows, columns] for frame, _ in islice(read_frames(clip), WARM + 1)]
+    THUMBNAILS.mkdir(exist_ok=True)
+    for name in pipe.styles:
+        picture = cv2.resize(pipe(frames, style=name)[-1], THUMBNAIL, interpolation=cv2.INTER_AREA)
+        path = THUMBNAILS / f"{name}.jpg"
+        cv2.imwrite(str(path), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_QUALITY])
+        print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e3:.1f} kB", flush=True)
+
+
+def results(pipe: Live2DiffPipeline) -> None:
+    """Each preset's clip in its style, as good as it may be in `RESULT_BYTES`."""
+    (EXAMPLES / "results").mkdir(exist_ok=True)
+    for preset in json.loads((EXAMPLES / "presets.json").read_text()):
+        clip = EXAMPLES / preset["clip"]
+        settings = {name: preset[name] for name in ("style", "prompt", "seed")}
+        frames = pipe((frame for frame, _ in read_frames(clip)), **settings)
+        path = EXAMPLES / "results" / f"{clip.stem}-{preset['style']}.mp4"
+        for quality in QUALITIES:
+            for _ in translate(Ready(frames), clip, path, quality=quality):
+                pass
+            if path.stat().st_size <= RESULT_BYTES:
+                break
+        size = path.stat().st_size / 1e3
+        print(f"{path.relative_to(ROOT)}: {len(frames)} frames, {size:.0f} kB at {quality}", flush=True)
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("what", nargs="*", choices=["thumbnails", "results", []], default=[])
+    told = words.parse_args()
+    pipe = live2diff.load("nano")
+    for name, render in {"thumbnails": thumbnails, "results": results}.items():
+        if not told.what or name in told.what:
+            render(pipe)
+
+
+if __name__ == "__main__":
+    main()
