@@ -22,6 +22,7 @@ CONTAINERS = (
 )
 DEFAULT_RATE = Fraction(25)
 UNNAMED_COLOURS = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
+CUT_SLACK = Fraction(5, 1000)  # seconds; the ends of a cut come rounded, frame times do not
 Image = np.ndarray  # uint8 [height, width, 3] RGB
 
 
@@ -40,11 +41,34 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class ClipInfo:
-    """What a clip is, as it is shown (after its display rotation).
+class Cut:
+    """The part of a clip from `start` up to `end`, in seconds from its first frame; None is its end. The frame
+    shown from `end` on is not in it."""
 
-    `frame_count` is the number of coded frames in the file. `start` is the time of its first frame in the
-    file, `tick` the unit of its timestamps, both in seconds.
+    start: float = 0.0
+    end: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < float("inf"):
+            raise ClipError(f"The start is {self.start:g} s: it must be 0 or more.")
+        if self.end is not None and not self.start < self.end < float("inf"):
+            raise ClipError(f"The end is {self.end:g} s: it must be after the start, {self.start:g} s.")
+
+    def moments(self, first: Fraction) -> tuple[Fraction, Fraction | None]:
+        """From when until when, on the clock of a file whose first frame is at `first`."""
+        begin = first + Fraction(self.start) - CUT_SLACK
+        return begin, None if self.end is None else first + Fraction(self.end) - CUT_SLACK
+
+
+WHOLE = Cut()
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """What a clip, or a cut of it, is, as it is shown (after its display rotation).
+
+    `frame_count` is the number of coded frames. `start` is the time of the first of them in the file, `tick`
+    the unit of the file's timestamps, both in seconds.
     """
 
     width: int
@@ -57,21 +81,29 @@ class ClipInfo:
     tick: Fraction = Fraction(1, 90_000)
 
 
-def probe(path: str | Path, limits: Limits = Limits()) -> ClipInfo:
-    """What the clip at `path` is, without decoding more than its first frame.
+def probe(path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE) -> ClipInfo:
+    """What the clip at `path` is, or what `cut` is of it; `limits` then hold for that part, all but the bytes.
 
     Reads through the packets, so that a count or a length claimed by the header is not merely believed.
-    Raises `ClipError` if it is no clip, is cut off, or is over a limit.
+    Raises `ClipError` if it is no clip, is cut off, is over a limit, or has no frame in `cut`.
     """
     with Source(path, limits) as source:
         track = source.track
         rate = track.average_rate or track.guessed_rate or DEFAULT_RATE
-        packets, last = 0, 0.0
+        zero = Fraction(source.start) + Fraction(cut.start)
+        begin, end = cut.moments(Fraction(source.start))
+        packets, inside, last = 0, 0, 0.0
         for packet in source.packets(source.track):
-            if not packet.is_discard:
-                packets += 1
-                last = max(last, float((packet.pts or 0) * packet.time_base) - source.start)
-                source.check_length(packets, last)
+            if packet.is_discard:
+                continue
+            moment = Fraction(source.start) + packets / rate
+            if packet.pts is not None:
+                moment = packet.pts * packet.time_base
+            packets += 1
+            if begin <= moment and (end is None or moment < end):
+                inside += 1
+                last = max(last, float(moment - zero))
+                source.check_length(inside, last)
         indexed = source.container.format.name.startswith("mov")  # other headers guess at the count
         if indexed and 0 < packets < track.frames:
             raise ClipError(
@@ -79,28 +111,33 @@ def probe(path: str | Path, limits: Limits = Limits()) -> ClipInfo:
                 "download it again, or save it anew with a video editor."
             )
     with Source(path, limits) as source:
-        image, start = next(source.frames())
+        image, start = next(source.frames(cut), (None, None))
+        if image is None:
+            raise ClipError(f"{source.name} has no frame from {cut.start:g} s on: choose an earlier start.")
         return ClipInfo(
             width=image.shape[1],
             height=image.shape[0],
-            frame_count=packets,
+            frame_count=inside,
             rate=rate,
-            duration=last + float(1 / rate) if last > 0 else float(packets / rate),
+            duration=last + float(1 / rate) if last > 0 else float(inside / rate),
             has_sound=source.sound is not None,
             start=start,
             tick=source.track.time_base,
         )
 
 
-def read_frames(path: str | Path, limits: Limits = Limits()) -> Iterator[tuple[Image, Fraction]]:
-    """The frames of a clip in the order they are shown, each with its time in seconds from the first one.
+def read_frames(
+    path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE
+) -> Iterator[tuple[Image, Fraction]]:
+    """The frames of a clip, or of a `cut` of it, in the order they are shown, each with its time in seconds from
+    the first one.
 
     Times strictly increase. All frames have the size of the first one. Transparency is laid over white. A
     damaged packet is skipped, as a player does; a clip of which most is damaged raises `ClipError`.
     """
     with Source(path, limits) as source:
         first: Fraction | None = None
-        for image, moment in source.frames():
+        for image, moment in source.frames(cut):
             first = moment if first is None else first
             yield image, moment - first
 
@@ -122,6 +159,9 @@ class Source:
         self.path, self.limits = Path(path), limits
         self.name = self.path.name
         self._check_file()
+        self._open()
+
+    def _open(self) -> None:
         options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
         try:
             self.container = av.open(str(self.path.absolute()), container_options=options)
@@ -204,21 +244,52 @@ class Source:
             if packet.size:
                 yield packet
 
-    def frames(self) -> Iterator[tuple[Image, Fraction]]:
+    def frames(self, cut: Cut = WHOLE) -> Iterator[tuple[Image, Fraction]]:
         """Upright frames of one size with their times in the file, which strictly increase."""
-        size: tuple[int, int] | None = None
+        timed = self._timed()
+        first, moment = next(timed)
+        picture = self._picture(first)
+        size = picture.shape[1], picture.shape[0]
+        begin, end = cut.moments(moment)
+        timed = self._timed_from(begin) if begin > moment else chain([(first, moment)], timed)
+        count = 0
+        for frame, moment in timed:
+            if moment < begin:
+                continue
+            if end is not None and moment >= end:
+                return
+            count += 1
+            self.check_length(count, float(moment - begin))
+            yield resized(self._picture(frame), *size), moment
+
+    def _picture(self, frame: av.VideoFrame) -> Image:
+        self._check_pixels(frame.width, frame.height)
+        return _upright(_rgb(frame, self.track.sample_aspect_ratio), frame)
+
+    def _timed(self) -> Iterator[tuple[av.VideoFrame, Fraction]]:
+        """Decoded frames from here on; where a file gives no time, or not a later one, the rate does."""
         last: Fraction | None = None
         interval = 1 / (self.track.average_rate or self.track.guessed_rate or DEFAULT_RATE)
-        for count, frame in enumerate(self._decoded(), start=1):
-            self._check_pixels(frame.width, frame.height)
+        for frame in self._decoded():
             moment = Fraction(0) if last is None else last + interval
             if frame.pts is not None and (last is None or frame.pts * self.track.time_base > last):
                 moment = frame.pts * self.track.time_base
             last = moment
-            self.check_length(count, float(moment) - self.start)
-            image = _upright(_rgb(frame, self.track.sample_aspect_ratio), frame)
-            size = size or (image.shape[1], image.shape[0])
-            yield resized(image, *size), moment
+            yield frame, moment
+
+    def _timed_from(self, begin: Fraction) -> Iterator[tuple[av.VideoFrame, Fraction]]:
+        """As `_timed`, from `begin` or a little before it; from the first frame if the file cannot jump."""
+        try:
+            self.container.seek(int(begin / self.track.time_base), stream=self.track)
+            timed = self._timed()
+            frame, moment = next(timed)
+            if frame.pts is not None and moment <= begin:
+                return chain([(frame, moment)], timed)
+        except (av.FFmpegError, ClipError):
+            pass  # it has no index, or a wrong one
+        self.container.close()
+        self._open()
+        return self._timed()
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         decoded = damaged = 0

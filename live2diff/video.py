@@ -18,11 +18,12 @@ import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
-from .clip import ClipError, ClipInfo, Image, Limits, Source, probe, read_frames, resized
+from .clip import WHOLE, ClipError, ClipInfo, Cut, Image, Limits, Source, probe, read_frames, resized
 
 __all__ = [
     "ClipError",
     "ClipInfo",
+    "Cut",
     "Limits",
     "Progress",
     "check_target",
@@ -33,7 +34,8 @@ __all__ = [
 ]
 
 # Macroblock trees off: with AVX-512, x264 165 makes another file of the same frames once in fifty times.
-ENCODER_OPTIONS = {"crf": "18", "preset": "veryfast", "mbtree": "0"}
+ENCODER_OPTIONS = {"preset": "veryfast", "mbtree": "0"}
+QUALITY = 18  # x264's crf: nearly that of the frames
 COPIED_SOUND = ("aac", "mp3")  # every browser plays these two in an mp4; any other sound becomes AAC
 SOUND_RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000)
 CODER_DELAY = Fraction(1, 5)  # seconds; sound starting this little before the picture is coder delay
@@ -41,12 +43,14 @@ CODER_DELAY = Fraction(1, 5)  # seconds; sound starting this little before the p
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a translation stands: frames taken in, frames in all, estimated seconds left, newest result."""
+    """Where a translation stands: frames taken in, frames in all, estimated seconds left, newest result,
+    frames of the result so far."""
 
     done: int
     total: int
     seconds_left: float | None
     frame: Image | None
+    written: int = 0
 
 
 class FrameStream(Protocol):
@@ -64,42 +68,53 @@ def translate(
     *,
     size: tuple[int, int] | None = None,
     limits: Limits = Limits(),
+    cut: Cut = WHOLE,
+    keep: bool = False,
+    quality: int = QUALITY,
 ) -> Iterator[Progress]:
-    """Pushes every frame of `source` through `stream` and writes the results to the mp4 `target`.
+    """Pushes every frame of `source`, or of a `cut` of it, through `stream` and writes the results to the mp4
+    `target`.
 
     A generator: one `Progress` after each push, and one more when the file is complete. The result has
     the frame count, timestamps and sound of the source. `size`, a (width, height), resizes the frames
     before they are pushed. H.264 wants even sizes: an odd one is made even by repeating the last column or
-    row, so 321x243 becomes 322x244. `target` appears only when it is complete: if the generator is closed
-    or fails, nothing is left behind, and an older file of that name stays as it was.
+    row, so 321x243 becomes 322x244. `quality` is x264's crf, lower is better.
+
+    `target` appears only when it is complete: if the generator is closed or fails, nothing is left behind, and
+    an older file of that name stays as it was. With `keep`, the frames made by then are a clip of their own
+    with the sound that belongs to them; where there is none, there is no file.
     """
     target = Path(target)
     check_target(source, target)
-    info = probe(source, limits)
-    with _Writer(target, source, info, limits) as writer:
-        yield from _pushed(stream, source, writer, info, size, limits)
-        writer.finish()
-    yield Progress(writer.written, writer.written, 0.0, writer.latest)
+    info = probe(source, limits, cut)
+    with _Writer(target, source, info, limits, cut, quality) as writer:
+        complete = False
+        try:
+            yield from _pushed(stream, read_frames(source, limits, cut), writer, info, size)
+            complete = True
+        finally:
+            if complete or (keep and writer.written):
+                writer.finish(complete)
+    yield Progress(writer.written, writer.written, 0.0, writer.latest, writer.written)
 
 
 def _pushed(
     stream: FrameStream,
-    source: str | Path,
+    frames: Iterator[tuple[Image, Fraction]],
     writer: "_Writer",
     info: ClipInfo,
     size: tuple[int, int] | None,
-    limits: Limits,
 ) -> Iterator[Progress]:
     """Pushes, writes and reports frame by frame, up to the last frame that the stream still held."""
     moments: list[Fraction] = []
     begun = time.monotonic()
-    for image, moment in read_frames(source, limits):
+    for image, moment in frames:
         moments.append(moment)
         for result in stream.push(resized(image, *size) if size else image):
             writer.write(result, moments[writer.written])
         total = max(info.frame_count, len(moments))
         left = (time.monotonic() - begun) / len(moments) * (total - len(moments))
-        yield Progress(len(moments), total, left, writer.latest)
+        yield Progress(len(moments), total, left, writer.latest, writer.written)
     for result in stream.flush():
         writer.write(result, moments[writer.written])
     if writer.written != len(moments):
@@ -130,13 +145,18 @@ class _Writer:
     It is written under a temporary name and takes its own at `finish`; left before that, it vanishes.
     """
 
-    def __init__(self, target: Path, source: str | Path, info: ClipInfo, limits: Limits):
+    def __init__(
+        self, target: Path, source: str | Path, info: ClipInfo, limits: Limits, cut: Cut, quality: int
+    ):
         self.target, self.info = target, info
+        self.whole = cut == WHOLE
+        self.options = ENCODER_OPTIONS | {"crf": str(quality)}
         self.partial = target.with_name(f".{target.stem}-{uuid.uuid4().hex[:8]}.part.mp4")
         self.written = 0
         self.latest: Image | None = None
-        self.sound = _Sound(source, info, limits) if info.has_sound else None
+        self.sound = _Sound(source, info, limits, cut) if info.has_sound else None
         self.lead = self.sound.lead if self.sound else Fraction(0)
+        self.end = Fraction(0)  # of the newest frame, in the result
         self.container = None
 
     def __enter__(self) -> "_Writer":
@@ -166,17 +186,19 @@ class _Writer:
             )
             frame.time_base = self.info.tick
             frame.pts = round((moment + self.lead) / self.info.tick)
+            self.end = moment + self.lead + 1 / self.info.rate
             self._mux(self.video.encode(frame))
             if self.sound is not None:
                 self.sound.write_until(moment + self.lead)
         self.written += 1
 
-    def finish(self) -> None:
-        """The last frames and the rest of the sound; the file takes its name."""
+    def finish(self, complete: bool) -> None:
+        """The last frames and the rest of the sound, which ends with them if they are not the whole clip's; the
+        file takes its name."""
         with self._writing():
             self._mux(self.video.encode(None))
             if self.sound is not None:
-                self.sound.finish()
+                self.sound.write_until(self.sound.limit if complete and self.whole else self.end)
             self.container.close()
             self.partial.replace(self.target)
 
@@ -184,7 +206,7 @@ class _Writer:
         self.container = av.open(
             str(self.partial), "w", format="mp4", container_options={"movflags": "+faststart"}
         )
-        self.video = self.container.add_stream("libx264", rate=self.info.rate, options=ENCODER_OPTIONS)
+        self.video = self.container.add_stream("libx264", rate=self.info.rate, options=self.options)
         encoder = self.video.codec_context
         encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
         encoder.time_base = self.info.tick
@@ -211,15 +233,17 @@ class _Writer:
 class _Sound:
     """The sound of a clip on its way into an mp4: copied as it is where that plays, else made AAC.
 
-    `lead` is how many seconds the sound starts before the first picture; the pictures wait that long.
+    `lead` is how many seconds the sound starts before the first picture; the pictures wait that long. Where
+    they begin later in the clip, with a cut, so does the sound.
     """
 
-    def __init__(self, source: str | Path, info: ClipInfo, limits: Limits):
+    def __init__(self, source: str | Path, info: ClipInfo, limits: Limits, cut: Cut):
         self.source = Source(source, limits)
         self.track = self.source.sound
         first = (self.track.start_time or 0) * self.track.time_base
         ahead = info.start - first
-        self.lead = ahead if ahead > CODER_DELAY else Fraction(0)
+        self.lead = ahead if ahead > CODER_DELAY and not cut.start else Fraction(0)
+        self.earliest = Fraction(0) if cut.start else -CODER_DELAY
         self.shift = self.lead - info.start
         self.limit = Fraction(limits.max_seconds)
         self.copied = self.track.codec_context.name in COPIED_SOUND
@@ -244,14 +268,10 @@ class _Sound:
             self.container.mux(self.waiting[1])
             self.waiting = next(self.packets, None)
 
-    def finish(self) -> None:
-        """Writes all that is left."""
-        self.write_until(self.limit)
-
     def _copied(self) -> Iterator[tuple[Fraction, av.Packet]]:
         for packet in self.source.packets(self.track):
             base = packet.time_base
-            if packet.pts is None or packet.pts * base + self.shift < -CODER_DELAY:
+            if packet.pts is None or packet.pts * base + self.shift < self.earliest:
                 continue
             packet.pts += round(self.shift / base)
             packet.dts = packet.pts
@@ -279,5 +299,7 @@ class _Sound:
                 if frame.pts is not None:
                     # Counted in samples from here on: milliseconds, as in webm, are too coarse.
                     moment = frame.pts * self.track.time_base + self.shift
+                    if moment < self.earliest:
+                        continue
                     frame.pts, frame.time_base = round(moment * frame.rate), Fraction(1, frame.rate)
                 yield frame

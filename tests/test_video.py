@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from live2diff.video import ClipError, Limits, probe, read_frames, translate
+from live2diff.video import ClipError, Cut, Limits, probe, read_frames, translate
 
 RATE = 25
 
@@ -300,6 +300,98 @@ def test_a_translation_left_midway_leaves_no_file_and_keeps_the_old_one(tmp_path
     steps.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
     assert target.read_bytes() == b"the old one"
+
+
+def greys(first: int, last: int) -> list[int]:
+    return [40 + 8 * (index % 24) for index in range(first, last)]
+
+
+def sound_seconds(path: Path) -> float:
+    """Where the sound ends, on the clip's clock."""
+    with av.open(str(path)) as container:
+        return max(frame.time + frame.samples / frame.sample_rate for frame in container.decode(audio=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "cut", "first", "last"),
+    [
+        ("in.mp4", "libx264", Cut(0.4, 0.8), 10, 20),
+        ("in.mp4", "libx264", Cut(1.64), 41, 50),
+        ("in.mp4", "libx264", Cut(0, 0.2), 0, 5),
+        ("in.mp4", "libx264", Cut(0.401, 0.799), 10, 20),  # as a person rounds it
+        ("in.mkv", "ffv1", Cut(1.2, 99), 30, 50),
+        ("in.gif", "gif", Cut(0.4, 0.8), 10, 20),
+        ("in.avi", "mjpeg", Cut(0.4, 0.8), 10, 20),
+    ],
+)
+def test_a_cut_holds_exactly_its_frames(tmp_path: Path, name, codec, cut, first, last) -> None:
+    pixels = {"gif": "rgb8", "ffv1": "bgr0", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
+    source = write_clip(tmp_path / name, 50, codec=codec, pixels=pixels)
+    steps = run(source, tmp_path / "out.mp4", cut=cut)
+    assert steps[0].total == steps[-1].total == steps[-1].written == last - first
+    np.testing.assert_allclose(numbers(tmp_path / "out.mp4"), numbers(source)[first:last], atol=30 if codec == "gif" else 4)
+    times = [moment for _, moment in read_frames(tmp_path / "out.mp4")]
+    assert times[0] == 0 and float(times[-1]) == pytest.approx((last - first - 1) / RATE, abs=0.01)
+
+
+@pytest.mark.parametrize(("name", "sound"), [("in.mp4", "aac"), ("in.mkv", "libopus")])
+def test_the_sound_of_a_cut_stays_beside_its_picture_and_ends_with_it(tmp_path, name, sound) -> None:
+    source = write_clip(tmp_path / name, 75, sound=sound, click_at=1.5)
+    run(source, tmp_path / "out.mp4", cut=Cut(1.0, 2.0))
+    assert click_time(tmp_path / "out.mp4") == pytest.approx(0.5, abs=0.03)
+    assert sound_seconds(tmp_path / "out.mp4") == pytest.approx(1.0, abs=0.06)
+
+
+def test_limits_hold_for_the_cut_and_not_for_the_whole(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.mp4", 50)
+    run(source, tmp_path / "out.mp4", cut=Cut(1.0, 1.4), limits=Limits(max_frames=10, max_seconds=0.5))
+    with pytest.raises(ClipError, match="10 frames"):
+        run(source, tmp_path / "out.mp4", cut=Cut(1.0, 1.6), limits=Limits(max_frames=10))
+
+
+def test_a_cut_without_frames_is_told_so(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.mp4", 10)
+    with pytest.raises(ClipError, match="no frame from 5 s on"):
+        run(source, tmp_path / "out.mp4", cut=Cut(5))
+    for wrong in ({"start": -1}, {"start": float("nan")}, {"start": 2, "end": 1}):
+        with pytest.raises(ClipError):
+            Cut(**wrong)
+
+
+class Breaks(Late):
+    """Fails at its 20th frame, as a stream does that was closed meanwhile."""
+
+    def push(self, frame: np.ndarray) -> list[np.ndarray]:
+        if self.taken == 19:
+            raise RuntimeError("gone")
+        return super().push(frame)
+
+
+@pytest.mark.parametrize("ending", ["closed", "failed"])
+def test_what_was_made_is_kept_on_request_with_the_sound_that_belongs_to_it(tmp_path, ending) -> None:
+    source = write_clip(tmp_path / "in.mp4", 75, sound="aac", click_at=0.4)
+    stream = Breaks() if ending == "failed" else Late()
+    steps = translate(stream, source, tmp_path / "out.mp4", keep=True)
+    if ending == "failed":
+        with pytest.raises(RuntimeError, match="gone"):
+            list(steps)
+    else:
+        for _ in range(19):
+            step = next(steps)
+        steps.close()
+        assert step.written == 17
+    np.testing.assert_allclose(numbers(tmp_path / "out.mp4"), greys(0, 17), atol=4)
+    assert sound_seconds(tmp_path / "out.mp4") == pytest.approx(17 / RATE, abs=0.06)
+    assert click_time(tmp_path / "out.mp4") == pytest.approx(0.4, abs=0.03)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
+
+
+def test_nothing_is_kept_of_what_was_left_before_a_frame_was_made(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.mp4", 30)
+    steps = translate(Late(), source, tmp_path / "out.mp4", keep=True)
+    next(steps)
+    steps.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
 def test_the_result_has_its_own_name(tmp_path: Path) -> None:

@@ -1,0 +1,145 @@
+"""Visitors' clips: one after the other, each of them stopped at any time without losing what is done.
+
+The page and the endpoints for programs both run clips through `ClipJobs.run`. Nothing here knows of Gradio.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .clip import Cut
+from .engine import Engine, StreamGone
+from .video import Limits, Progress, translate
+
+LIMITS = Limits(max_frames=1800, max_seconds=60.0)  # of the part that is translated
+KEPT_SECONDS = 3600  # how long results stay on the disk
+EMPTY_SECONDS = 600  # how long an empty folder does
+ASK_AGAIN = 0.5  # seconds between two looks at the line
+
+
+class ClipStopped(RuntimeError):
+    """Somebody wanted the translation to end, or the server freed it."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A clip that has not begun: how many are before it."""
+
+    before: int
+
+
+@dataclass
+class Result:
+    """The file of a job, and how many frames are in it: 0 while there is no file."""
+
+    path: Path
+    frames: int = 0
+
+
+class ClipJobs:
+    """Clips on `engine`, one at a time, first come, first served; results go to `folder`, for an hour."""
+
+    def __init__(self, engine: Engine, folder: Path, limits: Limits = LIMITS):
+        self.engine, self.folder, self.limits = engine, folder, limits
+        self._lock = threading.Lock()
+        self._line: list[object] = []
+        self._stops: dict[str, threading.Event] = {}
+
+    def new_result(self) -> Result:
+        """A place for a result; what is too old is deleted on the way."""
+        sweep(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return Result(self.folder / f"live2diff-{secrets.token_hex(8)}.mp4")
+
+    def run(
+        self, key: str, clip: str | Path, result: Result, cut: Cut, settings: dict[str, Any]
+    ) -> Iterator[Waiting | Progress | str]:
+        """Translate a cut of `clip` into `result`; all but the file is freed when this generator ends, however
+        it ends. What was made before it ended early is a playable file all the same.
+
+        Yields:
+            `Waiting` while others are before it, the end of the prompt if that is too long to be read, and
+            `Progress` after each frame.
+
+        Raises:
+            ClipStopped: by `stop(key)`.
+            ValueError, OSError: a clip or a setting that cannot be used, with words for people.
+            RuntimeError: the model failed.
+        """
+        with self._stoppable(key) as stop, self._in_line() as before:
+            while ahead := before():
+                yield Waiting(ahead)
+                if stop.wait(ASK_AGAIN):
+                    raise ClipStopped()
+            try:
+                self.engine.fetch(settings["style"]).result()
+                with self.engine.clip(key, **settings) as stream:
+                    if stop.is_set():
+                        raise ClipStopped()
+                    if stream.ignored_words:
+                        yield stream.ignored_words
+                    options = {"limits": self.limits, "cut": cut, "keep": True}
+                    with closing(translate(stream, clip, result.path, **options)) as steps:
+                        for step in steps:
+                            result.frames = step.written
+                            yield step
+            except StreamGone:
+                raise ClipStopped() from None
+            finally:
+                if not result.path.exists():
+                    result.frames = 0
+
+    def stop(self, key: str) -> None:
+        """End the clip of `key`, if there is one, at its next frame."""
+        stop = self._stops.get(key)
+        if stop is not None:
+            stop.set()
+        self.engine.close(key)
+
+    @contextmanager
+    def _stoppable(self, key: str) -> Iterator[threading.Event]:
+        stop = self._stops[key] = threading.Event()
+        try:
+            yield stop
+        finally:
+            if self._stops.get(key) is stop:
+                del self._stops[key]
+
+    @contextmanager
+    def _in_line(self) -> Iterator[Any]:
+        """Stand in line; gives a function that says how many are before."""
+        ticket = object()
+        with self._lock:
+            self._line.append(ticket)
+        try:
+            yield lambda: self._line.index(ticket)
+        finally:
+            with self._lock:
+                self._line.remove(ticket)
+
+
+def sweep(folder: Path) -> None:
+    """Delete results older than an hour, and empty folders beside them: Gradio deletes its old files, and leaves
+    a folder for each."""
+    now = time.time()
+    for path in folder.glob("*.mp4"):  # half-written ones too
+        delete_if_old(path, now - KEPT_SECONDS)
+    for path in folder.parent.iterdir() if folder.exists() else ():
+        if path.is_dir() and path != folder:
+            delete_if_old(path, now - EMPTY_SECONDS)
+
+
+def delete_if_old(path: Path, before: float) -> None:
+    """Delete a file, or a folder if it is empty, that nobody has changed since."""
+    try:
+        if path.stat().st_mtime < before:
+            path.rmdir() if path.is_dir() else path.unlink()
+    except OSError:
+        pass  # gone meanwhile, not empty, or somebody else's
