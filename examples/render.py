@@ -30,6 +30,7 @@ FACE = EXAMPLES / "admiral.mp4", (slice(66, 306), slice(32, 352))  # rows and co
 WARM = 14  # frames before the one that is shown: the stream's memory has filled by then
 THUMBNAIL = 160, 120  # width, height
 THUMBNAIL_QUALITY = 82  # some 6 kB each
+POSTER = 320, 240
 RESULT_BYTES = 400_000
 QUALITIES = range(22, 40, 2)  # x264's crf, best first
 
@@ -72,8 +73,25 @@ def results(pipe: Live2DiffPipeline) -> None:
                 pass
             if path.stat().st_size <= RESULT_BYTES:
                 break
+        poster(clip, path)
         size = path.stat().st_size / 1e3
         print(f"{path.relative_to(ROOT)}: {len(frames)} frames, {size:.0f} kB at {quality}", flush=True)
+
+
+def poster(clip: Path, result: Path) -> None:
+    """A picture from the middle of both, beside the result: the left half of the one, the right half of the other."""
+    before, after = (np.stack([frame for frame, _ in read_frames(path)]) for path in (clip, result))
+    left, right = before[len(before) // 2], after[len(after) // 2].copy()
+    middle = right.shape[1] // 2
+    right[:, :middle] = left[: right.shape[0], :middle]
+    right[:, middle - 1 : middle + 1] = 255
+    height, width = right.shape[:2]
+    crop = min(width, height * 4 // 3), min(height, width * 3 // 4)
+    top, side = (height - crop[1]) // 3, (width - crop[0]) // 2  # faces are above the middle
+    picture = cv2.resize(
+        right[top : top + crop[1], side : side + crop[0]], POSTER, interpolation=cv2.INTER_AREA
+    )
+    cv2.imwrite(str(result.with_suffix(".jpg")), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
 
 
 def main() -> None:

@@ -329,7 +329,9 @@ def test_a_cut_holds_exactly_its_frames(tmp_path: Path, name, codec, cut, first,
     source = write_clip(tmp_path / name, 50, codec=codec, pixels=pixels)
     steps = run(source, tmp_path / "out.mp4", cut=cut)
     assert steps[0].total == steps[-1].total == steps[-1].written == last - first
-    np.testing.assert_allclose(numbers(tmp_path / "out.mp4"), numbers(source)[first:last], atol=30 if codec == "gif" else 4)
+    np.testing.assert_allclose(
+        numbers(tmp_path / "out.mp4"), numbers(source)[first:last], atol=30 if codec == "gif" else 4
+    )
     times = [moment for _, moment in read_frames(tmp_path / "out.mp4")]
     assert times[0] == 0 and float(times[-1]) == pytest.approx((last - first - 1) / RATE, abs=0.01)
 

@@ -1,0 +1,286 @@
+"""The Video tab: upload or record a clip, trim it, choose a style, watch it come, see both in step."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import math
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import gradio as gr
+import numpy as np
+
+from .clip import ClipError, Cut, Limits, probe
+from .clip_jobs import LIMITS, ClipJobs, ClipStopped, Result, Waiting
+from .config import WARMUP_FRAMES
+from .engine import Engine
+from .styles import thumbnail_of
+from .video import Progress
+
+PAGE = Path(__file__).parent / "page"
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+RESULTS_BY = "nano"  # the model that made examples/results
+UPLOAD_MEGABYTES = 200
+ANY_LENGTH = Limits(max_frames=10**9, max_seconds=1e9)
+PREVIEW_SECONDS = 0.3  # between two preview pictures
+PREVIEW_SIDE = 480
+PREVIEW_QUALITY = 75
+CLIPS_WAITING = 8  # that hold a thread each; more wait in Gradio's queue
+NO_CLIP = "Choose a clip first: upload one, record one, or pick an example."
+
+log = logging.getLogger(__name__)
+Said = dict[str, Any]
+
+
+def said(state: str, text: str = "", **more: Any) -> Said:
+    """What the stage is to show; page/stage.js reads it."""
+    return {"state": state, "text": text, "share": None, "picture": None, "path": None, "offset": 0.0} | more
+
+
+def presets() -> list[dict]:
+    """The clips in examples/ with a style, a prompt and a seed for each."""
+    path = EXAMPLES / "presets.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def result_of(preset: dict) -> Path:
+    """The finished result of a preset; examples/render.py makes them."""
+    return EXAMPLES / "results" / f"{Path(preset['clip']).stem}-{preset['style']}.mp4"
+
+
+def clip_key(request: gr.Request) -> str:
+    """What the engine calls this visitor's clip; their live stream is called by the session alone."""
+    return f"{request.session_hash or secrets.token_urlsafe(16)}/clip"
+
+
+def time_left(progress: Progress) -> str:
+    """Such as `45 of 110 frames, about 12 s left`, once there is something to judge by."""
+    told = f"{progress.done} of {progress.total} frames"
+    seconds = progress.seconds_left
+    if seconds is None or progress.done <= WARMUP_FRAMES:  # those are only gathered at first
+        return told
+    if seconds >= 90:
+        return f"{told}, about {seconds / 60:.0f} min left"
+    return f"{told}, about {math.ceil(seconds)} s left"
+
+
+def preview(frame: np.ndarray) -> str:
+    """A small JPEG of the frame as a data URL."""
+    scale = min(1.0, PREVIEW_SIDE / max(frame.shape[:2]))
+    small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, PREVIEW_QUALITY])[1]
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+
+def settings_of(style: str, prompt: str | None, seed: float | None, steps: Any, strength: Any) -> Said:
+    """The settings of a stream; a 0 or nothing for steps and strength leaves them to the style."""
+    told = {"style": style, "prompt": prompt or "", "seed": int(seed or 0)}
+    if steps:
+        told["steps"] = int(steps)
+    if strength:
+        told["strength"] = float(strength)
+    return told
+
+
+def cut_of(start: float | None, end: float | None) -> Cut:
+    """The part from `start` to `end`, where nothing or 0 for the end is the end of the clip."""
+    return Cut(float(start or 0), float(end) if end else None)
+
+
+def translated(jobs: ClipJobs, key: str, clip: str, cut: Cut, settings: Said) -> Iterator[Said]:
+    """Run a clip, telling the stage how it goes; the last thing said holds whatever was made."""
+    result, notes, shown = jobs.new_result(), [], -PREVIEW_SECONDS
+    try:
+        for step in jobs.run(key, clip, result, cut, settings):
+            if isinstance(step, Waiting):
+                others = "1 clip is" if step.before == 1 else f"{step.before} clips are"
+                yield said("waiting", f"{others} before yours. It begins by itself.")
+            elif isinstance(step, str):
+                notes.append(f"The prompt is too long. Not read: “{step}”")
+            elif time.monotonic() - shown > PREVIEW_SECONDS:
+                shown = time.monotonic()
+                picture = preview(step.frame) if step.frame is not None else None
+                yield said("running", time_left(step), share=step.done / step.total, picture=picture)
+        end, why = "done", f"{result.frames} frames."
+    except ClipStopped:
+        end, why = "done", "Cancelled."
+    except (ValueError, OSError) as error:  # a ClipError, or settings that cannot be had
+        end, why = "error", str(error)
+    except RuntimeError as error:  # what torch raises, out of memory included
+        log.exception("a clip failed")
+        end, why = "error", f"The model failed: {str(error).splitlines()[0]}"
+    yield ended(end, [why, *notes], result, cut)
+
+
+def ended(state: str, texts: list[str], result: Result, cut: Cut) -> Said:
+    """The last word on a clip, with what was made of it."""
+    if not result.frames:
+        return said("empty" if state == "done" else state, " ".join(texts))
+    if texts[0] == "Cancelled." or state == "error":
+        texts.insert(1, f"The {result.frames} frames made by then are kept, with their sound.")
+    return said(state, " ".join(texts), path=str(result.path), offset=cut.start)
+
+
+def trim_fields() -> tuple[gr.Number, gr.Number]:
+    """From when until when, in seconds; also set at what the player shows."""
+    here = "() => Number((document.querySelector('#clip video')?.currentTime ?? 0).toFixed(2))"
+    with gr.Accordion("Trim", open=False, elem_id="trim"), gr.Row():
+        fields = []
+        for name, label in (("start", "Start, in seconds"), ("end", "End, in seconds (empty: to the end)")):
+            with gr.Column(min_width=140):
+                field = gr.Number(None, label=label, minimum=0, step=0.1, elem_id=name)
+                at = gr.Button(f"{name.title()} where the player is", size="sm")
+                at.click(None, None, field, js=here, api_visibility="private")
+                fields.append(field)
+    return fields[0], fields[1]
+
+
+def style_choice(engine: Engine) -> gr.Radio:
+    """The styles to choose from, each with its picture."""
+    rules = []
+    for name, style in engine.styles.items():
+        path = thumbnail_of(name, style)
+        if path is not None:
+            picture = f"url({json.dumps('gradio_api/file=' + str(path))})"
+            rules.append(f"#style label:has([value={json.dumps(name)}]) {{ --picture: {picture}; }}")
+    gr.HTML(f"<style>{' '.join(rules)}</style>", visible="hidden")
+    choices = [(style.title, name) for name, style in engine.styles.items()]
+    return gr.Radio(choices, value=engine.default_style, label="Style", elem_id="style")
+
+
+def video_tab(engine: Engine, jobs: ClipJobs) -> None:
+    """The whole tab."""
+    offered = [preset for preset in presets() if preset["style"] in engine.styles]
+    gallery = example_gallery(offered) if offered else None
+    with gr.Row(elem_id="pair"):
+        with gr.Column(min_width=280):
+            clip = gr.Video(
+                label="Your clip", show_label=False, sources=["upload", "webcam"], height=360, elem_id="clip"
+            )
+            start, end = trim_fields()
+        with gr.Column(min_width=280):
+            stage = gr.HTML(
+                said("empty"),
+                html_template=(PAGE / "stage.html").read_text(),
+                css_template=(PAGE / "stage.css").read_text(),
+                js_on_load=(PAGE / "stage.js").read_text(),
+                apply_default_css=False,
+                elem_id="result",
+            )
+            afresh = gr.Button("Run it afresh", visible=False, elem_id="afresh")
+    style = style_choice(engine)
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=280):
+            prompt = gr.Textbox(
+                label="Prompt",
+                placeholder="What is in it: a man at a desk",
+                max_length=4000,
+                elem_id="prompt",
+            )
+            with gr.Accordion("More", open=False, elem_id="more"), gr.Row():
+                seed = gr.Number(0, label="Seed", info="The same seed gives the same result.", precision=0)
+                choices = [("As the style has it", 0), *((str(count), count) for count in range(1, 5))]
+                steps = gr.Dropdown(choices, value=0, label="Steps", info="More are slower.")
+                strength = gr.Slider(
+                    0, 1, 0, step=0.05, label="Strength", info="1 is the most; 0 leaves it to the style."
+                )
+        with gr.Column(scale=1, min_width=280):
+            with gr.Row(elem_id="go"):
+                begin = gr.Button("Translate", variant="primary", min_width=120, elem_id="translate")
+                cancel = gr.Button("Cancel", min_width=120, interactive=False, elem_id="cancel")
+            gr.Markdown(
+                f"At most {LIMITS.max_seconds:.0f} seconds ({LIMITS.max_frames} frames), from a file of up to "
+                f"{UPLOAD_MEGABYTES} MB. A longer clip can be trimmed.",
+                elem_classes="hint",
+            )
+
+    def run(clip, style, prompt, seed, start, end, steps, strength, request: gr.Request) -> Iterator[tuple]:
+        if clip is None:
+            yield said("error", NO_CLIP), gr.skip(), gr.skip(), gr.skip()
+            return
+        off, on = gr.update(interactive=False), gr.update(interactive=True)
+        yield said("waiting", "Waiting for the model."), off, on, gr.update(visible=False)
+        told: Said = said("empty")
+        try:
+            settings = settings_of(style, prompt, seed, steps, strength)
+            for told in translated(jobs, clip_key(request), clip, cut_of(start, end), settings):
+                yield told, gr.skip(), gr.skip(), gr.skip()
+        except ClipError as error:  # a cut that is none
+            told = said("error", str(error))
+        yield told, on, off, gr.skip()
+
+    def chosen(clip: str | None) -> tuple[Said, None, float | None, dict]:
+        """A new clip: nothing of the one before is true of it."""
+        hidden = gr.update(visible=False)
+        try:
+            seconds = None if clip is None else round(probe(clip, ANY_LENGTH).duration, 2)
+        except ClipError as error:
+            return said("error", str(error)), None, None, hidden
+        return said("empty"), None, seconds, hidden
+
+    def stop(request: gr.Request) -> None:
+        jobs.stop(clip_key(request))
+
+    inputs = [clip, style, prompt, seed, start, end, steps, strength]
+    for button in (begin, afresh):
+        button.click(
+            run,
+            inputs,
+            [stage, begin, cancel, afresh],
+            api_visibility="private",
+            concurrency_limit=CLIPS_WAITING,
+            concurrency_id="clips",
+            show_progress="hidden",
+        )
+    cancel.click(stop, queue=False, api_visibility="private")
+    gr.on(
+        [clip.upload, clip.clear, clip.stop_recording],
+        chosen,
+        clip,
+        [stage, start, end, afresh],
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    if gallery is not None:
+        wire_examples(gallery, offered, inputs, [stage, afresh])
+
+
+def example_gallery(offered: list[dict]) -> gr.Gallery:
+    """Each example as half original, half translated."""
+    pictures = []
+    for preset in offered:
+        poster = result_of(preset).with_suffix(".jpg")
+        thumbnail = EXAMPLES / f"{Path(preset['clip']).stem}.jpg"
+        pictures.append((poster if poster.exists() else thumbnail, preset["style"].capitalize()))
+    return gr.Gallery(
+        pictures,
+        label="Examples",
+        show_label=False,
+        columns=6,
+        height="auto",
+        object_fit="cover",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        elem_id="examples",
+    )
+
+
+def wire_examples(gallery: gr.Gallery, offered: list[dict], inputs: list, outputs: list) -> None:
+    """A click fills in the clip and what suits it, and shows the result that was made before."""
+
+    def pick(event: gr.SelectData) -> list[Any]:
+        preset = offered[event.index]
+        made, clip = result_of(preset), str(EXAMPLES / preset["clip"])
+        filled = [clip, preset["style"], preset["prompt"], preset["seed"], None, None, 0, 0]
+        text = f"Made before, by the {RESULTS_BY} model."
+        shown = said("done", text, path=str(made)) if made.exists() else said("empty")
+        return [*filled, shown, gr.update(visible=True)]
+
+    gallery.select(pick, None, [*inputs, *outputs], api_visibility="private", queue=False)
