@@ -31,7 +31,12 @@ PATIENCE = 300_000  # milliseconds: a busy machine without a GPU
 LARGEST = 120_000  # bytes of a picture
 SCREENS = {"": (1280, 900), "phone-": (375, 812)}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--no-sandbox", "--disable-gpu"]
+FLAGS = [
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+    "--no-sandbox",
+    "--disable-gpu",
+]
 # The largest visible canvas shows a picture: not all of it has the same colour.
 PAINTED = """() => [...document.querySelectorAll("canvas")].some((canvas) => {
   if (!canvas.offsetParent || canvas.width < 64) return false;
@@ -102,7 +107,9 @@ def video(page: Page) -> None:
 
 def wanted(names: list[str]) -> list[tuple[str, str, str]]:
     """(screen, tab, theme) of the pictures that the names are part of."""
-    every = [(screen, tab, look) for tab in ("live", "video") for screen in SCREENS for look in ("light", "dark")]
+    every = [
+        (screen, tab, look) for tab in ("live", "video") for screen in SCREENS for look in ("light", "dark")
+    ]
     return [one for one in every if not names or any(name in "{}{}-{}".format(*one) for name in names)]
 
 

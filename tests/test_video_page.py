@@ -1,0 +1,159 @@
+"""The Video tab in a real browser, on a model of all the real classes at tiny width."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import chromium, needs_browser, numbered, opened, wait_for, write_camera
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from test_video import RATE, sound_seconds, write_clip
+
+import app
+from live2diff.engine import Engine
+from live2diff.video import read_frames
+from live2diff.video_tab import presets, result_of
+
+pytestmark = needs_browser
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_pipeline) -> Iterator[Engine]:
+    engine = Engine(tiny_pipeline)
+    yield engine
+    engine.shutdown()
+
+
+@pytest.fixture(scope="module")
+def address(engine) -> Iterator[str]:
+    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
+    yield demo.local_url
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    camera = write_camera(tmp_path_factory.mktemp("camera") / "camera.y4m", map(numbered, range(20)), 20)
+    with sync_playwright() as playwright, chromium(playwright, camera) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser, address) -> Iterator[Page]:
+    """The page at the Video tab; in the end, it must have asked nobody but our server for anything."""
+    with opened(browser, address) as page:
+        page.get_by_role("tab", name="Video").click()
+        yield page
+
+
+def upload(page: Page, clip: Path) -> None:
+    page.locator("#clip input[type=file]").set_input_files(clip)
+    page.wait_for_function("() => document.querySelector('#clip video')?.readyState >= 1")
+
+
+def downloaded(page: Page, folder: Path) -> Path:
+    with page.expect_download() as download:
+        page.locator("#result a[download]").click()
+    download.value.save_as(folder / "result.mp4")
+    return folder / "result.mp4"
+
+
+def frame_count(path: Path) -> int:
+    return sum(1 for _ in read_frames(path))
+
+
+def state(page: Page, name: str) -> None:
+    page.wait_for_selector(f'#result .stage[data-state="{name}"]')
+
+
+def test_a_clip_comes_back_with_its_frames_and_its_sound_and_plays_in_step(page, engine, tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", 50, sound="aac")
+    upload(page, clip)
+    page.locator("#prompt textarea, #prompt input").first.fill("a ball")
+    page.get_by_label("Pencil").check()
+    page.get_by_role("button", name="Translate", exact=True).click()
+    state(page, "done")
+    expect(page.locator("#result .text")).to_have_text("50 frames.")
+    result = downloaded(page, tmp_path)
+    assert frame_count(result) == 50
+    assert sound_seconds(result) == pytest.approx(sound_seconds(clip), abs=0.05)
+    assert engine.stats()["clips"] == 0
+
+    times = "() => ['#result', '#clip'].map(id => document.querySelector(id + ' video').currentTime)"
+    page.get_by_role("button", name="Play both").click()
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('video')].filter(v => !v.paused).length === 2"
+    )
+    page.get_by_role("button", name="Pause both").click()
+    page.wait_for_function("() => [...document.querySelectorAll('video')].every(v => v.paused)")
+    page.locator("#clip video").evaluate("video => { video.currentTime = 1.2; }")
+    page.wait_for_function(f"() => ({times})().every(time => Math.abs(time - 1.2) < 0.2)")
+
+
+def test_a_preview_shows_and_cancel_keeps_a_playable_part(page, engine, tmp_path):
+    upload(page, write_clip(tmp_path / "clip.mp4", 1400, sound="aac"))
+    page.get_by_role("button", name="Translate", exact=True).click()
+    expect(page.locator("#result img")).to_be_visible()
+    expect(page.locator("#result img")).to_have_attribute("src", re.compile("^data:image/jpeg"))
+    expect(page.locator("#result .text")).to_have_text(re.compile(r"\d+ of 1400 frames"))
+    page.get_by_role("button", name="Cancel").click()
+    state(page, "done")
+    text = page.locator("#result .text").inner_text()
+    kept = int(re.fullmatch(r"Cancelled. The (\d+) frames made by then are kept, with their sound.", text)[1])
+    result = downloaded(page, tmp_path)
+    assert 8 <= frame_count(result) == kept < 1400
+    assert sound_seconds(result) == pytest.approx(kept / RATE, abs=0.06)
+    wait_for(lambda: engine.stats()["clips"] == 0)
+    expect(page.get_by_role("button", name="Translate", exact=True)).to_be_enabled()
+
+
+def test_only_the_chosen_part_is_translated_and_plays_beside_its_place(page, tmp_path):
+    upload(page, write_clip(tmp_path / "clip.mp4", 75))
+    page.get_by_role("button", name="Trim").click()
+    expect(page.get_by_label("End, in seconds")).to_have_value("3")
+    page.get_by_label("End, in seconds").fill("2")
+    page.locator("#clip video").evaluate("video => { video.currentTime = 1; }")
+    page.get_by_role("button", name="Start where the player is").click()
+    expect(page.get_by_label("Start, in seconds")).to_have_value("1")
+    page.get_by_role("button", name="Translate", exact=True).click()
+    state(page, "done")
+    assert frame_count(downloaded(page, tmp_path)) == 25
+    page.locator("#result video").evaluate("video => { video.currentTime = 0.5; }")
+    original = "document.querySelector('#clip video').currentTime"
+    page.wait_for_function(f"() => Math.abs({original} - 1.5) < 0.2")
+
+
+def test_an_example_shows_its_finished_result_at_once_and_runs_afresh_on_request(page, engine, tmp_path):
+    preset = next(preset for preset in presets() if result_of(preset).exists())
+    page.locator("#examples button:has(img)").nth(presets().index(preset)).click()
+    page.wait_for_function("() => document.querySelector('#result video').readyState >= 1")
+    expect(page.locator("#result .text")).to_have_text("Made before, by the nano model.")
+    assert downloaded(page, tmp_path).read_bytes() == result_of(preset).read_bytes()
+    expect(page.locator("#prompt textarea, #prompt input").first).to_have_value(preset["prompt"])
+    expect(page.locator(f"#style input[value={preset['style']}]")).to_be_checked()
+    page.get_by_role("button", name="Run it afresh").click()
+    expect(page.locator("#result .text")).to_have_text(re.compile(r"^\d+ frames\.$"))
+    assert downloaded(page, tmp_path).read_bytes() != result_of(preset).read_bytes()
+
+
+def test_what_cannot_be_translated_is_told_beside_the_clip(page, tmp_path):
+    page.get_by_role("button", name="Translate", exact=True).click()
+    expect(page.locator("#result .text")).to_contain_text("Choose a clip first")
+    broken = tmp_path / "notes.mp4"
+    broken.write_text("not a video\n" * 100)
+    page.locator("#clip input[type=file]").set_input_files(broken)
+    expect(page.locator("#result .text")).to_contain_text("is not a video")
+    page.get_by_role("button", name="Translate", exact=True).click()
+    state(page, "error")
+    expect(page.get_by_role("button", name="Translate", exact=True)).to_be_enabled()
+
+
+def test_styles_are_chosen_by_keyboard_and_nothing_is_asked_of_anybody_else(page):
+    page.locator("#style input").first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#style input").nth(1)).to_be_checked()
+    picture = "label => getComputedStyle(label, '::before').backgroundImage"
+    url = page.locator("#style label").first.evaluate(picture).split('"')[1]
+    assert page.request.get(url).headers["content-type"] == "image/jpeg"
+    page.get_by_role("tab", name="Live").click()
+    expect(page.locator("#live")).to_be_visible()
