@@ -2,7 +2,7 @@
 
     python examples/render.py                     # both, with the nano model
     python examples/render.py thumbnails          # live2diff/page/styles/NAME.jpg
-    python examples/render.py results             # examples/results/CLIP-STYLE.mp4, as presets.json asks for them
+    python examples/render.py results             # examples/results/CLIP-STYLE.mp4 and .jpg, by presets.json
 
 Run it again whenever the nano model was trained anew.
 """
@@ -79,7 +79,7 @@ def results(pipe: Live2DiffPipeline) -> None:
 
 
 def poster(clip: Path, result: Path) -> None:
-    """A picture from the middle of both, beside the result: the left half of the one, the right half of the other."""
+    """A picture beside the result: the middle frame of both, half of the one and half of the other."""
     before, after = (np.stack([frame for frame, _ in read_frames(path)]) for path in (clip, result))
     left, right = before[len(before) // 2], after[len(after) // 2].copy()
     middle = right.shape[1] // 2

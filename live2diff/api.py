@@ -34,6 +34,18 @@ def described(step: Waiting | Progress | str) -> tuple[tuple[int, int | None], s
     return (0, None), f"The prompt is too long. Not read: {step}"
 
 
+def clip_inputs(engine: Engine) -> list[gr.components.Component]:
+    """What `/translate` takes. Components, although nobody sees them: through these Gradio makes sure that
+    the clip is a file that was uploaded."""
+    hidden: dict[str, Any] = {"visible": False}
+    return [
+        gr.Video(label="clip", sources=["upload"], **hidden),
+        gr.Textbox(engine.default_style, label="style", **hidden),
+        gr.Textbox("", label="prompt", **hidden),
+        *(gr.Number(0, label=name, **hidden) for name in ("seed", "start", "end", "steps", "strength")),
+    ]
+
+
 def add_endpoints(engine: Engine, jobs: ClipJobs) -> None:
     """`/translate`, `/styles` and `/health`; to be called within `gr.Blocks`."""
 
@@ -49,8 +61,8 @@ def add_endpoints(engine: Engine, jobs: ClipJobs) -> None:
         request: gr.Request = None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio passes it
     ) -> str:
-        """Translate a video clip into another style. The result is an mp4 with the frames, the frame rate and the
-        sound of the clip.
+        """Translate a video clip into another style. The result is an mp4 with the frames, the frame rate and
+        the sound of the clip.
 
         Args:
             clip: the video: mp4, webm, mov, mkv, gif and others.
@@ -68,36 +80,29 @@ def add_endpoints(engine: Engine, jobs: ClipJobs) -> None:
         try:
             settings = settings_of(style or engine.default_style, prompt, seed, steps, strength)
             for step in jobs.run(clip_key(request), clip, result, cut_of(start, end), settings):
-                progress(*described(step)[:1], desc=described(step)[1], unit="frames")
-        except ClipStopped:
-            raise refused("The translation was cancelled.") from None
+                count, words = described(step)
+                progress(count, desc=words, unit="frames")
+        except ClipStopped as stopped:
+            raise refused(str(stopped)) from None
         except (ValueError, OSError) as error:  # a ClipError, or settings that cannot be had
             raise refused(str(error)) from None
         return str(result.path)
 
     def styles() -> list[dict[str, str]]:
-        """The styles that clips can be translated into: the name to ask for, the title to show, and the weights
-        that it needs besides the model's own, if any."""
+        """The styles that clips can be translated into: the name to ask for, the title to show, and the
+        weights that it needs besides the model's own, if any."""
         return [
             {"name": name, "title": style.title, "needs": needs(style)}
             for name, style in engine.styles.items()
         ]
 
     def health() -> dict[str, Any]:
-        """How the server is: its model and device; the live streams and clips now and the capacity for streams;
-        over the last seconds the frames a second, the frames dropped so far, and the delay of a frame in the
+        """How the server is: its model and device; the live streams and clips now; the capacity for streams;
+        the frames dropped so far; over the last seconds the frames a second and the delay of a frame in the
         server in seconds, the median and the 95th percentile."""
         return {"model": engine.about, "device": engine.device} | engine.stats()
 
-    hidden: dict[str, Any] = {"visible": False}
-    inputs = [
-        gr.Video(label="clip", sources=["upload"], **hidden),
-        gr.Textbox(engine.default_style, label="style", **hidden),
-        *(gr.Textbox("", label=name, **hidden) for name in ("prompt",)),
-        *(gr.Number(0, label=name, **hidden) for name in ("seed", "start", "end", "steps", "strength")),
-    ]
-    gr.on(
-        [], translate, inputs, gr.Video(label="result", **hidden), api_name="translate", concurrency_limit=4
-    )
+    result = gr.Video(label="result", visible=False)
+    gr.on([], translate, clip_inputs(engine), result, api_name="translate", concurrency_limit=4)
     gr.api(styles, api_name="styles", queue=False)
     gr.api(health, api_name="health", queue=False)

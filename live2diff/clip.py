@@ -42,8 +42,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Cut:
-    """The part of a clip from `start` up to `end`, in seconds from its first frame; None is its end. The frame
-    shown from `end` on is not in it."""
+    """The part of a clip from `start` up to `end`, in seconds from its first frame; None is its end. The
+    frame shown from `end` on is not in it."""
 
     start: float = 0.0
     end: float | None = None
@@ -82,7 +82,7 @@ class ClipInfo:
 
 
 def probe(path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE) -> ClipInfo:
-    """What the clip at `path` is, or what `cut` is of it; `limits` then hold for that part, all but the bytes.
+    """What the clip at `path` is, or a `cut` of it; all `limits` but that of bytes then hold for that part.
 
     Reads through the packets, so that a count or a length claimed by the header is not merely believed.
     Raises `ClipError` if it is no clip, is cut off, is over a limit, or has no frame in `cut`.
@@ -129,8 +129,8 @@ def probe(path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE) -> Clip
 def read_frames(
     path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE
 ) -> Iterator[tuple[Image, Fraction]]:
-    """The frames of a clip, or of a `cut` of it, in the order they are shown, each with its time in seconds from
-    the first one.
+    """The frames of a clip, or of a `cut` of it, in the order they are shown, each with its time in seconds
+    from the first one.
 
     Times strictly increase. All frames have the size of the first one. Transparency is laid over white. A
     damaged packet is skipped, as a player does; a clip of which most is damaged raises `ClipError`.

@@ -16,7 +16,7 @@ from typing import Any
 
 from .clip import Cut
 from .engine import Engine, StreamGone
-from .video import Limits, Progress, translate
+from .video import Limits, Progress, probe, translate
 
 LIMITS = Limits(max_frames=1800, max_seconds=60.0)  # of the part that is translated
 KEPT_SECONDS = 3600  # how long results stay on the disk
@@ -25,7 +25,10 @@ ASK_AGAIN = 0.5  # seconds between two looks at the line
 
 
 class ClipStopped(RuntimeError):
-    """Somebody wanted the translation to end, or the server freed it."""
+    """Somebody wanted the translation to end, or the server could not go on with it; says which."""
+
+    def __init__(self, why: str = "Cancelled."):
+        super().__init__(why)
 
 
 @dataclass(frozen=True)
@@ -61,15 +64,15 @@ class ClipJobs:
     def run(
         self, key: str, clip: str | Path, result: Result, cut: Cut, settings: dict[str, Any]
     ) -> Iterator[Waiting | Progress | str]:
-        """Translate a cut of `clip` into `result`; all but the file is freed when this generator ends, however
-        it ends. What was made before it ended early is a playable file all the same.
+        """Translate a cut of `clip` into `result`; all but the file is freed when this generator ends,
+        however it ends. What was made before it ended early is a playable file all the same.
 
         Yields:
             `Waiting` while others are before it, the end of the prompt if that is too long to be read, and
             `Progress` after each frame.
 
         Raises:
-            ClipStopped: by `stop(key)`.
+            ClipStopped: by `stop(key)`, or the server could not go on.
             ValueError, OSError: a clip or a setting that cannot be used, with words for people.
             RuntimeError: the model failed.
         """
@@ -79,8 +82,9 @@ class ClipJobs:
                 if stop.wait(ASK_AGAIN):
                     raise ClipStopped()
             try:
+                frames = probe(clip, self.limits, cut).frame_count  # before anything is begun for it
                 self.engine.fetch(settings["style"]).result()
-                with self.engine.clip(key, **settings) as stream:
+                with self.engine.clip(key, frames, **settings) as stream:
                     if stop.is_set():
                         raise ClipStopped()
                     if stream.ignored_words:
@@ -90,8 +94,8 @@ class ClipJobs:
                         for step in steps:
                             result.frames = step.written
                             yield step
-            except StreamGone:
-                raise ClipStopped() from None
+            except StreamGone as gone:
+                raise ClipStopped("Cancelled." if stop.is_set() else str(gone)) from None
             finally:
                 if not result.path.exists():
                     result.frames = 0
@@ -126,8 +130,8 @@ class ClipJobs:
 
 
 def sweep(folder: Path) -> None:
-    """Delete results older than an hour, and empty folders beside them: Gradio deletes its old files, and leaves
-    a folder for each."""
+    """Delete results older than an hour, and empty folders beside them: Gradio deletes its old files, and
+    leaves a folder for each."""
     now = time.time()
     for path in folder.glob("*.mp4"):  # half-written ones too
         delete_if_old(path, now - KEPT_SECONDS)

@@ -1,4 +1,4 @@
-"""How the page looks, within Gradio's means: ink on warm paper, the system's own fonts, no request to anybody."""
+"""How the page looks, within Gradio's means: ink on warm paper, in the system's own fonts."""
 
 from pathlib import Path
 

@@ -80,9 +80,9 @@ def translate(
     before they are pushed. H.264 wants even sizes: an odd one is made even by repeating the last column or
     row, so 321x243 becomes 322x244. `quality` is x264's crf, lower is better.
 
-    `target` appears only when it is complete: if the generator is closed or fails, nothing is left behind, and
-    an older file of that name stays as it was. With `keep`, the frames made by then are a clip of their own
-    with the sound that belongs to them; where there is none, there is no file.
+    `target` appears only when it is complete: if the generator is closed or fails, nothing is left behind,
+    and an older file of that name stays as it was. With `keep`, the frames made by then are a clip of their
+    own with the sound that belongs to them; where there is none, there is no file.
     """
     target = Path(target)
     check_target(source, target)
@@ -193,8 +193,8 @@ class _Writer:
         self.written += 1
 
     def finish(self, complete: bool) -> None:
-        """The last frames and the rest of the sound, which ends with them if they are not the whole clip's; the
-        file takes its name."""
+        """The last frames and the rest of the sound, which ends with them if they are not the whole clip's;
+        the file takes its name."""
         with self._writing():
             self._mux(self.video.encode(None))
             if self.sound is not None:

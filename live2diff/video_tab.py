@@ -9,6 +9,7 @@ import math
 import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,24 +108,25 @@ def translated(jobs: ClipJobs, key: str, clip: str, cut: Cut, settings: Said) ->
                 shown = time.monotonic()
                 picture = preview(step.frame) if step.frame is not None else None
                 yield said("running", time_left(step), share=step.done / step.total, picture=picture)
-        end, why = "done", f"{result.frames} frames."
-    except ClipStopped:
-        end, why = "done", "Cancelled."
+        yield said("done", " ".join([f"{result.frames} frames.", *notes]), **shown_of(result, cut))
+        return
+    except ClipStopped as stopped:
+        end, why = "done", str(stopped)
     except (ValueError, OSError) as error:  # a ClipError, or settings that cannot be had
         end, why = "error", str(error)
     except RuntimeError as error:  # what torch raises, out of memory included
         log.exception("a clip failed")
         end, why = "error", f"The model failed: {str(error).splitlines()[0]}"
-    yield ended(end, [why, *notes], result, cut)
+    if result.frames:
+        why += f" The {result.frames} frames made by then are kept, with their sound."
+        yield said(end, " ".join([why, *notes]), **shown_of(result, cut))
+    else:
+        yield said("empty" if end == "done" else end, why)
 
 
-def ended(state: str, texts: list[str], result: Result, cut: Cut) -> Said:
-    """The last word on a clip, with what was made of it."""
-    if not result.frames:
-        return said("empty" if state == "done" else state, " ".join(texts))
-    if texts[0] == "Cancelled." or state == "error":
-        texts.insert(1, f"The {result.frames} frames made by then are kept, with their sound.")
-    return said(state, " ".join(texts), path=str(result.path), offset=cut.start)
+def shown_of(result: Result, cut: Cut) -> Said:
+    """A result, as the stage wants to know it."""
+    return {"path": str(result.path), "offset": cut.start}
 
 
 def trim_fields() -> tuple[gr.Number, gr.Number]:
@@ -154,15 +156,45 @@ def style_choice(engine: Engine) -> gr.Radio:
     return gr.Radio(choices, value=engine.default_style, label="Style", elem_id="style")
 
 
+@dataclass(frozen=True)
+class Controls:
+    """What a visitor handles in the tab; `stage` shows the preview and the result."""
+
+    clip: gr.Video
+    start: gr.Number
+    end: gr.Number
+    stage: gr.HTML
+    afresh: gr.Button
+    style: gr.Radio
+    prompt: gr.Textbox
+    seed: gr.Number
+    steps: gr.Dropdown
+    strength: gr.Slider
+    begin: gr.Button
+    cancel: gr.Button
+
+    @property
+    def settings(self) -> list[gr.components.Component]:
+        """All that decides the result, in the order in which `run` and the examples know it."""
+        told = [self.clip, self.style, self.prompt, self.seed]
+        return [*told, self.start, self.end, self.steps, self.strength]
+
+
 def video_tab(engine: Engine, jobs: ClipJobs) -> None:
     """The whole tab."""
     offered = [preset for preset in presets() if preset["style"] in engine.styles]
-    gallery = example_gallery(offered) if offered else None
+    gallery = example_gallery(engine, offered) if offered else None
+    controls = lay_out(engine)
+    wire(controls, jobs)
+    if gallery is not None:
+        wire_examples(gallery, offered, controls)
+
+
+def lay_out(engine: Engine) -> Controls:
+    """The controls, where they belong."""
     with gr.Row(elem_id="pair"):
         with gr.Column(min_width=280):
-            clip = gr.Video(
-                label="Your clip", show_label=False, sources=["upload", "webcam"], height=360, elem_id="clip"
-            )
+            clip = gr.Video(show_label=False, sources=["upload", "webcam"], height=360, elem_id="clip")
             start, end = trim_fields()
         with gr.Column(min_width=280):
             stage = gr.HTML(
@@ -177,28 +209,36 @@ def video_tab(engine: Engine, jobs: ClipJobs) -> None:
     style = style_choice(engine)
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
-            prompt = gr.Textbox(
-                label="Prompt",
-                placeholder="What is in it: a man at a desk",
-                max_length=4000,
-                elem_id="prompt",
-            )
-            with gr.Accordion("More", open=False, elem_id="more"), gr.Row():
-                seed = gr.Number(0, label="Seed", info="The same seed gives the same result.", precision=0)
-                choices = [("As the style has it", 0), *((str(count), count) for count in range(1, 5))]
-                steps = gr.Dropdown(choices, value=0, label="Steps", info="More are slower.")
-                strength = gr.Slider(
-                    0, 1, 0, step=0.05, label="Strength", info="1 is the most; 0 leaves it to the style."
-                )
+            hint = "What is in it: a man at a desk"
+            prompt = gr.Textbox(label="Prompt", placeholder=hint, max_length=4000, elem_id="prompt")
+            seed, steps, strength = more_fields()
         with gr.Column(scale=1, min_width=280):
             with gr.Row(elem_id="go"):
                 begin = gr.Button("Translate", variant="primary", min_width=120, elem_id="translate")
                 cancel = gr.Button("Cancel", min_width=120, interactive=False, elem_id="cancel")
             gr.Markdown(
-                f"At most {LIMITS.max_seconds:.0f} seconds ({LIMITS.max_frames} frames), from a file of up to "
-                f"{UPLOAD_MEGABYTES} MB. A longer clip can be trimmed.",
+                f"At most {LIMITS.max_seconds:.0f} seconds ({LIMITS.max_frames} frames), from a file of up "
+                f"to {UPLOAD_MEGABYTES} MB. A longer clip can be trimmed.",
                 elem_classes="hint",
             )
+    return Controls(
+        clip, start, end, stage, afresh, style, prompt, seed, steps, strength, begin, cancel
+    )  # fmt: skip
+
+
+def more_fields() -> tuple[gr.Number, gr.Dropdown, gr.Slider]:
+    """Seed, steps and strength."""
+    with gr.Accordion("More", open=False, elem_id="more"), gr.Row():
+        seed = gr.Number(0, label="Seed", info="The same seed gives the same result.", precision=0)
+        choices = [("As the style has it", 0), *((str(count), count) for count in range(1, 5))]
+        steps = gr.Dropdown(choices, value=0, label="Steps", info="More are slower.")
+        info = "1 is the most; 0 leaves it to the style."
+        strength = gr.Slider(0, 1, 0, step=0.05, label="Strength", info=info)
+    return seed, steps, strength
+
+
+def wire(controls: Controls, jobs: ClipJobs) -> None:
+    """What happens when."""
 
     def run(clip, style, prompt, seed, start, end, steps, strength, request: gr.Request) -> Iterator[tuple]:
         if clip is None:
@@ -227,37 +267,35 @@ def video_tab(engine: Engine, jobs: ClipJobs) -> None:
     def stop(request: gr.Request) -> None:
         jobs.stop(clip_key(request))
 
-    inputs = [clip, style, prompt, seed, start, end, steps, strength]
-    for button in (begin, afresh):
+    for button in (controls.begin, controls.afresh):
         button.click(
             run,
-            inputs,
-            [stage, begin, cancel, afresh],
+            controls.settings,
+            [controls.stage, controls.begin, controls.cancel, controls.afresh],
             api_visibility="private",
             concurrency_limit=CLIPS_WAITING,
             concurrency_id="clips",
             show_progress="hidden",
         )
-    cancel.click(stop, queue=False, api_visibility="private")
+    controls.cancel.click(stop, queue=False, api_visibility="private")
+    clip = controls.clip
     gr.on(
         [clip.upload, clip.clear, clip.stop_recording],
         chosen,
         clip,
-        [stage, start, end, afresh],
+        [controls.stage, controls.start, controls.end, controls.afresh],
         api_visibility="private",
         show_progress="hidden",
     )
-    if gallery is not None:
-        wire_examples(gallery, offered, inputs, [stage, afresh])
 
 
-def example_gallery(offered: list[dict]) -> gr.Gallery:
+def example_gallery(engine: Engine, offered: list[dict]) -> gr.Gallery:
     """Each example as half original, half translated."""
     pictures = []
     for preset in offered:
         poster = result_of(preset).with_suffix(".jpg")
         thumbnail = EXAMPLES / f"{Path(preset['clip']).stem}.jpg"
-        pictures.append((poster if poster.exists() else thumbnail, preset["style"].capitalize()))
+        pictures.append((poster if poster.exists() else thumbnail, engine.styles[preset["style"]].title))
     return gr.Gallery(
         pictures,
         label="Examples",
@@ -272,7 +310,7 @@ def example_gallery(offered: list[dict]) -> gr.Gallery:
     )
 
 
-def wire_examples(gallery: gr.Gallery, offered: list[dict], inputs: list, outputs: list) -> None:
+def wire_examples(gallery: gr.Gallery, offered: list[dict], controls: Controls) -> None:
     """A click fills in the clip and what suits it, and shows the result that was made before."""
 
     def pick(event: gr.SelectData) -> list[Any]:
@@ -283,4 +321,5 @@ def wire_examples(gallery: gr.Gallery, offered: list[dict], inputs: list, output
         shown = said("done", text, path=str(made)) if made.exists() else said("empty")
         return [*filled, shown, gr.update(visible=True)]
 
-    gallery.select(pick, None, [*inputs, *outputs], api_visibility="private", queue=False)
+    outputs = [*controls.settings, controls.stage, controls.afresh]
+    gallery.select(pick, None, outputs, api_visibility="private", queue=False)

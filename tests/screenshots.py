@@ -1,7 +1,7 @@
 """Pictures of the page for the README: `python tests/screenshots.py` writes examples/page/*.jpg.
 
-Starts the app on the nano model, opens it in Chromium with an example clip as its camera, and waits until there is
-something to see. A word or more chooses among the pictures: `python tests/screenshots.py video phone-dark`.
+Starts the app on the nano model, opens it in Chromium with an example clip as its camera, and waits until
+there is something to see. Parts of their names choose among the pictures: `... video`, `... phone dark`.
 """
 
 import argparse

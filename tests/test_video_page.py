@@ -80,12 +80,11 @@ def test_a_clip_comes_back_with_its_frames_and_its_sound_and_plays_in_step(page,
     assert engine.stats()["clips"] == 0
 
     times = "() => ['#result', '#clip'].map(id => document.querySelector(id + ' video').currentTime)"
+    playing = "() => [...document.querySelectorAll('video')].filter(video => !video.paused).length"
     page.get_by_role("button", name="Play both").click()
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('video')].filter(v => !v.paused).length === 2"
-    )
+    page.wait_for_function(f"{playing} === 2")
     page.get_by_role("button", name="Pause both").click()
-    page.wait_for_function("() => [...document.querySelectorAll('video')].every(v => v.paused)")
+    page.wait_for_function(f"{playing} === 0")
     page.locator("#clip video").evaluate("video => { video.currentTime = 1.2; }")
     page.wait_for_function(f"() => ({times})().every(time => Math.abs(time - 1.2) < 0.2)")
 
