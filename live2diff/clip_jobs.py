@@ -57,9 +57,13 @@ class ClipJobs:
 
     def new_result(self) -> Result:
         """A place for a result; what is too old is deleted on the way."""
-        sweep(self.folder)
+        self.tidy()
         self.folder.mkdir(parents=True, exist_ok=True)
         return Result(self.folder / f"live2diff-{secrets.token_hex(8)}.mp4")
+
+    def tidy(self) -> None:
+        """Delete what nobody can want any more."""
+        sweep(self.folder)
 
     def run(
         self, key: str, clip: str | Path, result: Result, cut: Cut, settings: dict[str, Any]
@@ -135,7 +139,7 @@ def sweep(folder: Path) -> None:
     now = time.time()
     for path in folder.glob("*.mp4"):  # half-written ones too
         delete_if_old(path, now - KEPT_SECONDS)
-    for path in folder.parent.iterdir() if folder.exists() else ():
+    for path in folder.parent.iterdir() if folder.parent.exists() else ():
         if path.is_dir() and path != folder:
             delete_if_old(path, now - EMPTY_SECONDS)
 

@@ -257,6 +257,7 @@ def wire(controls: Controls, jobs: ClipJobs) -> None:
 
     def chosen(clip: str | None) -> tuple[Said, None, float | None, dict]:
         """A new clip: nothing of the one before is true of it."""
+        jobs.tidy()
         hidden = gr.update(visible=False)
         try:
             seconds = None if clip is None else round(probe(clip, ANY_LENGTH).duration, 2)
