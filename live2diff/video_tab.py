@@ -194,7 +194,9 @@ def lay_out(engine: Engine) -> Controls:
     """The controls, where they belong."""
     with gr.Row(elem_id="pair"):
         with gr.Column(min_width=280):
-            clip = gr.Video(show_label=False, sources=["upload", "webcam"], height=360, elem_id="clip")
+            clip = gr.Video(
+                label="Your clip", show_label=False, sources=["upload", "webcam"], height=360, elem_id="clip"
+            )
             start, end = trim_fields()
         with gr.Column(min_width=280):
             stage = gr.HTML(
@@ -263,7 +265,7 @@ def wire(controls: Controls, jobs: ClipJobs) -> None:
             seconds = None if clip is None else round(probe(clip, ANY_LENGTH).duration, 2)
         except ClipError as error:
             return said("error", str(error)), None, None, hidden
-        return said("empty"), None, seconds, hidden
+        return gr.skip(), None, seconds, hidden
 
     def stop(request: gr.Request) -> None:
         jobs.stop(clip_key(request))
@@ -280,8 +282,12 @@ def wire(controls: Controls, jobs: ClipJobs) -> None:
         )
     controls.cancel.click(stop, queue=False, api_visibility="private")
     clip = controls.clip
+    new = [clip.upload, clip.clear, clip.stop_recording]
+    # In the browser, at once: an answer of the server might come when the next translation has begun.
+    empty = f"() => ({json.dumps(said('empty'))})"
+    gr.on(new, None, None, controls.stage, js=empty, api_visibility="private")
     gr.on(
-        [clip.upload, clip.clear, clip.stop_recording],
+        new,
         chosen,
         clip,
         [controls.stage, controls.start, controls.end, controls.afresh],

@@ -70,7 +70,7 @@ def test_a_clip_comes_back_with_its_frames_and_its_sound_and_plays_in_step(page,
     clip = write_clip(tmp_path / "clip.mp4", 50, sound="aac")
     upload(page, clip)
     page.locator("#prompt textarea, #prompt input").first.fill("a ball")
-    page.get_by_label("Pencil").check()
+    page.locator("#style").get_by_label("Pencil").check()
     page.get_by_role("button", name="Translate", exact=True).click()
     state(page, "done")
     expect(page.locator("#result .text")).to_have_text("50 frames.")
@@ -148,6 +148,7 @@ def test_what_cannot_be_translated_is_told_beside_the_clip(page, tmp_path):
 
 
 def test_styles_are_chosen_by_keyboard_and_nothing_is_asked_of_anybody_else(page):
+    expect(page.locator("#style label").first).to_be_visible()
     page.locator("#style input").first.focus()
     page.keyboard.press("ArrowRight")
     expect(page.locator("#style input").nth(1)).to_be_checked()
