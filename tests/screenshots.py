@@ -96,9 +96,8 @@ def video(page: Page) -> None:
     expect(result).to_be_visible()
     for selector in ("#clip", "#result"):
         page.locator(f"{selector} video").evaluate("video => { video.pause(); video.currentTime = 1.6; }")
-    page.wait_for_function(
-        "() => [...document.querySelectorAll('#clip video, #result video')].every(video => !video.seeking)"
-    )
+    videos = "[...document.querySelectorAll('#clip video, #result video')]"
+    page.wait_for_function(f"() => {videos}.every(video => !video.seeking && video.readyState === 4)")
     if page.viewport_size["width"] < 640:
         page.locator("#clip").evaluate("clip => clip.scrollIntoView()")
     page.evaluate("() => document.activeElement?.blur()")
