@@ -150,7 +150,8 @@ def test_what_cannot_be_translated_is_told_beside_the_clip(page, tmp_path):
 def test_styles_are_chosen_by_keyboard_and_nothing_is_asked_of_anybody_else(page):
     expect(page.locator("#style label").first).to_be_visible()
     page.locator("#style input").first.focus()
-    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Tab")  # Gradio gives each radio button a group of its own: no arrows
+    page.keyboard.press("Space")
     expect(page.locator("#style input").nth(1)).to_be_checked()
     picture = "label => getComputedStyle(label, '::before').backgroundImage"
     url = page.locator("#style label").first.evaluate(picture).split('"')[1]
