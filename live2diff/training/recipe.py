@@ -37,7 +37,7 @@ POOL_SEEDS = {"pictures": 1000, "large": 2000, "clips": 3000}  # no clip may be 
 SIZE = 256  # default working size
 NUM_INFERENCE_STEPS = 100  # twice SD's: a step of 20 timesteps would go from no style to all of it
 T_INDEX_LIST = (98,)  # timestep 19, the first at full style; a second step costs a third of a frame more
-STRONGEST_INDEX = 88  # timestep 119: the end of the range trained on
+STRONGEST_INDEX = 94  # timestep 59: beyond it more noise makes blur, not style
 
 
 def is_motion(name: str) -> bool:
