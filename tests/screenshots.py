@@ -27,6 +27,7 @@ from live2diff.clip import read_frames  # noqa: E402 - started as a script
 
 OUT = ROOT / "examples" / "page"
 CAMERA = ROOT / "examples" / "traveller.mp4"
+CAMERA_FILE = "camera.y4m"
 PATIENCE = 300_000  # milliseconds: a busy machine without a GPU
 LARGEST = 120_000  # bytes of a picture
 SCREENS = {"": (1280, 900), "phone-": (375, 812)}
@@ -84,12 +85,16 @@ def live(page: Page) -> None:
     page.wait_for_function(PAINTED)
     expect(page.locator("#live")).not_to_contain_text(re.compile("warming|waiting|starting", re.IGNORECASE))
     expect(page.locator("#live").get_by_text(re.compile(r"\d ms"))).to_be_visible()
+    # Chromium's stand-in for a camera bears the name of its file.
+    page.locator("#live option", has_text=CAMERA_FILE).evaluate(
+        "option => { option.textContent = 'Camera'; }"
+    )
 
 
 def video(page: Page) -> None:
     """The Video tab, with a finished result."""
     page.get_by_role("tab", name="Video").click()
-    page.locator("#examples button:has(img)").nth(1).click()
+    page.locator("#examples button:has(img)").first.click()
     result = page.locator("#result video")
     page.wait_for_function("() => document.querySelector('#result video')?.readyState >= 2")
     page.wait_for_function("() => document.querySelector('#clip video')?.readyState >= 2")
@@ -136,7 +141,7 @@ def main() -> None:
     expect.set_options(timeout=PATIENCE)
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, served() as address, sync_playwright() as playwright:
-        camera = Path(folder) / "camera.y4m"
+        camera = Path(folder) / CAMERA_FILE
         write_camera(camera)
         flags = [*FLAGS, f"--use-file-for-fake-video-capture={camera}"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
