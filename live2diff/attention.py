@@ -170,7 +170,7 @@ def attend_once(
     mask: torch.Tensor,
 ) -> torch.Tensor:
     """`attend` for Q = 1, in passes over the cache as it lies: for a single query, P x H products of a row
-    and a matrix of 16 columns take a CPU three times as long."""
+    and a matrix of 16 columns take a CPU longer."""
     channels = query.shape[-1]
     head = torch.arange(channels, device=query.device) // (channels // TEMPORAL_HEADS)
     sum_heads = functional.one_hot(head, TEMPORAL_HEADS).to(query)  # [C, H]
