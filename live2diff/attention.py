@@ -80,6 +80,11 @@ class Window:
         return Window(mask[:, None], positions[:, None], own[:, None], write[:, None])
 
 
+Pieces = list[
+    torch.Tensor
+]  # each `[B, frames, P, C]`: what lies apart in memory, one after the other along K
+
+
 class KVCache:
     """Keys and values of every temporal attention of a UNet, for some rows (denoising steps of one or more
     streams).
@@ -117,12 +122,12 @@ class KVCache:
 
     def write(
         self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Pieces, Pieces]:
         """Store `[B, Q, P, C]` at `slots`, and give back all that attention number `layer` holds."""
         rows = torch.arange(len(key), device=key.device)[:, None]
         self.keys[layer][rows, slots] = key
         self.values[layer][rows, slots] = value
-        return self.keys[layer], self.values[layer]
+        return [self.keys[layer]], [self.values[layer]]
 
     @property
     def nbytes(self) -> int:
@@ -141,18 +146,19 @@ def positional_table(channels: int) -> torch.Tensor:
 
 def attend(
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    keys: Pieces,
+    values: Pieces,
     position_key: torch.Tensor,
     position_value: torch.Tensor,
     mask: torch.Tensor,
 ) -> torch.Tensor:
-    """Attention of several frames: query `[B, Q, P, C]`, scaled; key and value `[B, K, P, C]`; what their
+    """Attention of several frames: query `[B, Q, P, C]`, scaled; keys and values of K frames; what their
     positions add, as each query sees them, `[B, Q, K, C]`; mask `[B or 1, Q, K]`. Gives `[B, Q, P, C]`."""
 
     def heads(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.unflatten(-1, (TEMPORAL_HEADS, -1))
 
+    key, value = torch.cat(keys, dim=1), torch.cat(values, dim=1)
     query, key, value = (heads(tensor).permute(0, 2, 3, 1, 4) for tensor in (query, key, value))
     position_key, position_value = heads(position_key), heads(position_value)  # [B, Q, K, H, D]
     score = query @ key.transpose(-1, -2) + torch.einsum("bphqd,bqkhd->bphqk", query, position_key)
@@ -163,8 +169,8 @@ def attend(
 
 def attend_once(
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    keys: Pieces,
+    values: Pieces,
     position_key: torch.Tensor,
     position_value: torch.Tensor,
     mask: torch.Tensor,
@@ -178,11 +184,14 @@ def attend_once(
     def per_head(position: torch.Tensor) -> torch.Tensor:
         return (position.transpose(1, 2) * sum_heads.T).flatten(1, 2)  # [B, K * H, C]
 
-    score = (query[:, 0] @ per_head(position_key).mT).unflatten(-1, (-1, TEMPORAL_HEADS))  # [B, P, K, H]
-    score = (key * query) @ sum_heads + score.transpose(1, 2)  # [B, K, P, H]
-    weight = score.masked_fill_(~mask.transpose(1, 2)[..., None], -torch.inf).softmax(dim=1)
-    out = (weight @ sum_heads.T).mul_(value).sum(dim=1)  # [B, P, C]
-    return (out + weight.transpose(1, 2).flatten(2) @ per_head(position_value))[:, None]
+    score = query[:, 0] @ per_head(position_key).transpose(1, 2)  # [B, P, K * H]
+    score = score.unflatten(-1, (-1, TEMPORAL_HEADS)).transpose(1, 2)  # [B, K, P, H]
+    score = score + torch.cat([(key * query) @ sum_heads for key in keys], dim=1)
+    weight = score.masked_fill(~mask.transpose(1, 2)[..., None], -torch.inf).softmax(dim=1)
+    out = weight.transpose(1, 2).flatten(2) @ per_head(position_value)  # [B, P, C]
+    for part, value in zip(weight.split([value.shape[1] for value in values], dim=1), values, strict=True):
+        out = out + ((part @ sum_heads.T).mul_(value)).sum(dim=1)
+    return out[:, None]
 
 
 class TemporalAttention(nn.Module):
@@ -204,13 +213,13 @@ class TemporalAttention(nn.Module):
         """`x` is `[B, Q, P, C]`, and so is the result; `layer` is this attention's number in the cache."""
         query = self.to_q(x + self.positions[window.own][:, :, None])
         query = query * (query.shape[-1] // TEMPORAL_HEADS) ** -0.5
-        key, value = self.to_k(x), self.to_v(x)
+        keys, values = [self.to_k(x)], [self.to_v(x)]
         if cache is not None:
-            key, value = cache.write(layer, key, value, window.slots)  # [B, K, P, C]
-        position = self.positions[window.positions].expand(len(x), -1, -1, -1)  # [B, Q, K, C]
+            keys, values = cache.write(layer, *keys, *values, window.slots)
+        position = self.positions[window.positions].expand(x.shape[0], -1, -1, -1)  # [B, Q, K, C]
         once = window.frames == 1 and not torch.is_grad_enabled()
         out = (attend_once if once else attend)(
-            query, key, value, self.to_k(position), self.to_v(position), window.mask
+            query, keys, values, self.to_k(position), self.to_v(position), window.mask
         )
         return self.to_out[0](out)
 
@@ -248,7 +257,7 @@ class TemporalTransformer(nn.Module):
         y = self.proj_in(y.flatten(1, 2).unflatten(0, (-1, window.frames)))  # [B, Q, P, C]
         for block in self.transformer_blocks:
             y = block(y, window, cache, layer)
-        return x + self.proj_out(y).reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        return x + self.proj_out(y).reshape(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 class MotionModule(nn.Module):

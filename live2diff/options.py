@@ -46,6 +46,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where the files of styles are (%(default)s)",
     )
+    parser.add_argument("--eager", action="store_true", help="PyTorch's own kernels only: slower")
 
 
 def load_model(options: argparse.Namespace) -> Live2DiffPipeline:
@@ -63,5 +64,6 @@ def load_model(options: argparse.Namespace) -> Live2DiffPipeline:
         loras=options.loras,
         styles=read_styles(options.styles) if options.styles else None,
         checkpoints=options.checkpoints,
+        eager=options.eager,
         report=partial(print, file=sys.stderr, flush=True),
     )

@@ -1,18 +1,24 @@
 """Live2DiffPipeline: the weights, and what they do to tensors. Nothing of any viewer is kept here."""
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import DiffusionPipeline, LCMScheduler
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
+from .attention import KVCache, Window
 from .config import MAX_DENOISING_STEPS
+from .depth import inverse_depth
 from .restyle import Restyler
 from .sampler import make_schedule, spread_indices, timesteps_of_indices
 from .stream import Stream
 from .styles import STYLES, Style, find_style
 from .unet import StreamUNet
 from .vae import VAE, cell_side, decode, encode
+
+if TYPE_CHECKING:
+    from .runtime import Runtime
 
 # Of the working size; beyond it a viewer's cache alone takes over 12 GB with SD 1.5's UNet.
 LARGEST_SIDE = 1024
@@ -33,6 +39,7 @@ class Live2DiffPipeline(DiffusionPipeline):
     Attributes:
         styles: the presets it can wear.
         default_style: the style of streams that name none.
+        runtime: computes a stream's frames in place of PyTorch's own kernels; None if they do it.
         restyler: changes the weights for styles that bring their own; None if this model has no such styles.
         about: which model this is, in a sentence for people.
     """
@@ -55,6 +62,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         self.styles: dict[str, Style] = {n: style for n, style in STYLES.items() if not style.has_weights}
         self.default_style: str | None = None
         self.restyler: Restyler | None = None
+        self.runtime: Runtime | None = None
         self.about = ""
         self.register_modules(
             vae=vae,
@@ -244,9 +252,33 @@ class Live2DiffPipeline(DiffusionPipeline):
     @torch.no_grad()
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pictures `[n, 3, height, width]` in `[-1, 1]` to scaled latents `[n, C, h, w]`."""
-        return encode(self.vae, pictures)
+        return self.runtime.encode(pictures) if self.runtime else encode(self.vae, pictures)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents `[n, C, h, w]` to pictures `[n, 3, height, width]` in `[-1, 1]`, not clamped."""
-        return decode(self.vae, latents)
+        return self.runtime.decode(latents) if self.runtime else decode(self.vae, latents)
+
+    @torch.no_grad()
+    def inverse_depth(self, pictures: torch.Tensor) -> torch.Tensor:
+        """As `depth.inverse_depth`."""
+        return (
+            self.runtime.inverse_depth(pictures)
+            if self.runtime
+            else inverse_depth(self.depth_estimator, pictures)
+        )
+
+    @torch.no_grad()
+    def predict(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        depth_latents: torch.Tensor,
+        window: Window,
+        cache: KVCache,
+    ) -> torch.Tensor:
+        """As `StreamUNet.forward`."""
+        by_runtime = self.runtime is not None and self.runtime.takes(window, cache)
+        predict = self.runtime.predict if by_runtime else self.unet
+        return predict(sample, timestep, prompt_embeds, depth_latents, window, cache)

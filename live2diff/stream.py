@@ -13,7 +13,7 @@ import torch
 
 from .attention import KVCache, Window
 from .config import WARMUP_FRAMES
-from .depth import DepthRange, depth_pictures, inverse_depth
+from .depth import DepthRange, depth_pictures
 from .sampler import Schedule, add_noise, denoise
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ class Stream:
         pictures = (pixels.permute(2, 0, 1)[None].float() / 127.5 - 1).contiguous(
             memory_format=torch.channels_last
         )
-        depth = inverse_depth(pipeline.depth_estimator, pictures)[0]
+        depth = pipeline.inverse_depth(pictures)[0]
         if self.warm:  # camera and depth in one batch; before, the depth's range is not known yet
             pictures = torch.cat([pictures, self._depth_pictures(depth[None])])
         latents, *depth_latents = pipeline.encode(pictures).to(pipeline.unet.dtype)
@@ -271,7 +271,7 @@ class Stream:
 
     def _warm_up(self, frames: list[Frame]) -> torch.Tensor:
         """Denoise 8 frames together, step by step, filling the cache's first 8 slots; their clean latents."""
-        unet, schedule = self._open.unet, self.schedule
+        pipeline, schedule = self._open, self.schedule
         clean, depth_latents, noise, embeds = (
             torch.stack([getattr(frame, name) for frame in frames])
             for name in ("latents", "depth_latents", "noise", "prompt_embeds")
@@ -281,7 +281,7 @@ class Stream:
         for step in range(schedule.steps):
             sample = add_noise(schedule, step, clean, noise[:, step])
             timesteps = schedule.timesteps[step].to(clean.device).expand(WARMUP_FRAMES)
-            output = unet(sample, timesteps, embeds, depth_latents, window, self._cache.row(step))
+            output = pipeline.predict(sample, timesteps, embeds, depth_latents, window, self._cache.row(step))
             clean = denoise(schedule, step, sample, output)
         return clean
 
@@ -302,7 +302,7 @@ class Stream:
         )
         window = Window.stream(self._cache.count)
         timesteps = schedule.timesteps.to(sample.device)
-        output = self._open.unet(sample, timesteps, embeds, depth_latents, window, self._cache)
+        output = self._open.predict(sample, timesteps, embeds, depth_latents, window, self._cache)
         clean = denoise(schedule, slice(None), sample, output)
         self._cache.count += torch.tensor([row is not None for row in rows], device=sample.device)
 

@@ -7,10 +7,13 @@ safetensors that `Live2DiffPipeline.from_pretrained` reads, and that is what is 
 """
 
 import argparse
+import json
+import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -22,6 +25,7 @@ from .restyle import Restyler, parts_of
 from .styles import STYLES, Style
 
 NANO = Path(__file__).parent / "nano"
+RANGES = "activation_ranges.json"  # of a model that is small enough for a CPU: see `runtime.accelerate`
 # Computed, not measured: 3.1 GB of weights in half precision, 4.6 GB for one viewer's cache at 512 x 512
 # with the default 3 steps, and some air.
 GPU_BYTES = 9 * 2**30
@@ -37,6 +41,7 @@ def load(
     styles: dict[str, Style] | None = None,
     checkpoints: str | Path = CHECKPOINTS,
     sources: Sources = PUBLISHED,
+    eager: bool = False,
     report: Report = lambda line: None,
 ) -> Live2DiffPipeline:
     """Load a model.
@@ -52,6 +57,7 @@ def load(
         loras: files or Hub names `owner/name/file`, and weights, that go with every style.
         styles: more presets, as `read_styles` gives.
         checkpoints: the folder where the files that styles name are looked for.
+        eager: leave everything to PyTorch's own kernels, as they are.
         report: told in words what is going on, step by step.
 
     Raises:
@@ -79,9 +85,22 @@ def load(
     pipeline.about = about or f"Model: {model}."
     pipeline.default_style = style
     give_styles(pipeline, folder, STYLES | (styles or {}), loras, checkpoints)
-    report("Putting on the style" if style else "Ready")
+    if style:
+        report("Putting on the style")
     pipeline.wear(style)
+    ranges = folder / RANGES
+    if not eager and ranges.is_file() and can_be_compiled(pipeline):
+        from .runtime import accelerate
+
+        accelerate(pipeline, json.loads(ranges.read_text()), report=report)
     return pipeline
+
+
+def can_be_compiled(pipeline: Live2DiffPipeline) -> bool:
+    """Whether `runtime` is for this model: in full precision on a PC's processor, with weights that stay."""
+    on_cpu = pipeline.unet.device.type == "cpu" and pipeline.unet.dtype == torch.float32
+    has_library = find_spec("openvino") is not None and platform.machine() in ("x86_64", "AMD64")
+    return on_cpu and has_library and pipeline.restyler is None
 
 
 def give_styles(

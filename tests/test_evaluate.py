@@ -196,7 +196,7 @@ def test_the_target_itself_and_the_source_itself_get_perfect_figures(tiny_pipeli
 
 def run(pipeline, frames, name: str = "model") -> np.ndarray:
     """The clip in that variant of the pipeline."""
-    with variant(pipeline.unet, name):
+    with variant(pipeline, name):
         return np.stack(pipeline(frames, prompt="a cat", seed=3))
 
 
@@ -233,7 +233,7 @@ def test_without_warmup_no_later_frame_sees_the_warmup_frames(tiny_pipeline, mov
     np.testing.assert_array_equal(left_out[:8], whole[:8])  # the first 8 come out all the same
     assert not np.array_equal(left_out[8:], whole[8:])
     stream = tiny_pipeline.stream(prompt="a cat", seed=3)
-    with variant(tiny_pipeline.unet, "without warmup"):
+    with variant(tiny_pipeline, "without warmup"):
         out = [output for frame in moving[:8] for output in stream.push(frame)]
         for tensor in (*stream._cache.keys, *stream._cache.values):
             tensor[:, :8] = torch.randn_like(tensor[:, :8])  # [B, 16, P, C]
@@ -243,7 +243,7 @@ def test_without_warmup_no_later_frame_sees_the_warmup_frames(tiny_pipeline, mov
 
 def test_a_variant_leaves_no_trace(tiny_pipeline, moving, whole):
     for name in VARIANTS:
-        with pytest.raises(KeyboardInterrupt), variant(tiny_pipeline.unet, name):
+        with pytest.raises(KeyboardInterrupt), variant(tiny_pipeline, name):
             raise KeyboardInterrupt
     np.testing.assert_array_equal(np.stack(tiny_pipeline(moving, prompt="a cat", seed=3)), whole)
 

@@ -141,7 +141,7 @@ def evaluate_style(
     settings = {**settings, "style": style, "size": scene.pictures[0].shape[:2]}
     for name in VARIANTS:
         seconds: list[float] = []
-        with variant(pipeline.unet, name):
+        with variant(pipeline, name):
             outputs = list(translated(pipeline, scene.pictures, settings, seconds))
         figures = measure(pipeline, scene, style, outputs)
         if name == "model":

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..attention import Window
 from ..config import WARMUP_FRAMES
+from ..pipeline import Live2DiffPipeline
 from ..unet import StreamUNet
 
 Call = dict[str, Any]  # the arguments of `StreamUNet.forward` by name
@@ -32,16 +33,23 @@ VARIANTS: dict[str, Callable[[Call], Call]] = {
 
 
 @contextmanager
-def variant(unet: StreamUNet, name: str) -> Iterator[None]:
-    """While it is open, every stream that runs on `unet` is the variant of that name in `VARIANTS`."""
+def variant(pipeline: Live2DiffPipeline, name: str) -> Iterator[None]:
+    """While it is open, every stream of `pipeline` is the variant of that name in `VARIANTS`.
+
+    The model itself runs as it does elsewhere; the others are left to PyTorch's own kernels.
+    """
+    unet, runtime = pipeline.unet, pipeline.runtime
     signature = inspect.signature(unet.forward)
 
     def change(_: StreamUNet, positional: tuple, named: Call) -> tuple[tuple, Call]:
         call = signature.bind(*positional, **named).arguments
         return (), {**call, **VARIANTS[name](call)}
 
+    if name != "model":
+        pipeline.runtime = None
     hook = unet.register_forward_pre_hook(change, with_kwargs=True)
     try:
         yield
     finally:
         hook.remove()
+        pipeline.runtime = runtime

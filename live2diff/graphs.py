@@ -1,0 +1,141 @@
+"""The parts of a model as OpenVINO graphs: traced from PyTorch, with the ranges that let convolutions be
+computed in 8 bits."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import openvino as ov
+import torch
+from openvino import opset13 as operations
+from openvino.frontend import FrontEndManager
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+from torch import nn
+
+from .attention import Pieces, Window
+from .config import WINDOW
+from .depth import inverse_depth
+from .vae import decode, encode
+
+Ranges = dict[str, tuple[float, float]]  # of what goes into a convolution, by the name of the module
+
+
+class Encoder(nn.Module):
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return encode(self.vae, pictures)
+
+
+class Decoder(nn.Module):
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return decode(self.vae, latents)
+
+
+class Depth(nn.Module):
+    def __init__(self, depth_estimator: nn.Module):
+        super().__init__()
+        self.depth_estimator = depth_estimator
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return inverse_depth(self.depth_estimator, pictures)
+
+
+class Past:
+    """A cache that is read only: what is written lies beside it, and is given back at the end.
+
+    A graph that changed the cache would copy all of it.
+    """
+
+    def __init__(self, memory: tuple[torch.Tensor, ...]):
+        self.memory = memory  # keys, values, keys, ...: of each attention `[B, 16, P, C]`
+        self.written: list[torch.Tensor] = []  # likewise, `[B, 1, P, C]`
+
+    def write(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
+    ) -> tuple[Pieces, Pieces]:
+        self.written += [key, value]
+        return [self.memory[2 * layer], key], [self.memory[2 * layer + 1], value]
+
+    @staticmethod
+    def window(count: torch.Tensor) -> Window:
+        """`Window.stream` where the new frame is a 17th entry, and the slot that it will be written to is not
+        seen."""
+        stream = Window.stream(count)
+        evicted = torch.arange(WINDOW) == stream.slots[:, :, None]
+        return Window(
+            torch.cat([stream.mask & ~evicted, torch.ones_like(evicted[..., :1])], dim=-1),
+            torch.cat([stream.positions, stream.own[..., None]], dim=-1),
+            stream.own,
+            stream.slots,
+        )
+
+
+class DenoisingStep(nn.Module):
+    """The UNet for one new frame a row: prediction, then the keys and values to be written."""
+
+    def __init__(self, unet: nn.Module):
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        depth_latents: torch.Tensor,
+        count: torch.Tensor,
+        *memory: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        past = Past(memory)
+        window = Past.window(count)
+        prediction = self.unet(sample, timestep, prompt_embeds, depth_latents, window, past)
+        return prediction, *past.written
+
+
+def trace(module: nn.Module, *example: torch.Tensor) -> ov.Model:
+    """The graph of `module`, for inputs of any size."""
+    with warnings.catch_warnings():
+        # Tracing warns at each comparison of sizes; here they come out the same for all sizes.
+        warnings.simplefilter("ignore")
+        decoder = TorchScriptPythonDecoder(module.eval(), example_input=example)
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    return frontend.convert(frontend.load(decoder))
+
+
+def quantise(graph: ov.Model, ranges: Ranges) -> int:
+    """Round what goes into the convolutions in `ranges`, and their weights, to 256 and 255 levels; how many
+    there were. Processors with the instructions for it then compute them in 8 bits."""
+    done = 0
+    for node in graph.get_ordered_ops():
+        name = module_name(node.get_friendly_name())
+        if node.get_type_name() != "Convolution" or name not in ranges:
+            continue
+        low, high = (np.float32(bound) for bound in ranges[name])
+        entering = operations.fake_quantize(node.input_value(0), low, high, low, high, 256)
+        node.input(0).replace_source_output(entering.output(0))
+        weight = node.input_value(1)
+        largest = np.abs(constant(weight)).max(axis=(1, 2, 3), keepdims=True).clip(1e-8).astype(np.float32)
+        rounded = operations.fake_quantize(weight, -largest, largest, -largest, largest, 255)
+        node.input(1).replace_source_output(rounded.output(0))
+        done += 1
+    graph.validate_nodes_and_infer_types()
+    return done
+
+
+def module_name(friendly_name: str) -> str:
+    """`unet.conv_in` of `__module.unet.conv_in/aten::_convolution/Convolution`."""
+    return friendly_name.split("/")[0].removeprefix("__module.")
+
+
+def constant(output: ov.Output) -> np.ndarray:
+    """The value of what depends on no input."""
+    model = ov.Model([operations.result(output)], [])
+    return ov.compile_model(model, "CPU")([])[0]
