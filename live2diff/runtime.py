@@ -73,7 +73,7 @@ class Part:
 
 
 class Runtime:
-    """The parts of a model, compiled: the same calls as `Live2DiffPipeline`'s, which uses it if it has one."""
+    """The parts of a model, compiled: the same calls as `Live2DiffPipeline`'s, which uses it if it has it."""
 
     def __init__(self, folder: Path):
         self._parts = {name: Part(folder / f"{name}.xml") for name in PARTS}

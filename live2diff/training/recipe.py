@@ -3,6 +3,7 @@
 Numbers have their reasons beside them; what was tried before, with its figures, is in `LOG.md`.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import torch
 from ..config import WINDOW
 from ..pipeline import Live2DiffPipeline
 from ..sampler import build_scheduler
+from ..weights import RANGES
 from . import data
 from .denoiser import PREDICTION_TYPE, Denoiser, build_unet, train_denoiser
 from .depth import build_depth_estimator, train_depth
 from .loop import Losses
 from .pool import Pool, make_pool
+from .ranges import measure_ranges
 from .text import build_text_encoder, build_tokenizer
 from .vae import build_vae, train_vae
 
@@ -120,4 +123,7 @@ def train_nano(
         num_inference_steps=NUM_INFERENCE_STEPS,
         strongest_index=STRONGEST_INDEX,
     )
-    pipeline.to("cpu").to(torch.float16).save_pretrained(target)  # half the size; loaded as float32
+    styles = list(pipeline.styles)[: steps(len(pipeline.styles))]
+    ranges = measure_ranges(pipeline.to("cpu"), styles, SIZE, seed)
+    pipeline.to(torch.float16).save_pretrained(target)  # half the size; loaded as float32
+    (target / RANGES).write_text(json.dumps(ranges, indent=1) + "\n")

@@ -1,0 +1,51 @@
+"""What goes into each convolution of a finished model: the ranges for `runtime` to compute in 8 bits."""
+
+from contextlib import closing
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..config import WARMUP_FRAMES
+from ..pipeline import Live2DiffPipeline
+from .clips import sample_clip
+
+SETTLED_FRAMES = 2  # watched after the warmup, in each style
+
+
+def measure_ranges(
+    pipeline: Live2DiffPipeline, styles: list[str], size: int, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """The smallest and the largest value that enters each convolution, by name, over a clip in each style.
+
+    Left out are those of the encoder that see pixels or give latents: rounded, they cost 10 dB.
+    """
+    edges = [pipeline.vae.encoder.layers[0], pipeline.vae.encoder.layers[-1]]
+    convolutions = {
+        f"{part}.{name}": module
+        for part in ("vae", "unet")
+        for name, module in getattr(pipeline, part).named_modules()
+        if isinstance(module, nn.Conv2d) and not any(module is edge for edge in edges)
+    }
+    seen: dict[str, tuple[float, float]] = {}
+
+    def watch(name: str):
+        def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            low, high = (bound.item() for bound in inputs[0].aminmax())
+            before = seen.get(name, (0.0, 0.0))  # zero has a level of its own
+            seen[name] = (min(before[0], low), max(before[1], high))
+
+        return note
+
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in convolutions.items()]
+    try:
+        for number, style in enumerate(styles):
+            random = np.random.default_rng([seed, number])
+            pictures, _ = sample_clip(random, size, WARMUP_FRAMES + SETTLED_FRAMES)
+            with closing(pipeline.stream(style=style, seed=number)) as stream:
+                for picture in pictures:
+                    stream.push(picture)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: (round(low, 4), round(high, 4)) for name, (low, high) in seen.items()}
