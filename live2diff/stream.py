@@ -226,10 +226,7 @@ class Stream:
         shape = frame.shape[:2]
         if self._working_size is None:
             self._working_size = pipeline.working_size(*shape, self._size)
-        pixels = torch.from_numpy(resize(frame, self._working_size)).to(pipeline.unet.device)
-        pictures = (pixels.permute(2, 0, 1)[None].float() / 127.5 - 1).contiguous(
-            memory_format=torch.channels_last
-        )
+        pictures = upload([frame], self._working_size, pipeline.unet.device)
         depth = pipeline.inverse_depth(pictures)[0]
         if self.warm:  # camera and depth in one batch; before, the depth's range is not known yet
             pictures = torch.cat([pictures, self._depth_pictures(depth[None])])
@@ -318,10 +315,21 @@ class Stream:
     def _give_out(self, frames: list[Frame]) -> list[np.ndarray]:
         """Clean latents to frames of the size they came in."""
         pictures = self._open.decode(torch.stack([frame.latents for frame in frames]))
-        pixels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        pixels = pixels.permute(0, 2, 3, 1).cpu().numpy()
         self.frames_out += len(frames)
-        return [resize(picture, frame.shape) for picture, frame in zip(pixels, frames, strict=True)]
+        return download(pictures, [frame.shape for frame in frames])
+
+
+def upload(frames: list[np.ndarray], size: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """uint8 `[height, width, 3]` frames as pictures `[n, 3, h, w]` of `size` in `[-1, 1]`, on the device."""
+    pixels = torch.from_numpy(np.stack([resize(frame, size) for frame in frames])).to(device)
+    return (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def download(pictures: torch.Tensor, shapes: list[tuple[int, int]]) -> list[np.ndarray]:
+    """Pictures `[n, 3, h, w]` as uint8 `[height, width, 3]` frames of these (height, width)."""
+    pixels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    pixels = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return [resize(picture, shape) for picture, shape in zip(pixels, shapes, strict=True)]
 
 
 def resize(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

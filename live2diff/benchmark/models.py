@@ -1,0 +1,71 @@
+"""The model to measure: speed does not depend on what the weights are, so random ones do."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from diffusers import AutoencoderTiny
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, DPTConfig, DPTForDepthEstimation
+
+from ..pipeline import Live2DiffPipeline
+from ..published import PUBLISHED, converted_folder
+from ..sampler import build_scheduler
+from ..unet import StreamUNet
+from ..weights import NANO, best_device, load
+
+CPU_WARNING = (
+    "live2diff: the full model on a CPU takes 15 GB of memory and a minute or more for each frame; "
+    "--model nano is the one for a CPU."
+)
+
+
+def open_model(name: str, device: str | None) -> tuple[Live2DiffPipeline, str]:
+    """A pipeline, and where its weights are from: "shipped", "published", "random", or "own" for a folder.
+
+    Raises:
+        ValueError, OSError: as `weights.load`.
+    """
+    device = device or best_device()
+    if name != "live2diff":
+        return load(name, device), "shipped" if name == "nano" else "own"
+    if torch.device(device).type == "cpu":
+        print(CPU_WARNING, file=sys.stderr)
+    if (converted_folder(PUBLISHED) / "model_index.json").is_file():
+        return load(name, device), "published"
+    return random_model(device), "random"
+
+
+def random_model(device: str) -> Live2DiffPipeline:
+    """The full model in its published sizes, made where it is to run."""
+    cpu = torch.device(device).type == "cpu"
+    text = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    hybrid = DPTConfig(
+        is_hybrid=True,
+        backbone_featmap_shape=[1, 1024, 24, 24],
+        neck_ignore_stages=[0, 1],
+        backbone_out_indices=[2, 5, 8, 11],
+        neck_hidden_sizes=[256, 512, 768, 768],
+        readout_type="project",
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        unet = StreamUNet(cross_attention_dim=768)
+        with torch.no_grad():
+            for name, parameter in unet.named_parameters():  # zeros at first
+                if "proj_out.weight" in name or "flow_conv_in.conv_out.weight" in name:
+                    parameter.normal_(std=0.01)
+        pipeline = Live2DiffPipeline(
+            vae=AutoencoderTiny(),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**text)),
+            tokenizer=CLIPTokenizer.from_pretrained(NANO / "tokenizer"),
+            unet=unet,
+            scheduler=build_scheduler(),
+            depth_estimator=DPTForDepthEstimation(hybrid),
+        )
+    pipeline.to(device, torch.float32 if cpu else torch.float16)
+    for module in (pipeline.vae, pipeline.unet, pipeline.depth_estimator):
+        module.to(memory_format=torch.channels_last)
+    for module in (pipeline.vae, pipeline.text_encoder, pipeline.unet, pipeline.depth_estimator):
+        module.eval()
+    return pipeline
