@@ -81,6 +81,22 @@ def serve(engine: Engine, **options: Any) -> gr.Blocks:
     return demo
 
 
+def streams_of(text: str) -> int | None:
+    """A number, or `auto` for as many as there is room for."""
+    return None if text == "auto" else int(text)
+
+
+def start_engine(options: argparse.Namespace) -> Engine:
+    """An engine for the model that the options ask for; says how many visitors it has room for."""
+    pipe = load_model(options)
+    from torch import float8_e4m3fn  # it is there now; before, it would take seconds
+
+    cache_dtype = float8_e4m3fn if options.cache == "fp8" else None
+    engine = Engine(pipe, options.streams, cache_dtype=cache_dtype)
+    print(engine.room)
+    return engine
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Load a model and serve the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -88,13 +104,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--host", help="address to listen on; 0.0.0.0 for all (default: this machine only)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio's tunnel")
-    parser.add_argument("--streams", type=int, default=4, help="live visitors at once (default: %(default)s)")
+    parser.add_argument(
+        "--streams",
+        type=streams_of,
+        metavar="N|auto",
+        help="live visitors at once (default: as many as a GPU has memory for, up to 8; on a CPU 4)",
+    )
+    parser.add_argument(
+        "--cache", choices=("full", "fp8"), default="full", help="fp8: more visitors on a GPU"
+    )
     parser.add_argument("--mcp", action="store_true", help="serve the endpoints as MCP tools as well")
     options = parser.parse_args(arguments)
     if options.mcp and importlib.util.find_spec("mcp") is None:
         parser.error(f"--mcp needs one package more: pip install 'gradio[mcp]=={gr.__version__}'")
     try:
-        engine = ENGINE or Engine(load_model(options), capacity=options.streams)
+        engine = ENGINE or start_engine(options)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     where = {"server_name": options.host, "server_port": options.port, "share": options.share}

@@ -53,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
     told.add_argument("--strength", type=float, help="0.1 is a touch of the style, 1 all the model can do")
     told.add_argument("--t-index-list", type=t_index_list_of, metavar="30,36,42", help="the steps one by one")
     told.add_argument("--size", type=size_of, metavar="N|WxH", help="512 (about 512x512 in all) or 640x360")
+    told.add_argument(
+        "--depth-every", type=int, metavar="K", help="look at depth every K frames only (default: every one)"
+    )
     return told
 
 
@@ -72,7 +75,7 @@ def sizes(
 
 def told_options(arguments: argparse.Namespace) -> dict[str, object]:
     """The options of `pipe.stream` that were given; what was not is the model's own choice."""
-    names = ("style", "prompt", "seed", "steps", "strength", "t_index_list")
+    names = ("style", "prompt", "seed", "steps", "strength", "t_index_list", "depth_every")
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 

@@ -94,44 +94,115 @@ class KVCache:
     is never seen.
 
     Attributes:
-        keys, values: for each attention, in the order of the walk, `[B, 16, P, C]`.
+        keys, values: for each attention, in the order of the walk, `[B, 16, P, C]`; in the precision of the
+            UNet, or in a float8 one, which `scales` belong to.
         count: int64 `[B]`, frames streamed since the warmup.
+        scales: for each attention, of keys and values, float32 `[B, 16, 2, H]`: one for each entry and head,
+            by which what is stored is multiplied; None if they are stored as they are.
     """
 
-    def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor], count: torch.Tensor):
-        self.keys, self.values, self.count = keys, values, count
+    def __init__(
+        self,
+        keys: list[torch.Tensor],
+        values: list[torch.Tensor],
+        count: torch.Tensor,
+        scales: list[torch.Tensor] | None = None,
+    ):
+        self.keys, self.values, self.count, self.scales = keys, values, count, scales
 
     @staticmethod
     def empty(
-        rows: int, shapes: list[tuple[int, int]], dtype: torch.dtype, device: torch.device
+        rows: int, shapes: list[tuple[int, int]], dtype: torch.dtype, device: torch.device | str
     ) -> "KVCache":
         """A cache of zeros; `shapes` is `(P, C)` for each attention."""
-        keys = [
-            torch.zeros(rows, WINDOW, pixels, channels, dtype=dtype, device=device)
-            for pixels, channels in shapes
-        ]
-        values = [torch.zeros_like(key) for key in keys]
-        return KVCache(keys, values, torch.zeros(rows, dtype=torch.int64, device=device))
+
+        def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(rows, *shape, dtype=dtype, device=device)
+
+        keys, values = (
+            [zeros(WINDOW, pixels, channels, dtype=dtype) for pixels, channels in shapes] for _ in range(2)
+        )
+        scaled = [zeros(WINDOW, 2, TEMPORAL_HEADS, dtype=torch.float32) for _ in shapes]
+        return KVCache(keys, values, zeros(dtype=torch.int64), scaled if dtype.itemsize == 1 else None)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All that it holds; the first dimension is the row."""
+        return [*self.keys, *self.values, *(self.scales or ()), self.count]
+
+    def rows(self, start: int, stop: int) -> "KVCache":
+        """The rows from `start` to `stop`, sharing this cache's memory."""
+        keys, values, scales = (
+            tensors and [tensor[start:stop] for tensor in tensors]
+            for tensors in (self.keys, self.values, self.scales)
+        )
+        return KVCache(keys, values, self.count[start:stop], scales)
 
     def row(self, index: int) -> "KVCache":
         """One row, sharing this cache's memory."""
-        row = slice(index, index + 1)
-        return KVCache(
-            [key[row] for key in self.keys], [value[row] for value in self.values], self.count[row]
-        )
+        return self.rows(index, index + 1)
+
+    def grow(self, rows: int) -> None:
+        """Have so many rows, the new ones of zeros. Tensor by tensor, so that little is held twice."""
+        for tensors in (self.keys, self.values, self.scales or []):
+            for index, tensor in enumerate(tensors):
+                tensors[index] = grown(tensor, rows)
+        self.count = grown(self.count, rows)
+
+    def copy_(self, other: "KVCache") -> None:
+        """Take over what another of as many rows holds."""
+        for mine, its in zip(self.tensors, other.tensors, strict=True):
+            mine.copy_(its)
+
+    def zero_(self) -> None:
+        """Forget everything."""
+        for tensor in self.tensors:
+            tensor.zero_()
 
     def write(
         self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
     ) -> tuple[Pieces, Pieces]:
         """Store `[B, Q, P, C]` at `slots`, and give back all that attention number `layer` holds."""
         rows = torch.arange(len(key), device=key.device)[:, None]
-        self.keys[layer][rows, slots] = key
-        self.values[layer][rows, slots] = value
-        return [self.keys[layer]], [self.values[layer]]
+        keys, values = self.keys[layer], self.values[layer]
+        if self.scales is None:
+            keys[rows, slots] = key
+            values[rows, slots] = value
+            return [keys], [values]
+        scales = self.scales[layer]
+        for index, (stored, entries) in enumerate(((keys, key), (values, value))):
+            scaled, scale = scaled_down(entries, stored.dtype)
+            stored.view(torch.uint8)[rows, slots] = scaled.view(torch.uint8)  # float8 knows no such indexing
+            scales[:, :, index][rows, slots] = scale
+        keys, values = (
+            scaled_up(stored, scales[:, :, index], key.dtype) for index, stored in enumerate((keys, values))
+        )
+        return [keys], [values]
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.keys + self.values)
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def grown(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """The tensor, and zeros behind it."""
+    larger = torch.zeros(rows, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
+    larger[: len(tensor)].copy_(tensor)
+    return larger
+
+
+def scaled_down(entries: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entries `[B, Q, P, C]` in a float8 precision that they fill head by head, and their scales `[B, Q,
+    H]`."""
+    heads = entries.float().unflatten(-1, (TEMPORAL_HEADS, -1))
+    scale = (heads.abs().amax(dim=(2, 4)) / torch.finfo(dtype).max).clamp(min=1e-30)
+    return (heads / scale[:, :, None, :, None]).flatten(-2).to(dtype), scale
+
+
+def scaled_up(stored: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What `scaled_down` was given, nearly."""
+    heads = stored.float().unflatten(-1, (TEMPORAL_HEADS, -1))
+    return (heads * scale[:, :, None, :, None]).flatten(-2).to(dtype)
 
 
 def positional_table(channels: int) -> torch.Tensor:

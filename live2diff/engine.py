@@ -2,7 +2,8 @@
 
 Everything that touches a model runs on one thread, because compiled graphs must be warmed up, captured and
 replayed on the same one. Its line is short and fair: a live visitor has at most one frame in it, which a
-newer frame replaces while it waits, and a clip has one frame in it as well. Nothing here knows of the page.
+newer frame replaces while it waits, and a clip has one frame in it as well. On a GPU, the frames that wait go
+through the model as one batch. Nothing here knows of the page.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ import numpy as np
 from .places import Answer, ClipStream, EngineBusy, Places, StreamGone, Visitor
 
 if TYPE_CHECKING:
+    import torch
+
+    from .batch import Arrival
     from .pipeline import Live2DiffPipeline
     from .stream import Stream
 
@@ -39,11 +43,33 @@ class Viewer(Visitor):
 
     stream: Stream | None = None  # None until the device thread has opened it, and once it has closed it
     mailbox: Mail | None = None
-    answer: Future | None = None  # the answer to the frame in the mailbox, or to the last one taken from it
+    answer: Future[Answer] | None = None  # to the frame in the mailbox, or to the last one taken from it
+    changes: int = 0  # updates and restarts that the device thread has not come to
     inside: deque[Mail] = field(default_factory=deque)  # frames that went in and have not come out yet
 
     def is_busy(self) -> bool:
         return self.stream is None or (self.answer is not None and not self.answer.done())
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A visitor's frame on its way through the model."""
+
+    viewer: Viewer
+    mail: Mail
+    answer: Future[Answer]
+    arrival: Arrival
+
+
+@contextmanager
+def delivering(*answers: Future) -> Iterator[None]:
+    """What is raised inside goes to those who wait for these answers, as an executor's futures do it."""
+    try:
+        yield
+    except BaseException as error:
+        for answer in answers:
+            if not answer.done():
+                answer.set_exception(error)
 
 
 class Engine(Places[Viewer]):
@@ -52,11 +78,41 @@ class Engine(Places[Viewer]):
     `open`, `push`, `update`, `restart` and `close` may be called from any thread or event loop. They return
     a `Future` at once: `.result()` waits for it in a thread, `asyncio.wrap_future` in a coroutine. What fails
     in one visitor's stream is that visitor's exception and nobody else's.
+
+    Args:
+        pipe: the model.
+        capacity: how many live visitors there may be; None for as many as there is room for, which is
+            measured.
+        idle_seconds: a visitor silent for this long loses the stream.
+        together: whether frames that wait at the same time are worked on as one batch; by default where the
+            model is on a GPU. On a CPU it gains nothing, and alone each stream's pictures are the same to the
+            bit whoever else is there.
+        cache_dtype: of the streams' memory, as `Live2DiffPipeline.stream` takes it.
+
+    Attributes:
+        room: for how many visitors there is room and why, in a sentence.
     """
 
-    def __init__(self, pipe: Live2DiffPipeline, capacity: int = 4, idle_seconds: float = 60.0) -> None:
-        super().__init__(pipe, capacity, idle_seconds)
+    def __init__(
+        self,
+        pipe: Live2DiffPipeline,
+        capacity: int | None = 4,
+        idle_seconds: float = 60.0,
+        together: bool | None = None,
+        cache_dtype: torch.dtype | None = None,
+    ) -> None:
+        from .capacity import measure_room  # not before a model is there: torch takes seconds
+        from .slots import SlotTable
+
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self.room = f"Room for {capacity} viewers at once, as asked."
+        if capacity is None:
+            measured = self._device.submit(measure_room, pipe, cache_dtype).result()
+            capacity, self.room = measured.viewers, measured.reason
+        super().__init__(pipe, capacity, idle_seconds)
+        self._together = pipe.unet.device.type == "cuda" if together is None else together
+        self._table = SlotTable(capacity)
+        self._cache_dtype = cache_dtype
 
     def open(self, key: str, **settings: Any) -> Future[str]:
         """Give `key` a stream with these settings, in place of one it has; `EngineBusy` if there is no room.
@@ -78,18 +134,23 @@ class Engine(Places[Viewer]):
             if waiting:
                 self._dropped += 1
             else:
-                visitor.answer = self._device.submit(self._step, visitor)
+                visitor.answer = Future()
+                self._device.submit(self._step, visitor)
             return visitor.answer
 
     def update(self, key: str, **settings: Any) -> Future[str]:
         """Change style or prompt at the next frame, the memory kept. The answer is that of `open`."""
         with self._lock:
-            return self._device.submit(self._update, self._visitor(key), settings)
+            visitor = self._visitor(key)
+            visitor.changes += 1
+            return self._device.submit(self._change, visitor, "update", settings)
 
-    def restart(self, key: str) -> Future[None]:
-        """Warm up again from the last frames."""
+    def restart(self, key: str) -> Future[str]:
+        """Warm up again from the last frames. The answer is that of `open`."""
         with self._lock:
-            return self._device.submit(self._run, self._visitor(key), "restart")
+            visitor = self._visitor(key)
+            visitor.changes += 1
+            return self._device.submit(self._change, visitor, "restart", {})
 
     def close(self, key: str) -> Future[None]:
         """Free the stream of `key`, if it has one, as soon as the device is done with the frame at hand."""
@@ -120,37 +181,76 @@ class Engine(Places[Viewer]):
         super().shutdown()
         self._device.shutdown(wait=True)
 
-    # The next four run on the device thread.
+    # From here on all runs on the device thread.
 
     def _open(self, key: str, visitor: Viewer, settings: dict[str, Any]) -> str:
         try:
-            visitor.stream = self._pipe.stream(**settings)
+            shared = {} if visitor.is_clip or not self._together else {"table": self._table}
+            visitor.stream = self._pipe.stream(**settings, **shared, cache_dtype=self._cache_dtype)
             visitor.last_seen = time.monotonic()
             return visitor.stream.ignored_words
         finally:
             if visitor.stream is None:
                 self._forget(key, visitor)
 
-    def _update(self, visitor: Viewer, settings: dict[str, Any]) -> str:
-        self._run(visitor, "update", **settings)
-        return visitor.stream.ignored_words
+    def _change(self, visitor: Viewer, name: str, settings: dict[str, Any]) -> str:
+        try:
+            self._run(visitor, name, **settings)
+            return visitor.stream.ignored_words
+        finally:
+            with self._lock:
+                visitor.changes -= 1
 
-    def _step(self, visitor: Viewer) -> Answer:
+    def _step(self, visitor: Viewer) -> None:
+        """The frame in this visitor's mailbox, and with it those in all others' if they can go together."""
+        from .batch import push_together  # as above
+
         with self._lock:
-            mail, visitor.mailbox = visitor.mailbox, None
-        frames = self._run(visitor, "push", mail.frame)
-        visitor.inside.append(mail)  # only now: a frame that was refused is not inside
+            others = [v for v in self._visitors.values() if v is not visitor and self._can_join(v)]
+            ready = [
+                (viewer, mail, viewer.answer)
+                for viewer in (visitor, *others)
+                if (mail := self._take_mail(viewer)) is not None
+            ]
+        groups: dict[object, list[Work]] = {}
+        for viewer, mail, answer in ready:
+            with delivering(answer):
+                arrival = self._alive(viewer).receive(mail.frame)
+                group = viewer.stream.slots if self._together else None
+                groups.setdefault(group or viewer, []).append(Work(viewer, mail, answer, arrival))
+        for works in groups.values():
+            with delivering(*(work.answer for work in works)):
+                finished = push_together([work.arrival for work in works])
+                for work, frames in zip(works, finished, strict=True):
+                    work.answer.set_result(self._answer(work.viewer, work.mail, frames))
+
+    def _can_join(self, viewer: Viewer) -> bool:
+        """Whether nothing that was asked for before the frame in the mailbox is still to be done."""
+        return self._together and viewer.stream is not None and not viewer.changes
+
+    def _take_mail(self, viewer: Viewer) -> Mail | None:
+        """What is in a mailbox, if anybody waits for it still; for who holds the lock."""
+        mail, viewer.mailbox = viewer.mailbox, None
+        return mail if mail is not None and viewer.answer.set_running_or_notify_cancel() else None
+
+    def _answer(self, viewer: Viewer, mail: Mail, frames: list[np.ndarray]) -> Answer:
+        viewer.last_seen = time.monotonic()
+        viewer.inside.append(mail)  # only now: a frame that was refused is not inside
         for _ in frames:
-            shown = visitor.inside.popleft()
+            shown = viewer.inside.popleft()
         if frames:
-            self._note_shown(visitor.last_seen - shown.arrived)
-        return Answer(frames, shown.tag if frames else None, visitor.stream.frames_in, visitor.stream.warm)
+            self._note_shown(viewer.last_seen - shown.arrived)
+        return Answer(frames, shown.tag if frames else None, viewer.stream.frames_in, viewer.stream.warm)
+
+    def _alive(self, viewer: Viewer) -> Stream:
+        if viewer.closed or viewer.stream is None:
+            raise StreamGone("This stream has ended. Start it again.")
+        return viewer.stream
 
     def _run(self, visitor: Viewer, name: str, *arguments: Any, **settings: Any) -> Any:
-        if visitor.closed or visitor.stream is None:
-            raise StreamGone("This stream has ended. Start it again.")
+        stream = self._alive(visitor)
         try:
-            return getattr(visitor.stream, name)(*arguments, **settings)
+            return getattr(stream, name)(*arguments, **settings)
         finally:
             visitor.last_seen = time.monotonic()
 

@@ -12,6 +12,7 @@ from .config import MAX_DENOISING_STEPS
 from .depth import inverse_depth
 from .restyle import Restyler
 from .sampler import make_schedule, spread_indices, timesteps_of_indices
+from .slots import SlotTable
 from .stream import Stream
 from .styles import STYLES, Style, find_style
 from .unet import StreamUNet
@@ -90,6 +91,9 @@ class Live2DiffPipeline(DiffusionPipeline):
         t_index_list: list[int] | None = None,
         size: int | tuple[int, int] | None = None,
         lora_scale: float = 1.0,
+        cache_dtype: torch.dtype | None = None,
+        depth_every: int = 1,
+        table: SlotTable | None = None,
     ) -> Stream:
         """Open a viewer's stream.
 
@@ -104,6 +108,11 @@ class Live2DiffPipeline(DiffusionPipeline):
             t_index_list: the steps themselves, as increasing indices; overrides `steps` and `strength`.
             size: working size, `n` for about n x n pixels in the frames' aspect, or `(height, width)`.
             lora_scale: multiplies the weights of the style's LoRAs, from 0 to 2.
+            cache_dtype: `torch.float8_e4m3fn` keeps the memory in half the bytes of a half; None, in the
+                precision of the weights.
+            depth_every: depth is looked at every so many frames; the frames between have that of the last.
+            table: where its memory is to be beside that of other streams, to be pushed together with them;
+                by default on its own.
 
         Raises:
             ValueError: a setting out of range, with what is possible; or a style with other weights than
@@ -118,10 +127,14 @@ class Live2DiffPipeline(DiffusionPipeline):
         timesteps = timesteps_of_indices(self.scheduler, indices, self.config.num_inference_steps)
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"seed is {seed}; it must fit into 64 bits.")
+        if cache_dtype not in (None, torch.float8_e4m3fn):
+            raise ValueError(f"cache_dtype is {cache_dtype}; it must be torch.float8_e4m3fn or None.")
+        if not isinstance(depth_every, int) or depth_every < 1:
+            raise ValueError(f"depth_every is {depth_every!r}; it must be a whole number from 1 on.")
         size = self.config.size if size is None else size
         self.working_size(1, 1, size)  # speak up now rather than at the first frame
         schedule = make_schedule(self.scheduler, timesteps)
-        return Stream(self, schedule, style, prompt, seed, size, lora_scale)
+        return Stream(self, schedule, style, prompt, seed, size, lora_scale, cache_dtype, depth_every, table)
 
     def preset(self, style: str | None) -> Style:
         """The preset of that name; for None or "", the viewer's words as they are.
@@ -213,6 +226,11 @@ class Live2DiffPipeline(DiffusionPipeline):
             )
         sides = tuple(max(1, round(side / self.cell)) * self.cell for side in wanted)
         return sides
+
+    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents of a picture of `size` (height, width)."""
+        cell = cell_side(self.vae)
+        return self.unet.config.in_channels, size[0] // cell, size[1] // cell
 
     def tokenize(self, style: str | None, prompt: str) -> torch.Tensor:
         """A style and the viewer's words as tokens `[1, 77]`; words beyond 77 tokens have no effect.

@@ -1,7 +1,7 @@
 """The few-step sampler: noise schedule, LCM step, re-noising. Pure functions of tensors (Luo et al., LCM,
 2023)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import numpy as np
@@ -35,6 +35,10 @@ class Schedule:
     @property
     def steps(self) -> int:
         return len(self.timesteps)
+
+    def to(self, device: torch.device) -> "Schedule":
+        """The same on that device."""
+        return Schedule(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def build_scheduler(prediction_type: str = "epsilon") -> LCMScheduler:
@@ -86,6 +90,14 @@ def make_schedule(scheduler: LCMScheduler, timesteps: list[int]) -> Schedule:
         skip=(deviation**2 / (scaled**2 + deviation**2)).float(),
         out=(scaled / (scaled**2 + deviation**2).sqrt()).float(),
     )
+
+
+def joined(schedules: list[Schedule]) -> Schedule:
+    """The steps of these schedules one after the other: a step for each row of several streams."""
+    if len(schedules) == 1:
+        return schedules[0]
+    names = [field.name for field in fields(Schedule)]
+    return Schedule(*(torch.cat([getattr(schedule, name) for schedule in schedules]) for name in names))
 
 
 def timesteps_of_indices(

@@ -1,44 +1,24 @@
-"""Stream: all that one viewer's stream remembers, and the stream batch that turns each new frame into one
-UNet call."""
+"""Stream: all that one viewer's stream remembers. What it does with a frame is in `batch.py`, where streams
+work alone or together."""
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 import torch
 
 from .attention import KVCache, Window
+from .batch import Arrival, Frame, advance, check_frame, give_out, push_together
 from .config import WARMUP_FRAMES
 from .depth import DepthRange, depth_pictures
 from .sampler import Schedule, add_noise, denoise
+from .slots import Slot, Slots, SlotTable
 
 if TYPE_CHECKING:
     from .pipeline import Live2DiffPipeline
-
-
-@dataclass(eq=False)
-class Frame:
-    """A frame on its way: what it needs from the moment it comes in until it is decoded.
-
-    Attributes:
-        latents: `[C, h, w]`; clean before its first step, then noised to the step it waits for.
-        depth: inverse depth `[H, W]` at the estimator's size.
-        depth_latents: `[C, h, w]`, once the range is known.
-        noise: `[steps, C, h, w]`, the frame's own noise for each of its steps.
-        prompt_embeds: `[tokens, dim]`, the prompt it was begun with.
-        shape: (height, width) at which it came in and will go out.
-    """
-
-    latents: torch.Tensor
-    depth: torch.Tensor
-    depth_latents: torch.Tensor | None
-    noise: torch.Tensor
-    prompt_embeds: torch.Tensor
-    shape: tuple[int, int]
 
 
 class Stream:
@@ -65,8 +45,11 @@ class Stream:
         seed: int,
         size: int | tuple[int, int],
         lora_scale: float = 1.0,
+        cache_dtype: torch.dtype | None = None,
+        depth_every: int = 1,
+        table: SlotTable | None = None,
     ):
-        self.schedule = schedule
+        self.schedule = schedule.to(pipeline.unet.device)
         self.frames_in = self.frames_out = 0
         self._pipeline: Live2DiffPipeline | None = pipeline
         self._size = size
@@ -81,13 +64,24 @@ class Stream:
         self._gathered: list[Frame] = []  # before the warmup
         self._recent: deque[Frame] = deque(maxlen=WARMUP_FRAMES)  # what a restart warms up from
         self._rows: list[Frame | None] = [None] * schedule.steps  # the stream batch; row r waits for step r
-        self._cache: KVCache | None = None
+        self._cache_dtype, self._depth_every = cache_dtype, depth_every
+        self._table = table or SlotTable()
+        self._slot: Slot | None = None
         self._restart = False
 
     @property
     def warm(self) -> bool:
         """Whether the warmup is done and frames come out one for one."""
-        return self._cache is not None
+        return self._slot is not None
+
+    @property
+    def slots(self) -> Slots | None:
+        """Where its memory lies, once it is warm; streams in the same slots can be pushed together."""
+        return self._slot and self._slot.slots
+
+    @property
+    def _cache(self) -> KVCache | None:
+        return self._slot and self._slot.cache
 
     @property
     def nbytes(self) -> int:
@@ -109,23 +103,19 @@ class Stream:
             ValueError: not such an array.
             RuntimeError: the stream is closed.
         """
-        entering = self._take_in(frame)
-        self.frames_in += 1
-        if not self.warm:
-            self._gathered.append(entering)
-            return self._warm_up_gathered() if len(self._gathered) == WARMUP_FRAMES else []
-        if self._restart:
-            self._restart = False
-            recent = list(self._recent)
-            self._warm_up(
-                [
-                    replace(f, prompt_embeds=entering.prompt_embeds, noise=self._noise(f.latents))
-                    for f in recent
-                ]
-            )
-        self._recent.append(entering)
-        finished = self._advance(entering)
-        return [] if finished is None else self._give_out([finished])
+        return push_together([self.receive(frame)])[0]
+
+    def receive(self, frame: np.ndarray) -> Arrival:
+        """The first half of `push`; `push_together` is the second, and has to follow before the next frame.
+
+        Raises:
+            ValueError, RuntimeError: as `push`.
+        """
+        pipeline = self._open
+        check_frame(frame)
+        if self._working_size is None:
+            self._working_size = pipeline.working_size(*frame.shape[:2], self._size)
+        return Arrival(self, frame, self._noise(), self._next_embeds())
 
     @torch.no_grad()
     def flush(self) -> list[np.ndarray]:
@@ -136,11 +126,10 @@ class Stream:
         """
         out = []
         if self._gathered:
-            out += self._warm_up_gathered()
+            out += give_out([self], [self._warm_up_gathered()])[0]
         while any(self._rows):
-            finished = self._advance(None)
-            if finished is not None:
-                out += self._give_out([finished])
+            finished = advance([self], [None])
+            out += give_out([self], finished)[0]
         return out
 
     def update(
@@ -191,7 +180,9 @@ class Stream:
         """Free everything; may be called twice."""
         if self._pipeline is not None:
             self._pipeline.leave(self)
-        self._pipeline = self._cache = None
+        if self._slot is not None:
+            self._slot.free()
+        self._pipeline = self._slot = None
         self._gathered, self._rows = [], []
         self._recent.clear()
 
@@ -206,34 +197,6 @@ class Stream:
             raise RuntimeError("This stream is closed; open a new one.")
         return self._pipeline
 
-    def _take_in(self, frame: np.ndarray) -> Frame:
-        """Pixels to latents and depth, with the prompt and the noise that the frame will keep."""
-        pipeline = self._open
-        if (
-            not isinstance(frame, np.ndarray)
-            or frame.dtype != np.uint8
-            or frame.ndim != 3
-            or frame.shape[2] != 3
-        ):
-            found = (
-                f"{frame.dtype} {list(frame.shape)}"
-                if isinstance(frame, np.ndarray)
-                else type(frame).__name__
-            )
-            raise ValueError(f"A frame must be a uint8 array [height, width, 3]; this is {found}.")
-        if 0 in frame.shape:
-            raise ValueError(f"A frame must have pixels; this one is {frame.shape[1]} x {frame.shape[0]}.")
-        shape = frame.shape[:2]
-        if self._working_size is None:
-            self._working_size = pipeline.working_size(*shape, self._size)
-        pictures = upload([frame], self._working_size, pipeline.unet.device)
-        depth = pipeline.inverse_depth(pictures)[0]
-        if self.warm:  # camera and depth in one batch; before, the depth's range is not known yet
-            pictures = torch.cat([pictures, self._depth_pictures(depth[None])])
-        latents, *depth_latents = pipeline.encode(pictures).to(pipeline.unet.dtype)
-        depth_latents = depth_latents[0] if depth_latents else None
-        return Frame(latents, depth, depth_latents, self._noise(latents), self._next_embeds(), shape)
-
     def _next_embeds(self) -> torch.Tensor:
         """The prompt embeddings of the next frame: one step closer to the prompt last set."""
         if self._blend_left:
@@ -241,15 +204,37 @@ class Stream:
             self._blend_left -= 1
         return self._embeds
 
-    def _noise(self, like: torch.Tensor) -> torch.Tensor:
+    def _noise(self) -> torch.Tensor:
         """Fresh noise for all steps of one frame, `[steps, C, h, w]`; drawn on the CPU, so that a seed means
         the same on every device."""
-        return torch.randn(self.schedule.steps, *like.shape, generator=self._generator).to(like)
+        shape = self._open.latent_shape(self._working_size)
+        noise = torch.randn(self.schedule.steps, *shape, generator=self._generator)
+        return noise.to(self._open.unet.device, self._open.unet.dtype)
+
+    @property
+    def depth_is_due(self) -> bool:
+        """Whether the depth of the next frame is looked at, or that of the frame before does for it."""
+        return not self.warm or self.frames_in % self._depth_every == 0
 
     def _depth_pictures(self, depth: torch.Tensor) -> torch.Tensor:
         return depth_pictures(self._depth_range.normalise(depth), self._working_size)
 
-    def _warm_up_gathered(self) -> list[np.ndarray]:
+    def _gather(self, frame: Frame) -> list[Frame]:
+        """A frame before the warmup; the 8th gives all of them, translated."""
+        self._gathered.append(frame)
+        return self._warm_up_gathered() if len(self._gathered) == WARMUP_FRAMES else []
+
+    def _enter(self, frame: Frame) -> None:
+        """A frame after the warmup: into row 0, after another warmup if one was asked for."""
+        if self._restart:
+            self._restart = False
+            recent = [
+                replace(f, prompt_embeds=frame.prompt_embeds, noise=self._noise()) for f in self._recent
+            ]
+            self._warm_up(recent)
+        self._recent.append(frame)
+
+    def _warm_up_gathered(self) -> list[Frame]:
         """Translate the gathered frames together, filled up with the last one if there are not 8."""
         pipeline, real = self._open, len(self._gathered)
         frames = self._gathered + [self._gathered[-1]] * (WARMUP_FRAMES - real)
@@ -260,11 +245,11 @@ class Stream:
         ]
         self._gathered = []
         self._recent.extend(frames)
-        height, width = frames[0].latents.shape[1:]
-        self._cache = pipeline.unet.new_cache(self.schedule.steps, height, width)
+        size = tuple(frames[0].latents.shape[1:])
+        self._slot = self._table.take(pipeline.unet, self.schedule.steps, size, self._cache_dtype)
         clean = self._warm_up(frames)
         done = [replace(frame, latents=latents) for frame, latents in zip(frames, clean, strict=True)]
-        return self._give_out(done[:real])
+        return done[:real]
 
     def _warm_up(self, frames: list[Frame]) -> torch.Tensor:
         """Denoise 8 frames together, step by step, filling the cache's first 8 slots; their clean latents."""
@@ -273,69 +258,11 @@ class Stream:
             torch.stack([getattr(frame, name) for frame in frames])
             for name in ("latents", "depth_latents", "noise", "prompt_embeds")
         )
-        window = Window.warmup(clean.device)
-        self._cache.count.zero_()
+        window, cache = Window.warmup(clean.device), self._slot.cache
+        cache.count.zero_()
         for step in range(schedule.steps):
             sample = add_noise(schedule, step, clean, noise[:, step])
-            timesteps = schedule.timesteps[step].to(clean.device).expand(WARMUP_FRAMES)
-            output = pipeline.predict(sample, timesteps, embeds, depth_latents, window, self._cache.row(step))
+            timesteps = schedule.timesteps[step].expand(WARMUP_FRAMES)
+            output = pipeline.predict(sample, timesteps, embeds, depth_latents, window, cache.row(step))
             clean = denoise(schedule, step, sample, output)
         return clean
-
-    def _advance(self, entering: Frame | None) -> Frame | None:
-        """One UNet call: every frame in flight takes its next step; the one that took its last is given
-        back."""
-        schedule, rows = self.schedule, self._rows
-        if entering is not None:
-            noised = add_noise(schedule, 0, entering.latents[None], entering.noise[None, 0])[0]
-            rows[0] = replace(entering, latents=noised)
-        # An empty row computes along on another frame's input; its count stays, so it leaves nothing in the
-        # cache.
-        stand_in = next(row for row in rows if row is not None)
-        batch = [row or stand_in for row in rows]
-        sample, depth_latents, embeds = (
-            torch.stack([getattr(row, name) for row in batch])
-            for name in ("latents", "depth_latents", "prompt_embeds")
-        )
-        window = Window.stream(self._cache.count)
-        timesteps = schedule.timesteps.to(sample.device)
-        output = self._open.predict(sample, timesteps, embeds, depth_latents, window, self._cache)
-        clean = denoise(schedule, slice(None), sample, output)
-        self._cache.count += torch.tensor([row is not None for row in rows], device=sample.device)
-
-        moved: list[Frame | None] = [
-            row and replace(row, latents=latents) for row, latents in zip(rows, clean, strict=True)
-        ]
-        for step, row in enumerate(moved[:-1], start=1):
-            if row is not None:
-                row.latents = add_noise(schedule, step, row.latents[None], row.noise[None, step])[0]
-        self._rows = [None, *moved[:-1]]
-        return moved[-1]
-
-    def _give_out(self, frames: list[Frame]) -> list[np.ndarray]:
-        """Clean latents to frames of the size they came in."""
-        pictures = self._open.decode(torch.stack([frame.latents for frame in frames]))
-        self.frames_out += len(frames)
-        return download(pictures, [frame.shape for frame in frames])
-
-
-def upload(frames: list[np.ndarray], size: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """uint8 `[height, width, 3]` frames as pictures `[n, 3, h, w]` of `size` in `[-1, 1]`, on the device."""
-    pixels = torch.from_numpy(np.stack([resize(frame, size) for frame in frames])).to(device)
-    return (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-
-
-def download(pictures: torch.Tensor, shapes: list[tuple[int, int]]) -> list[np.ndarray]:
-    """Pictures `[n, 3, h, w]` as uint8 `[height, width, 3]` frames of these (height, width)."""
-    pixels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    pixels = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    return [resize(picture, shape) for picture, shape in zip(pixels, shapes, strict=True)]
-
-
-def resize(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """uint8 `[height, width, 3]` at another (height, width)."""
-    if picture.shape[:2] == tuple(shape):
-        return np.ascontiguousarray(picture)
-    shrinks = shape[0] * shape[1] < picture.shape[0] * picture.shape[1]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return cv2.resize(picture, (shape[1], shape[0]), interpolation=interpolation)

@@ -84,8 +84,16 @@ class StreamUNet(UNet2DConditionModel):
             self.config.in_channels, self.config.depth_channels, self.config.block_out_channels[0]
         )
 
-    def new_cache(self, rows: int, height: int, width: int) -> KVCache:
-        """An empty cache for `rows` rows of latents `[4, height, width]`."""
+    def new_cache(
+        self,
+        rows: int,
+        height: int,
+        width: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> KVCache:
+        """An empty cache for `rows` rows of latents `[4, height, width]`; by default in the UNet's own
+        precision and where it is. `torch.float8_e4m3fn` takes half the memory of a half."""
         shapes = []
 
         def visit(block: nn.Module) -> None:
@@ -101,7 +109,7 @@ class StreamUNet(UNet2DConditionModel):
         for block in self.up_blocks:
             height, width = sizes.pop()
             visit(block)
-        return KVCache.empty(rows, shapes, self.dtype, self.device)
+        return KVCache.empty(rows, shapes, dtype or self.dtype, device or self.device)
 
     def forward(
         self,

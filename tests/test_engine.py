@@ -220,3 +220,89 @@ def test_the_numbers_tell_rate_and_delay(engine):
     assert stats["fps"] > 0 and 0 < stats["delay_p50"] <= stats["delay_p95"]
     assert (stats["streams"], stats["clips"], stats["capacity"]) == (1, 0, 3)
     assert engine.device == "cpu"
+
+
+@pytest.fixture
+def together(tiny_pipeline) -> Iterator[Engine]:
+    """As on a GPU: frames that wait at the same time are one batch."""
+    engine = Engine(tiny_pipeline, capacity=4, together=True)
+    yield engine
+    engine.shutdown()
+
+
+@contextmanager
+def unet_rows(pipe) -> Iterator[list[int]]:
+    """How many rows each call of the UNet has."""
+    rows: list[int] = []
+    hook = pipe.unet.register_forward_pre_hook(lambda _, arguments: rows.append(len(arguments[0])))
+    try:
+        yield rows
+    finally:
+        hook.remove()
+
+
+def test_visitors_of_one_batch_each_get_what_they_would_get_alone(together, tiny_pipeline):
+    keys = ("ann", "bob", "cid")
+    clips = {key: frames(seed, 14) for seed, key in enumerate(keys)}
+    settings = {key: {"style": "pencil", "seed": seed, "steps": 2} for seed, key in enumerate(keys)}
+    outs: dict[str, list[np.ndarray]] = {key: [] for key in keys}
+    for key in keys:
+        together.open(key, **settings[key]).result(PATIENCE)
+        for frame in clips[key][:8]:
+            outs[key] += together.push(key, frame).result(PATIENCE).frames
+    for number in range(8, 14):
+        answers = {key: together.push(key, clips[key][number], tag=(key, number)) for key in keys}
+        for key, answer in answers.items():
+            told = answer.result(PATIENCE)
+            outs[key] += told.frames
+            assert told.tag in (None, (key, number - 1))
+    for key in keys:
+        expected = np.stack(alone(tiny_pipeline, clips[key], **settings[key])).astype(int)
+        assert np.abs(np.stack(outs[key]) - expected).max() <= 1
+
+
+def test_whoever_waits_while_the_device_is_busy_goes_in_one_call(together, tiny_pipeline):
+    keys = ("ann", "bob", "cid")
+    for key in keys:
+        together.open(key, style="pencil", steps=2).result(PATIENCE)
+        warm_up(together, key, frames(1, 8))
+    with unet_rows(tiny_pipeline) as rows:
+        with held_device(tiny_pipeline) as arrived:
+            answers = [together.push("ann", frames(2, 1)[0])]
+            assert arrived.wait(PATIENCE)
+            answers += [together.push(key, frames(3, 1)[0]) for key in ("bob", "cid")]
+            answers.append(together.push("ann", frames(4, 1)[0], tag="newest"))
+        for answer in answers:
+            answer.result(PATIENCE)
+    # Ann alone, then all three in a block of four slots, of two rows each.
+    assert rows == [2, 8]
+
+
+def test_a_frame_does_not_overtake_a_change_that_was_asked_for_before_it(together, tiny_pipeline):
+    for key in ("ann", "bob"):
+        together.open(key, style="pencil", steps=1).result(PATIENCE)
+        warm_up(together, key, frames(1, 8))
+    with unet_rows(tiny_pipeline) as rows:
+        with held_device(tiny_pipeline) as arrived:
+            working = together.push("ann", frames(2, 1)[0])
+            assert arrived.wait(PATIENCE)
+            together.push("ann", frames(3, 1)[0])
+            changed = together.update("bob", style="neon")
+            answer = together.push("bob", frames(4, 1)[0])
+        assert changed.result(PATIENCE) == ""
+        assert len(answer.result(PATIENCE).frames) == len(working.result(PATIENCE).frames) == 1
+    assert rows == [1, 1, 1]
+
+
+def test_a_bad_frame_in_a_batch_is_only_its_own_visitors_trouble(together, tiny_pipeline):
+    for key in ("ann", "bob"):
+        together.open(key, style="pencil", steps=1).result(PATIENCE)
+        warm_up(together, key, frames(1, 8))
+    with held_device(tiny_pipeline) as arrived:
+        together.push("bob", frames(2, 1)[0])
+        assert arrived.wait(PATIENCE)
+        bad = together.push("ann", np.zeros((4, 4), np.uint8))
+        good = together.push("bob", frames(3, 1)[0])
+    with pytest.raises(ValueError, match="uint8"):
+        bad.result(PATIENCE)
+    assert len(good.result(PATIENCE).frames) == 1

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from live2diff.batch import resize
 from live2diff.evaluate.__main__ import main
 from live2diff.evaluate.figures import (
     change_in_percent,
@@ -26,7 +27,6 @@ from live2diff.evaluate.figures import (
 from live2diff.evaluate.measure import make_scene, measure, measure_drift
 from live2diff.evaluate.report import COLUMNS, averages, summaries
 from live2diff.evaluate.variants import VARIANTS, variant
-from live2diff.stream import resize
 from live2diff.training.targets import TARGETS
 from live2diff.unet import StreamUNet
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from live2diff.attention import Window
+from live2diff.batch import resize
 from live2diff.config import WARMUP_FRAMES
 from live2diff.depth import DepthRange, depth_pictures, inverse_depth
 from live2diff.sampler import add_noise, denoise
-from live2diff.stream import resize
 from live2diff.video import translate
 
 

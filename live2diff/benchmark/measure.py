@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 
-from .. import stream
+from .. import batch
 from ..config import WARMUP_FRAMES
 from ..engine import Engine
 from ..pipeline import Live2DiffPipeline
@@ -99,12 +99,12 @@ def stage_clock(pipeline: Live2DiffPipeline) -> Iterator[dict[str, list[float]]]
     camera and depth picture in one; resizing belongs to "upload" and "download"."""
     device = pipeline.unet.device
     places = {
-        "upload": (stream, "upload"),
+        "upload": (batch, "upload"),
         "depth": (pipeline, "inverse_depth"),
         "encode": (pipeline, "encode"),
         "unet": (pipeline, "predict"),
         "decode": (pipeline, "decode"),
-        "download": (stream, "download"),
+        "download": (batch, "download"),
     }
     seconds: dict[str, list[float]] = {stage: [] for stage in places}
     with ExitStack() as undone:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..batch import resize
 from ..clip import Image
 from ..config import WARMUP_FRAMES
 from ..depth import inverse_depth
 from ..pipeline import Live2DiffPipeline
-from ..stream import resize
 from ..training.targets import TARGETS
 from .figures import (
     DRIFT_FRAMES,

@@ -1,0 +1,183 @@
+"""The stream batch: the newest frames of one stream or of several, as rows of one UNet call.
+
+The functions here are the working half of `Stream`, which holds what there is to remember.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import torch
+
+from .attention import Window
+from .sampler import add_noise, denoise, joined
+
+if TYPE_CHECKING:
+    from .stream import Stream
+
+
+@dataclass(eq=False)
+class Frame:
+    """A frame on its way: what it needs from the moment it comes in until it is decoded.
+
+    Attributes:
+        latents: `[C, h, w]`, without noise: those of the camera's picture, then what each step makes of them.
+        depth: inverse depth `[H, W]` at the estimator's size; None where it was not looked at.
+        depth_latents: `[C, h, w]`, once the range is known.
+        noise: `[steps, C, h, w]`, the frame's own noise for each of its steps.
+        prompt_embeds: `[tokens, dim]`, the prompt it was begun with.
+        shape: (height, width) at which it came in and will go out.
+    """
+
+    latents: torch.Tensor
+    depth: torch.Tensor | None
+    depth_latents: torch.Tensor | None
+    noise: torch.Tensor
+    prompt_embeds: torch.Tensor
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Arrival:
+    """A frame that a stream has accepted, for `push_together`: with it, its noise `[steps, C, h, w]` and its
+    prompt `[tokens, dim]`."""
+
+    stream: Stream
+    pixels: np.ndarray
+    noise: torch.Tensor
+    prompt_embeds: torch.Tensor
+
+
+@torch.no_grad()
+def push_together(arrivals: Sequence[Arrival]) -> list[list[np.ndarray]]:
+    """The newest frame of each of these streams, in one batch; what `push` gives back, for each.
+
+    They are a single stream, or warm ones in the same `slots`.
+    """
+    streams = [arrival.stream for arrival in arrivals]
+    entering = look(arrivals)
+    for stream in streams:
+        stream.frames_in += 1
+    if not streams[0].warm:
+        (stream,), (frame,) = streams, entering
+        return give_out(streams, [stream._gather(frame)])
+    for stream, frame in zip(streams, entering, strict=True):
+        stream._enter(frame)
+    return give_out(streams, advance(streams, entering))
+
+
+def look(arrivals: Sequence[Arrival]) -> list[Frame]:
+    """Pixels to latents and depth: one batch for the depth estimator and one for the VAE."""
+    streams = [arrival.stream for arrival in arrivals]
+    pipeline, size, warm = streams[0]._open, streams[0]._working_size, streams[0].warm
+    pictures = upload([arrival.pixels for arrival in arrivals], size, pipeline.unet.device)
+    due = [index for index, stream in enumerate(streams) if stream.depth_is_due]
+    depth: dict[int, torch.Tensor] = {}
+    if due:
+        seen = pictures if len(due) == len(streams) else pictures[due]
+        depth = dict(zip(due, pipeline.inverse_depth(seen), strict=True))
+    # Camera and depth in one batch; before the warmup the depth's range is not known yet.
+    ranged = [streams[index]._depth_pictures(depth[index][None]) for index in due if warm]
+    latents = pipeline.encode(torch.cat([pictures, *ranged]) if ranged else pictures).to(pipeline.unet.dtype)
+    latents, of_depth = latents[: len(streams)], iter(latents[len(streams) :])
+    frames = []
+    for index, (arrival, seen) in enumerate(zip(arrivals, latents, strict=True)):
+        last = arrival.stream._recent[-1].depth_latents if warm else None
+        depth_latents = next(of_depth) if warm and index in depth else last
+        shape = arrival.pixels.shape[:2]
+        frames.append(
+            Frame(seen, depth.get(index), depth_latents, arrival.noise, arrival.prompt_embeds, shape)
+        )
+    return frames
+
+
+def advance(streams: Sequence[Stream], entering: Sequence[Frame | None]) -> list[list[Frame]]:
+    """One UNet call: every frame in flight takes its next step; those that took their last are given back.
+
+    Rows are those of a block of slots. An empty row, and a slot in the block that belongs to another stream,
+    computes along on somebody's input; its count stays, so it leaves nothing in the cache.
+    """
+    for stream, frame in zip(streams, entering, strict=True):
+        stream._rows[0] = frame
+    slots, pipeline = streams[0].slots, streams[0]._open
+    block = slots.around([stream._slot for stream in streams])
+    owner = {stream._slot.index: stream for stream in streams}
+    stand_in = next(row for stream in streams for row in stream._rows if row is not None)
+    computing = [owner.get(index, streams[0]) for index in block]
+    rows = [(step, row or stand_in) for stream in computing for step, row in enumerate(stream._rows)]
+    idle = [None] * slots.steps
+    real = [row is not None for index in block for row in (owner[index]._rows if index in owner else idle)]
+
+    schedule = joined([stream.schedule for stream in computing])
+    latents, depth_latents, embeds = (
+        torch.stack([getattr(row, name) for _, row in rows])
+        for name in ("latents", "depth_latents", "prompt_embeds")
+    )
+    noise = torch.stack([row.noise[step] for step, row in rows])
+    sample = add_noise(schedule, slice(None), latents, noise)
+    cache = slots.block(block.start, block.stop)
+    window = Window.stream(cache.count)
+    output = pipeline.predict(sample, schedule.timesteps, embeds, depth_latents, window, cache)
+    clean = denoise(schedule, slice(None), sample, output).unflatten(0, (-1, slots.steps))
+    cache.count += torch.tensor(real, device=sample.device)
+
+    finished = []
+    for stream in streams:
+        of_stream = clean[stream._slot.index - block.start]
+        moved = [
+            row and replace(row, latents=latents)
+            for row, latents in zip(stream._rows, of_stream, strict=True)
+        ]
+        stream._rows = [None, *moved[:-1]]
+        finished.append([moved[-1]] if moved[-1] is not None else [])
+    return finished
+
+
+def give_out(streams: Sequence[Stream], finished: Sequence[list[Frame]]) -> list[list[np.ndarray]]:
+    """The finished frames of each stream, decoded in one batch, at the size that each came in."""
+    frames = [frame for of_stream in finished for frame in of_stream]
+    if not frames:
+        return [[] for _ in streams]
+    pictures = streams[0]._open.decode(torch.stack([frame.latents for frame in frames]))
+    pixels = iter(download(pictures, [frame.shape for frame in frames]))
+    given = []
+    for stream, of_stream in zip(streams, finished, strict=True):
+        given.append([next(pixels) for _ in of_stream])
+        stream.frames_out += len(of_stream)
+    return given
+
+
+def check_frame(frame: np.ndarray) -> None:
+    """Raises `ValueError` for what is not a uint8 array `[height, width, 3]` with pixels."""
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        is_array = isinstance(frame, np.ndarray)
+        found = f"{frame.dtype} {list(frame.shape)}" if is_array else type(frame).__name__
+        raise ValueError(f"A frame must be a uint8 array [height, width, 3]; this is {found}.")
+    if 0 in frame.shape:
+        raise ValueError(f"A frame must have pixels; this one is {frame.shape[1]} x {frame.shape[0]}.")
+
+
+def upload(frames: list[np.ndarray], size: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """uint8 `[height, width, 3]` frames as pictures `[n, 3, h, w]` of `size` in `[-1, 1]`, on the device."""
+    pixels = torch.from_numpy(np.stack([resize(frame, size) for frame in frames])).to(device)
+    return (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def download(pictures: torch.Tensor, shapes: list[tuple[int, int]]) -> list[np.ndarray]:
+    """Pictures `[n, 3, h, w]` as uint8 `[height, width, 3]` frames of these (height, width)."""
+    pixels = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    pixels = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return [resize(picture, shape) for picture, shape in zip(pixels, shapes, strict=True)]
+
+
+def resize(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """uint8 `[height, width, 3]` at another (height, width)."""
+    if picture.shape[:2] == tuple(shape):
+        return np.ascontiguousarray(picture)
+    shrinks = shape[0] * shape[1] < picture.shape[0] * picture.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return cv2.resize(picture, (shape[1], shape[0]), interpolation=interpolation)
