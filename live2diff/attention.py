@@ -95,10 +95,10 @@ class KVCache:
 
     Attributes:
         keys, values: for each attention, in the order of the walk, `[B, 16, P, C]`; in the precision of the
-            UNet, or in a float8 one, which `scales` belong to.
+            UNet, or in 8 bits, which `scales` belong to.
         count: int64 `[B]`, frames streamed since the warmup.
-        scales: for each attention, of keys and values, float32 `[B, 16, 2, H]`: one for each entry and head,
-            by which what is stored is multiplied; None if they are stored as they are.
+        scales: for each attention, of keys and values, bfloat16 `[B, 16, 2, P, H]`, by which what is stored
+            is multiplied; None if it is stored as it is.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class KVCache:
         keys, values = (
             [zeros(WINDOW, pixels, channels, dtype=dtype) for pixels, channels in shapes] for _ in range(2)
         )
-        scaled = [zeros(WINDOW, 2, TEMPORAL_HEADS, dtype=torch.float32) for _ in shapes]
+        scaled = [zeros(WINDOW, 2, pixels, TEMPORAL_HEADS, dtype=torch.bfloat16) for pixels, _ in shapes]
         return KVCache(keys, values, zeros(dtype=torch.int64), scaled if dtype.itemsize == 1 else None)
 
     @property
@@ -192,17 +192,19 @@ def grown(tensor: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def scaled_down(entries: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Entries `[B, Q, P, C]` in a float8 precision that they fill head by head, and their scales `[B, Q,
-    H]`."""
+    """Entries `[B, Q, P, C]` in 8 bits, of which each head at each pixel fills the range, and their scales,
+    bfloat16 `[B, Q, P, H]`."""
+    largest = torch.iinfo(dtype).max if dtype == torch.int8 else torch.finfo(dtype).max
     heads = entries.float().unflatten(-1, (TEMPORAL_HEADS, -1))
-    scale = (heads.abs().amax(dim=(2, 4)) / torch.finfo(dtype).max).clamp(min=1e-30)
-    return (heads / scale[:, :, None, :, None]).flatten(-2).to(dtype), scale
+    scale = (heads.abs().amax(dim=-1) / largest).clamp(min=1e-30).bfloat16()
+    scaled = (heads / scale.float()[..., None]).clamp(-largest, largest).flatten(-2)
+    return (scaled.round() if dtype == torch.int8 else scaled).to(dtype), scale
 
 
 def scaled_up(stored: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What `scaled_down` was given, nearly."""
-    heads = stored.float().unflatten(-1, (TEMPORAL_HEADS, -1))
-    return (heads * scale[:, :, None, :, None]).flatten(-2).to(dtype)
+    heads = stored.to(dtype).unflatten(-1, (TEMPORAL_HEADS, -1))
+    return (heads * scale.to(dtype)[..., None]).flatten(-2)
 
 
 def positional_table(channels: int) -> torch.Tensor:

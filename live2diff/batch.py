@@ -98,32 +98,32 @@ def look(arrivals: Sequence[Arrival]) -> list[Frame]:
 def advance(streams: Sequence[Stream], entering: Sequence[Frame | None]) -> list[list[Frame]]:
     """One UNet call: every frame in flight takes its next step; those that took their last are given back.
 
-    Rows are those of a block of slots. An empty row, and a slot in the block that belongs to another stream,
-    computes along on somebody's input; its count stays, so it leaves nothing in the cache.
+    Rows are those of a block of slots. An empty row, and one of a slot in the block that belongs to another
+    stream, computes along on zeros; its count stays, so it leaves nothing in the cache.
     """
     for stream, frame in zip(streams, entering, strict=True):
         stream._rows[0] = frame
     slots, pipeline = streams[0].slots, streams[0]._open
     block = slots.around([stream._slot for stream in streams])
     owner = {stream._slot.index: stream for stream in streams}
-    stand_in = next(row for stream in streams for row in stream._rows if row is not None)
-    computing = [owner.get(index, streams[0]) for index in block]
-    rows = [(step, row or stand_in) for stream in computing for step, row in enumerate(stream._rows)]
-    idle = [None] * slots.steps
-    real = [row is not None for index in block for row in (owner[index]._rows if index in owner else idle)]
+    idle: list[Frame | None] = [None] * slots.steps
+    rows = [row for index in block for row in (owner[index]._rows if index in owner else idle)]
+    nothing = None if all(rows) else blank(next(row for row in rows if row is not None))
+    real = torch.tensor([row is not None for row in rows], device=unet.device)
+    filled = [(index % slots.steps, row or nothing) for index, row in enumerate(rows)]
 
-    schedule = joined([stream.schedule for stream in computing])
+    schedule = joined([owner.get(index, streams[0]).schedule for index in block])
     latents, depth_latents, embeds = (
-        torch.stack([getattr(row, name) for _, row in rows])
+        torch.stack([getattr(row, name) for _, row in filled])
         for name in ("latents", "depth_latents", "prompt_embeds")
     )
-    noise = torch.stack([row.noise[step] for step, row in rows])
+    noise = torch.stack([row.noise[step] for step, row in filled])
     sample = add_noise(schedule, slice(None), latents, noise)
     cache = slots.block(block.start, block.stop)
     window = Window.stream(cache.count)
     output = pipeline.predict(sample, schedule.timesteps, embeds, depth_latents, window, cache)
     clean = denoise(schedule, slice(None), sample, output).unflatten(0, (-1, slots.steps))
-    cache.count += torch.tensor(real, device=sample.device)
+    cache.count += real
 
     finished = []
     for stream in streams:
@@ -135,6 +135,12 @@ def advance(streams: Sequence[Stream], entering: Sequence[Frame | None]) -> list
         stream._rows = [None, *moved[:-1]]
         finished.append([moved[-1]] if moved[-1] is not None else [])
     return finished
+
+
+def blank(frame: Frame) -> Frame:
+    """A frame of zeros, such as this one."""
+    names = ("latents", "depth_latents", "noise", "prompt_embeds")
+    return replace(frame, **{name: torch.zeros_like(getattr(frame, name)) for name in names})
 
 
 def give_out(streams: Sequence[Stream], finished: Sequence[list[Frame]]) -> list[list[np.ndarray]]:
@@ -163,7 +169,10 @@ def check_frame(frame: np.ndarray) -> None:
 
 def upload(frames: list[np.ndarray], size: tuple[int, int], device: torch.device) -> torch.Tensor:
     """uint8 `[height, width, 3]` frames as pictures `[n, 3, h, w]` of `size` in `[-1, 1]`, on the device."""
-    pixels = torch.from_numpy(np.stack([resize(frame, size) for frame in frames])).to(device)
+    pixels = torch.from_numpy(np.stack([resize(frame, size) for frame in frames]))
+    if device.type == "cuda":
+        pixels = pixels.pin_memory()  # so that the copy need not be waited for
+    pixels = pixels.to(device, non_blocking=True)
     return (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 

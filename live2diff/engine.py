@@ -85,8 +85,8 @@ class Engine(Places[Viewer]):
             measured.
         idle_seconds: a visitor silent for this long loses the stream.
         together: whether frames that wait at the same time are worked on as one batch; by default where the
-            model is on a GPU. On a CPU it gains nothing, and alone each stream's pictures are the same to the
-            bit whoever else is there.
+            model is on a GPU. On a CPU each stream is worked on alone, so that its pictures are the same to
+            the bit whoever else is there; together, they differ by a grey level.
         cache_dtype: of the streams' memory, as `Live2DiffPipeline.stream` takes it.
 
     Attributes:

@@ -127,7 +127,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         timesteps = timesteps_of_indices(self.scheduler, indices, self.config.num_inference_steps)
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"seed is {seed}; it must fit into 64 bits.")
-        if cache_dtype not in (None, torch.float8_e4m3fn):
+        if cache_dtype not in (None, torch.int8, torch.float8_e4m3fn):
             raise ValueError(f"cache_dtype is {cache_dtype}; it must be torch.float8_e4m3fn or None.")
         if not isinstance(depth_every, int) or depth_every < 1:
             raise ValueError(f"depth_every is {depth_every!r}; it must be a whole number from 1 on.")

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import diffusers
 import torch
 
-from ..__main__ import BAD_INPUT, INTERRUPTED
+from ..__main__ import BAD_INPUT, INTERRUPTED, size_of
 from ..config import WARMUP_FRAMES
 from ..pipeline import Live2DiffPipeline
 from .measure import (
@@ -59,13 +59,21 @@ def parser() -> argparse.ArgumentParser:
     told.add_argument(
         "--streams", type=counts_of, default=[1, 2, 4, 8], metavar="1,2,4,8", help="viewers at once"
     )
-    told.add_argument("--size", type=int, metavar="N", help="worked on at about NxN (default: the model's)")
+    told.add_argument("--size", type=size_of, metavar="N|WxH", help="working size (default: the model's)")
     told.add_argument("--steps", type=int, choices=range(1, 5), help="denoising steps (default: the model's)")
     told.add_argument(
         "--long", type=int, metavar="N", help=f"compare the cost of frame N with that of frame {EARLY}"
     )
     told.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there as well, indented")
     return told
+
+
+def told_settings(arguments: argparse.Namespace) -> Settings:
+    """The settings of `pipeline.stream` that were given; what was not is the model's own choice."""
+    settings = {name: value for name in ("size", "steps") if (value := getattr(arguments, name)) is not None}
+    if isinstance(arguments.size, tuple):
+        settings["size"] = arguments.size[::-1]  # (height, width)
+    return settings
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -134,13 +142,11 @@ def measure_together(pipeline: Live2DiffPipeline, count: int, settings: Settings
     """`count` viewers at once beside a single one: frames a second of all, and how many times the single
     one's that is."""
     frames = camera(*CAMERA)
-    with closing(Viewers(pipeline, count, settings, frames)) as many:
-        if count == 1:
-            taken = interleave({"many": many.push}, rounds, pipeline.unet.device)
-            taken["one"] = taken["many"]
-        else:
-            with closing(Viewers(pipeline, 1, settings, frames)) as one:
-                taken = interleave({"many": many.push, "one": one.push}, rounds, pipeline.unet.device)
+    with (
+        closing(Viewers(pipeline, count, settings, frames)) as many,
+        closing(Viewers(pipeline, 1, settings, frames)) as one,
+    ):
+        taken = interleave({"many": many.push, "one": one.push}, rounds, pipeline.unet.device)
     many_ms, one_ms = (milliseconds(taken[name]) for name in ("many", "one"))
     return {
         "streams": count,
@@ -148,6 +154,18 @@ def measure_together(pipeline: Live2DiffPipeline, count: int, settings: Settings
         "round": many_ms,
         "times_one": round(count * one_ms["p50_ms"] / many_ms["p50_ms"], 2),
     }
+
+
+def measure_all(
+    pipeline: Live2DiffPipeline, counts: list[int], settings: Settings, rounds: int
+) -> Iterator[Record]:
+    """`measure_together` for each of these counts, as far as the device's memory goes."""
+    for count in counts:
+        try:
+            yield measure_together(pipeline, count, settings, rounds)
+        except torch.OutOfMemoryError:
+            print(f"live2diff: there is no memory for {count} viewers at once", file=sys.stderr)
+            return
 
 
 def measure_long(pipeline: Live2DiffPipeline, first: int, last: int, settings: Settings) -> Record:
@@ -172,7 +190,7 @@ def run(arguments: argparse.Namespace) -> None:
     check(arguments)
     pipeline, weights = open_model(arguments.model, arguments.device)
     device = pipeline.unet.device
-    settings = {name: value for name in ("size", "steps") if (value := getattr(arguments, name)) is not None}
+    settings = told_settings(arguments)
     record: Record = {
         "device": device_name(device),
         "kind": device.type,
@@ -184,9 +202,7 @@ def run(arguments: argparse.Namespace) -> None:
         "camera": list(CAMERA),
         "measured_frames": arguments.frames,
         "one": measure_one(pipeline, settings, arguments),
-        "together": [
-            measure_together(pipeline, count, settings, arguments.frames) for count in arguments.streams
-        ],
+        "together": list(measure_all(pipeline, arguments.streams, settings, arguments.frames)),
     }
     if arguments.long is not None:
         record["long"] = measure_long(pipeline, EARLY, arguments.long, settings)
