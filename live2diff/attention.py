@@ -193,7 +193,11 @@ def grown(tensor: torch.Tensor, rows: int) -> torch.Tensor:
 
 def scaled_down(entries: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Entries `[B, Q, P, C]` in 8 bits, of which each head at each pixel fills the range, and their scales,
-    bfloat16 `[B, Q, P, H]`."""
+    bfloat16 `[B, Q, P, H]`.
+
+    Measured as the relative error of the pictures that a random model draws: int8 0.4 to 0.5 %, float8_e4m3fn
+    0.9 to 1.1 %; with one scale for each head of an entry 0.6 to 0.7 % and 1.2 to 1.5 %.
+    """
     largest = torch.iinfo(dtype).max if dtype == torch.int8 else torch.finfo(dtype).max
     heads = entries.float().unflatten(-1, (TEMPORAL_HEADS, -1))
     scale = (heads.abs().amax(dim=-1) / largest).clamp(min=1e-30).bfloat16()

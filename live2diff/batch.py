@@ -109,7 +109,7 @@ def advance(streams: Sequence[Stream], entering: Sequence[Frame | None]) -> list
     idle: list[Frame | None] = [None] * slots.steps
     rows = [row for index in block for row in (owner[index]._rows if index in owner else idle)]
     nothing = None if all(rows) else blank(next(row for row in rows if row is not None))
-    real = torch.tensor([row is not None for row in rows], device=unet.device)
+    real = torch.tensor([row is not None for row in rows], device=pipeline.unet.device)
     filled = [(index % slots.steps, row or nothing) for index, row in enumerate(rows)]
 
     schedule = joined([owner.get(index, streams[0]).schedule for index in block])

@@ -108,8 +108,8 @@ class Live2DiffPipeline(DiffusionPipeline):
             t_index_list: the steps themselves, as increasing indices; overrides `steps` and `strength`.
             size: working size, `n` for about n x n pixels in the frames' aspect, or `(height, width)`.
             lora_scale: multiplies the weights of the style's LoRAs, from 0 to 2.
-            cache_dtype: `torch.float8_e4m3fn` keeps the memory in half the bytes of a half; None, in the
-                precision of the weights.
+            cache_dtype: `torch.int8` or `torch.float8_e4m3fn` for a memory of a byte a number; None for one
+                in the precision of the weights.
             depth_every: depth is looked at every so many frames; the frames between have that of the last.
             table: where its memory is to be beside that of other streams, to be pushed together with them;
                 by default on its own.
@@ -128,7 +128,9 @@ class Live2DiffPipeline(DiffusionPipeline):
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"seed is {seed}; it must fit into 64 bits.")
         if cache_dtype not in (None, torch.int8, torch.float8_e4m3fn):
-            raise ValueError(f"cache_dtype is {cache_dtype}; it must be torch.float8_e4m3fn or None.")
+            raise ValueError(
+                f"cache_dtype is {cache_dtype}; it must be torch.int8, torch.float8_e4m3fn or None."
+            )
         if not isinstance(depth_every, int) or depth_every < 1:
             raise ValueError(f"depth_every is {depth_every!r}; it must be a whole number from 1 on.")
         size = self.config.size if size is None else size

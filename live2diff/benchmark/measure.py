@@ -136,6 +136,19 @@ def timed(owner: Any, name: str, seconds: list[float], device: torch.device) -> 
             delattr(owner, name)
 
 
+def eagerly(pipeline: Live2DiffPipeline, call: Call) -> Call:
+    """The same call without the pipeline's runtime: PyTorch's own kernels, one by one."""
+
+    def run() -> Any:
+        runtime, pipeline.runtime = pipeline.runtime, None
+        try:
+            return call()
+        finally:
+            pipeline.runtime = runtime
+
+    return run
+
+
 def first_frame(
     pipeline: Live2DiffPipeline, settings: Settings, frames: list[np.ndarray], rounds: int
 ) -> list:

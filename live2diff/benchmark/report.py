@@ -10,8 +10,8 @@ def lines(record: dict[str, Any]) -> list[str]:
     one = record["one"]
     height, width = one["working_size"]
     told = [
-        f"{record['model']} ({record['weights']} weights, {record['dtype']}) on {record['device']}, "
-        f"torch {record['torch']}",
+        f"{record['model']} ({record['weights']} weights, {record['dtype']}, {record['runtime']}) on "
+        f"{record['device']}, torch {record['torch']}",
         f"{width}x{height}, {one['steps']} step(s), {record['measured_frames']} frames, median and 95th "
         "percentile",
         "",
@@ -31,8 +31,11 @@ def lines(record: dict[str, Any]) -> list[str]:
             one["img2img"]["frame"],
             f"{one['img2img']['ratio']} times as long as the stream's whole frame",
         ),
-        "",
     ]
+    if "eager" in one:
+        slower = f"{one['eager']['ratio']} times as long"
+        told.append(row("the same without its runtime", one["eager"]["frame"], slower))
+    told.append("")
     for many in record["together"]:
         gain = f"{many['fps']} FPS in all, {many['times_one']} times one viewer's"
         told.append(row(f"{many['streams']} viewer(s), a frame of each", many["round"], gain))
