@@ -6,7 +6,8 @@ it, the engine's; that takes a moment, and compiling before it a minute or two f
 a few calls a visit, is left as it is. New weights are written in place, so a style or a prompt captures
 nothing anew.
 
-No GPU was at hand when this was written: it has never run. `tests/test_cuda.py` is what to run first.
+`accelerate` is what `weights.load` calls: it trusts a graph only after a look at what it draws. No GPU was at
+hand when this was written: it has never run. `tests/test_cuda.py` is what to run first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from .attention import KVCache, Window
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 PREPARING_CALLS = 3  # before a capture: libraries choose their kernels and allocate what they need
 MOST_GRAPHS = 64  # blocks of 1, 2, 4, 8 slots at every place, for a few sizes; the least used one is dropped
+
+TRIAL_FRAMES = 12
+LARGEST_DIFFERENCE = 2.0  # grey levels on average, between what eager code and the graphs draw
 
 Function = Callable[..., torch.Tensor]
 
@@ -144,3 +149,30 @@ def compiling(function: Function) -> Function:
     """The function, compiled for each shape it is called with; without graphs, which are made here."""
     torch._dynamo.config.recompile_limit = MOST_GRAPHS  # beyond it, a function is no longer compiled at all
     return torch.compile(function, dynamic=False, mode="max-autotune-no-cudagraphs")
+
+
+def accelerate(
+    pipeline: Live2DiffPipeline,
+    compiled: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Give a pipeline on a GPU its runtime, if that draws what it draws without, else say so and leave it.
+
+    Args:
+        compiled: whether to compile as well, which takes a minute or two for the full model.
+        report: told in words what comes of it.
+    """
+    frames = list(np.random.default_rng(0).integers(0, 256, (TRIAL_FRAMES, 64, 64, 3), dtype=np.uint8))
+    size = 2 * pipeline.cell
+    expected = np.stack(pipeline(frames, size=size))
+    try:
+        pipeline.runtime = CudaRuntime(pipeline, compiled)
+        drawn = np.stack(pipeline(frames, size=size))
+    except RuntimeError as error:  # as CUDA and the compiler raise them
+        pipeline.runtime = None
+        report(f"CUDA graphs do not work here, so it goes on without, more slowly: {error}")
+        return
+    difference = np.abs(drawn.astype(np.float32) - expected).mean()
+    if not difference <= LARGEST_DIFFERENCE:
+        pipeline.runtime = None
+        report(f"CUDA graphs draw something else here (by {difference:.1f} grey levels): it goes on without.")

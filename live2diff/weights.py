@@ -93,6 +93,10 @@ def load(
         from .runtime import accelerate
 
         accelerate(pipeline, json.loads(ranges.read_text()), report=report)
+    elif not eager and torch.device(device).type == "cuda":
+        from . import cuda
+
+        cuda.accelerate(pipeline, report=report)
     return pipeline
 
 

@@ -76,7 +76,8 @@ def space_engine() -> ZeroEngine | None:
         return None
     from .weights import load
 
-    return ZeroEngine(load(os.environ.get("LIVE2DIFF_MODEL", "auto"), "cuda", report=print))
+    # Eager: there is no GPU in this process, and each visit would capture its graphs anew.
+    return ZeroEngine(load(os.environ.get("LIVE2DIFF_MODEL", "auto"), "cuda", eager=True, report=print))
 
 
 class ZeroEngine(Places[Guest]):

@@ -9,7 +9,7 @@ from conftest import build_tiny_pipeline
 
 from live2diff import Live2DiffPipeline
 from live2diff.batch import push_together
-from live2diff.cuda import CudaRuntime, filled_up
+from live2diff.cuda import CudaRuntime, accelerate, filled_up
 from live2diff.slots import SlotTable
 
 on_gpu = [
@@ -102,6 +102,15 @@ class TestOnGpu:
         for number in range(3):
             expected = plainly(fast, clips[number], seed=number, steps=2)
             assert near(outs[number], expected[: len(outs[number])])
+
+    def test_graphs_are_trusted_only_if_they_draw_the_same(self, on_cuda, monkeypatch):
+        told: list[str] = []
+        accelerate(on_cuda, report=told.append)
+        assert on_cuda.runtime is not None and told == []
+        decoded = CudaRuntime.decode
+        monkeypatch.setattr(CudaRuntime, "decode", lambda runtime, latents: -decoded(runtime, latents))
+        accelerate(on_cuda, report=told.append)
+        assert on_cuda.runtime is None and len(told) == 1
 
     def test_another_thread_may_make_the_graphs(self, fast):
         """The engine's thread warms up, captures and replays."""

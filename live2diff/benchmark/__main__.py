@@ -16,6 +16,7 @@ import torch
 
 from ..__main__ import BAD_INPUT, INTERRUPTED, size_of
 from ..config import WARMUP_FRAMES
+from ..cuda import CudaRuntime
 from ..pipeline import Live2DiffPipeline
 from .measure import (
     Settings,
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     )
     told.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the fastest there is")
     told.add_argument("--eager", action="store_true", help="PyTorch's own kernels, one by one")
+    told.add_argument("--compiled", action="store_true", help="on a GPU: compile, not just capture graphs")
     told.add_argument("--frames", type=int, default=32, metavar="N", help="measured of each (%(default)s)")
     told.add_argument(
         "--streams", type=counts_of, default=[1, 2, 4, 8], metavar="1,2,4,8", help="viewers at once"
@@ -86,6 +88,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--long {arguments.long} is too few: frame {EARLY} is what it is compared with.")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("There is no cuda device here; leave --device out.")
+    if arguments.compiled and (arguments.device == "cpu" or not torch.cuda.is_available()):
+        raise ValueError("--compiled is for a CUDA device; leave it out.")
     if arguments.json is not None and not arguments.json.parent.is_dir():
         raise ValueError(f"{arguments.json}: the folder {str(arguments.json.parent)!r} does not exist.")
 
@@ -200,9 +204,9 @@ def measure_long(pipeline: Live2DiffPipeline, first: int, last: int, settings: S
 def run(arguments: argparse.Namespace) -> None:
     """Measures and prints; every bad value is a ValueError or an OSError with a message for a person."""
     check(arguments)
-    pipeline, weights = open_model(arguments.model, arguments.device)
-    if arguments.eager:
-        pipeline.runtime = None
+    pipeline, weights = open_model(arguments.model, arguments.device, arguments.eager)
+    if arguments.compiled:
+        pipeline.runtime = CudaRuntime(pipeline, compiled=True)
     device = pipeline.unet.device
     settings = told_settings(arguments)
     record: Record = {

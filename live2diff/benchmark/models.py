@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import torch
 from diffusers import AutoencoderTiny
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, DPTConfig, DPTForDepthEstimation
 
+from .. import cuda
 from ..pipeline import Live2DiffPipeline
 from ..published import PUBLISHED, converted_folder
 from ..sampler import build_scheduler
@@ -20,7 +22,7 @@ CPU_WARNING = (
 )
 
 
-def open_model(name: str, device: str | None) -> tuple[Live2DiffPipeline, str]:
+def open_model(name: str, device: str | None, eager: bool = False) -> tuple[Live2DiffPipeline, str]:
     """A pipeline, and where its weights are from: "shipped", "published", "random", or "own" for a folder.
 
     Raises:
@@ -28,12 +30,15 @@ def open_model(name: str, device: str | None) -> tuple[Live2DiffPipeline, str]:
     """
     device = device or best_device()
     if name != "live2diff":
-        return load(name, device), "shipped" if name == "nano" else "own"
+        return load(name, device, eager=eager), "shipped" if name == "nano" else "own"
     if torch.device(device).type == "cpu":
         print(CPU_WARNING, file=sys.stderr)
     if (converted_folder(PUBLISHED) / "model_index.json").is_file():
-        return load(name, device), "published"
-    return random_model(device), "random"
+        return load(name, device, eager=eager), "published"
+    pipeline = random_model(device)
+    if not eager and torch.device(device).type == "cuda":
+        cuda.accelerate(pipeline, report=partial(print, file=sys.stderr))
+    return pipeline, "random"
 
 
 def random_model(device: str) -> Live2DiffPipeline:
