@@ -178,6 +178,7 @@ def measure_all(
     """`measure_together` for each of these counts, as far as the device's memory goes."""
     for count in counts:
         try:
+            tell(f"{count} viewers at once")
             yield measure_together(pipeline, count, settings, rounds)
         except torch.OutOfMemoryError:
             print(f"live2diff: there is no memory for {count} viewers at once", file=sys.stderr)
@@ -201,6 +202,11 @@ def measure_long(pipeline: Live2DiffPipeline, first: int, last: int, settings: S
     return {"frames": [first, last], "early": early_ms, "late": late_ms, "ratio": ratio}
 
 
+def tell(what: str) -> None:
+    """What is being measured: all in all it takes minutes."""
+    print(f"Measuring {what}", file=sys.stderr, flush=True)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Measures and prints; every bad value is a ValueError or an OSError with a message for a person."""
     check(arguments)
@@ -209,6 +215,7 @@ def run(arguments: argparse.Namespace) -> None:
         pipeline.runtime = CudaRuntime(pipeline, compiled=True)
     device = pipeline.unet.device
     settings = told_settings(arguments)
+    tell("one viewer, and what it is compared with")
     record: Record = {
         "device": device_name(device),
         "kind": device.type,
@@ -224,6 +231,7 @@ def run(arguments: argparse.Namespace) -> None:
         "together": list(measure_all(pipeline, arguments.streams, settings, arguments.frames)),
     }
     if arguments.long is not None:
+        tell(f"frame {arguments.long} beside frame {EARLY}")
         record["long"] = measure_long(pipeline, EARLY, arguments.long, settings)
     record["peak_cuda_bytes"] = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     print(*lines(record), sep="\n")
