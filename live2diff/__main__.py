@@ -9,6 +9,7 @@ from contextlib import closing
 
 from .clip import ClipInfo, probe
 from .options import add_model_options, load_model
+from .scene import SCENE_CUT
 from .video import Progress, check_target, even, translate
 
 BAD_INPUT = 2
@@ -39,6 +40,14 @@ def t_index_list_of(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 30,36,42") from None
 
 
+def scene_cut_of(text: str) -> float | None:
+    """A number, or `off`."""
+    try:
+        return None if text == "off" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 0 to 1 nor off") from None
+
+
 def parser() -> argparse.ArgumentParser:
     """What can be said on the command line."""
     told = argparse.ArgumentParser(
@@ -52,6 +61,13 @@ def parser() -> argparse.ArgumentParser:
     told.add_argument("--steps", type=int, choices=range(1, 5), help="denoising steps: more is slower")
     told.add_argument("--strength", type=float, help="0.1 is a touch of the style, 1 all the model can do")
     told.add_argument("--t-index-list", type=t_index_list_of, metavar="30,36,42", help="the steps one by one")
+    told.add_argument(
+        "--scene-cut",
+        type=scene_cut_of,
+        default=SCENE_CUT,
+        metavar="0..1|off",
+        help="how different a picture must be to begin a new memory (default: %(default)s)",
+    )
     told.add_argument("--size", type=size_of, metavar="N|WxH", help="512 (about 512x512 in all) or 640x360")
     told.add_argument(
         "--depth-every", type=int, metavar="K", help="look at depth every K frames only (default: every one)"
@@ -76,7 +92,8 @@ def sizes(
 def told_options(arguments: argparse.Namespace) -> dict[str, object]:
     """The options of `pipe.stream` that were given; what was not is the model's own choice."""
     names = ("style", "prompt", "seed", "steps", "strength", "t_index_list", "depth_every")
-    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    told = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    return told | {"scene_cut": arguments.scene_cut}
 
 
 def show(steps: Iterator[Progress]) -> int:

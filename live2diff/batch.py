@@ -5,15 +5,16 @@ The functions here are the working half of `Stream`, which holds what there is t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import torch
 
 from .attention import Window
+from .finite import BrokenPicture
 from .sampler import add_noise, denoise, joined
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Frame:
         noise: `[steps, C, h, w]`, the frame's own noise for each of its steps.
         prompt_embeds: `[tokens, dim]`, the prompt it was begun with.
         shape: (height, width) at which it came in and will go out.
+        number: how many frames the stream took in before it.
     """
 
     latents: torch.Tensor
@@ -39,6 +41,7 @@ class Frame:
     noise: torch.Tensor
     prompt_embeds: torch.Tensor
     shape: tuple[int, int]
+    number: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,27 +55,58 @@ class Arrival:
     prompt_embeds: torch.Tensor
 
 
-@torch.no_grad()
-def push_together(arrivals: Sequence[Arrival]) -> list[list[np.ndarray]]:
-    """The newest frame of each of these streams, in one batch; what `push` gives back, for each.
+Given = list[np.ndarray] | RuntimeError  # the pictures for one stream, or why there are none
 
-    They are a single stream, or warm ones in the same `slots`.
+
+@torch.no_grad()
+def push_together(arrivals: Sequence[Arrival]) -> list[Given]:
+    """The newest frame of each of these streams, in one batch; what `push` gives back or raises, for each.
+
+    They are a single stream, or warm ones in the same `slots`. Where there is not the memory for all of them
+    at once, they are worked on one after the other, and only those fail for which there is none even so.
     """
     streams = [arrival.stream for arrival in arrivals]
-    entering = look(arrivals)
-    for stream in streams:
-        stream.frames_in += 1
-    if not streams[0].warm:
-        (stream,), (frame,) = streams, entering
-        return give_out(streams, [stream._gather(frame)])
-    for stream, frame in zip(streams, entering, strict=True):
-        stream._enter(frame)
-    return give_out(streams, advance(streams, entering))
+    so_far: dict[Stream, Any] = dict(zip(streams, arrivals, strict=True))
+    failed: dict[Stream, RuntimeError] = {}
+    is_warm = streams[0].warm
+    for work in (look, enter, advance, give_out) if is_warm else (look, gather, give_out):
+        so_far = one_by_one_if_need_be(work, so_far, failed)
+    return [failed.get(stream) or so_far[stream] for stream in streams]
 
 
-def look(arrivals: Sequence[Arrival]) -> list[Frame]:
+def one_by_one_if_need_be(
+    work: Callable[[Sequence[Stream], list], list],
+    so_far: dict[Stream, Any],
+    failed: dict[Stream, RuntimeError],
+) -> dict[Stream, Any]:
+    """What `work` makes of what each stream has so far; a stream that fails goes to `failed`."""
+    try:
+        results = work(list(so_far), list(so_far.values())) if so_far else []
+    except torch.OutOfMemoryError as error:
+        if len(so_far) == 1:
+            (stream,) = so_far
+            failed[stream] = error.with_traceback(None)  # which holds what the memory is full of
+            return {}
+        torch.cuda.empty_cache()
+        done: dict[Stream, Any] = {}
+        for stream, value in so_far.items():
+            done |= one_by_one_if_need_be(work, {stream: value}, failed)
+        return done
+    return dict(zip(so_far, results, strict=True))
+
+
+def gather(streams: Sequence[Stream], frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Before the warmup; the 8th frame of a stream gives all of them, translated."""
+    return [stream._gather(frame) for stream, frame in zip(streams, frames, strict=True)]
+
+
+def enter(streams: Sequence[Stream], frames: Sequence[Frame]) -> list[Frame]:
+    """After the warmup, and after another one where it was asked for."""
+    return [stream._enter(frame) for stream, frame in zip(streams, frames, strict=True)]
+
+
+def look(streams: Sequence[Stream], arrivals: Sequence[Arrival]) -> list[Frame]:
     """Pixels to latents and depth: one batch for the depth estimator and one for the VAE."""
-    streams = [arrival.stream for arrival in arrivals]
     pipeline, size, warm = streams[0]._open, streams[0]._working_size, streams[0].warm
     pictures = upload([arrival.pixels for arrival in arrivals], size, pipeline.unet.device)
     due = [index for index, stream in enumerate(streams) if stream.depth_is_due]
@@ -89,9 +123,8 @@ def look(arrivals: Sequence[Arrival]) -> list[Frame]:
         last = arrival.stream._recent[-1].depth_latents if warm else None
         depth_latents = next(of_depth) if warm and index in depth else last
         shape = arrival.pixels.shape[:2]
-        frames.append(
-            Frame(seen, depth.get(index), depth_latents, arrival.noise, arrival.prompt_embeds, shape)
-        )
+        embeds, number = arrival.prompt_embeds, arrival.stream.frames_in
+        frames.append(Frame(seen, depth.get(index), depth_latents, arrival.noise, embeds, shape, number))
     return frames
 
 
@@ -143,17 +176,37 @@ def blank(frame: Frame) -> Frame:
     return replace(frame, **{name: torch.zeros_like(getattr(frame, name)) for name in names})
 
 
-def give_out(streams: Sequence[Stream], finished: Sequence[list[Frame]]) -> list[list[np.ndarray]]:
-    """The finished frames of each stream, decoded in one batch, at the size that each came in."""
+def give_out(streams: Sequence[Stream], finished: Sequence[list[Frame]]) -> list[Given]:
+    """The finished frames of each stream, decoded in one batch, at the size that each came in.
+
+    A stream whose pictures or frames in flight hold NaN or infinity begins anew, and gives what that makes.
+    Where that has been tried, or cannot be, it is closed, and there is a `BrokenPicture` for it.
+    """
     frames = [frame for of_stream in finished for frame in of_stream]
     if not frames:
         return [[] for _ in streams]
-    pictures = streams[0]._open.decode(torch.stack([frame.latents for frame in frames]))
+    latents = torch.stack([frame.latents for frame in frames])
+    pictures = streams[0]._open.decode(latents)
+    in_flight = [[row.latents for row in stream._rows if row is not None] for stream in streams]
+    finite = [pictures.isfinite().flatten(1).all(1)]
+    if any(in_flight):
+        finite.append(torch.stack([row for rows in in_flight for row in rows]).isfinite().flatten(1).all(1))
     pixels = iter(download(pictures, [frame.shape for frame in frames]))
+    finite = torch.cat(finite).tolist()  # the device has been waited for already
+    of_pictures, of_rows = iter(finite[: len(frames)]), iter(finite[len(frames) :])
     given = []
-    for stream, of_stream in zip(streams, finished, strict=True):
-        given.append([next(pixels) for _ in of_stream])
-        stream.frames_out += len(of_stream)
+    for stream, of_stream, rows in zip(streams, finished, in_flight, strict=True):
+        own = [next(pixels) for _ in of_stream]
+        is_good = [next(of_pictures) for _ in of_stream] + [next(of_rows) for _ in rows]
+        if not of_stream or all(is_good):
+            stream.frames_out += len(own)
+            given.append(own)
+            continue
+        try:
+            given += give_out([stream], [stream._begin_anew(of_stream)])
+        except BrokenPicture as error:
+            given.append(error)
+            stream.close()
     return given
 
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .places import Answer, ClipStream, EngineBusy, Places, StreamGone, Visitor
+from .places import Answer, ClipStream, EngineBusy, NoMemory, Places, StreamGone, Visitor
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .batch import Arrival
     from .pipeline import Live2DiffPipeline
     from .stream import Stream
+
+Result = TypeVar("Result")
 
 __all__ = ["Answer", "ClipStream", "Engine", "EngineBusy", "StreamGone"]
 
@@ -185,13 +188,16 @@ class Engine(Places[Viewer]):
 
     def _open(self, key: str, visitor: Viewer, settings: dict[str, Any]) -> str:
         try:
-            shared = {} if visitor.is_clip or not self._together else {"table": self._table}
-            visitor.stream = self._pipe.stream(**settings, **shared, cache_dtype=self._cache_dtype)
-            visitor.last_seen = time.monotonic()
-            return visitor.stream.ignored_words
+            return self._within_memory(visitor, self._open_stream, visitor, settings)
         finally:
             if visitor.stream is None:
                 self._forget(key, visitor)
+
+    def _open_stream(self, visitor: Viewer, settings: dict[str, Any]) -> str:
+        shared = {} if visitor.is_clip or not self._together else {"table": self._table}
+        visitor.stream = self._pipe.stream(**settings, **shared, cache_dtype=self._cache_dtype)
+        visitor.last_seen = time.monotonic()
+        return visitor.stream.ignored_words
 
     def _change(self, visitor: Viewer, name: str, settings: dict[str, Any]) -> str:
         try:
@@ -220,9 +226,12 @@ class Engine(Places[Viewer]):
                 groups.setdefault(group or viewer, []).append(Work(viewer, mail, answer, arrival))
         for works in groups.values():
             with delivering(*(work.answer for work in works)):
-                finished = push_together([work.arrival for work in works])
-                for work, frames in zip(works, finished, strict=True):
-                    work.answer.set_result(self._answer(work.viewer, work.mail, frames))
+                given = push_together([work.arrival for work in works])
+                for work, frames in zip(works, given, strict=True):
+                    if isinstance(frames, RuntimeError):
+                        work.answer.set_exception(self._drop(work.viewer, frames))
+                    else:
+                        work.answer.set_result(self._answer(work.viewer, work.mail, frames))
 
     def _can_join(self, viewer: Viewer) -> bool:
         """Whether nothing that was asked for before the frame in the mailbox is still to be done."""
@@ -250,9 +259,32 @@ class Engine(Places[Viewer]):
     def _run(self, visitor: Viewer, name: str, *arguments: Any, **settings: Any) -> Any:
         stream = self._alive(visitor)
         try:
-            return getattr(stream, name)(*arguments, **settings)
+            return self._within_memory(visitor, partial(getattr(stream, name), *arguments, **settings))
         finally:
             visitor.last_seen = time.monotonic()
+
+    def _within_memory(self, visitor: Viewer, work: Callable[..., Result], *arguments: Any) -> Result:
+        from torch import OutOfMemoryError  # as above
+
+        try:
+            return work(*arguments)
+        except OutOfMemoryError as error:
+            failure = self._drop(visitor, error)
+        raise failure  # out here: the other one's traceback holds what the memory was full of
+
+    def _drop(self, visitor: Viewer, error: RuntimeError) -> RuntimeError:
+        """End a stream over which the model failed, and give its place and its memory back; what to say."""
+        from torch import OutOfMemoryError, cuda
+
+        key = next((key for key, other in self._visitors.items() if other is visitor), "")
+        self._forget(key, visitor)
+        self._close(visitor)
+        if not isinstance(error, OutOfMemoryError):
+            return error
+        cuda.empty_cache()
+        if not visitor.is_clip:
+            self.capacity = max(1, self.capacity - 1)
+        return NoMemory()
 
     def _close(self, visitor: Viewer | None) -> None:
         if visitor is not None and visitor.stream is not None:

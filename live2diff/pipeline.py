@@ -12,6 +12,7 @@ from .config import MAX_DENOISING_STEPS
 from .depth import inverse_depth
 from .restyle import Restyler
 from .sampler import make_schedule, spread_indices, timesteps_of_indices
+from .scene import SCENE_CUT
 from .slots import SlotTable
 from .stream import Stream
 from .styles import STYLES, Style, find_style
@@ -94,6 +95,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         cache_dtype: torch.dtype | None = None,
         depth_every: int = 1,
         table: SlotTable | None = None,
+        scene_cut: float | None = SCENE_CUT,
     ) -> Stream:
         """Open a viewer's stream.
 
@@ -113,6 +115,8 @@ class Live2DiffPipeline(DiffusionPipeline):
             depth_every: depth is looked at every so many frames; the frames between have that of the last.
             table: where its memory is to be beside that of other streams, to be pushed together with them;
                 by default on its own.
+            scene_cut: how different a picture must be for the stream to warm up again by itself, from 0 to 1;
+                None for never. `scene.py` has what it was chosen on.
 
         Raises:
             ValueError: a setting out of range, with what is possible; or a style with other weights than
@@ -137,6 +141,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         self.working_size(1, 1, size)  # speak up now rather than at the first frame
         schedule = make_schedule(self.scheduler, timesteps)
         return Stream(self, schedule, style, prompt, seed, size, lora_scale, cache_dtype, depth_every, table)
+        return Stream(self, schedule, style, prompt, seed, size, lora_scale, scene_cut)
 
     def preset(self, style: str | None) -> Style:
         """The preset of that name; for None or "", the viewer's words as they are.

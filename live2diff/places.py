@@ -32,6 +32,16 @@ class StreamGone(RuntimeError):
     """The stream was never opened, was closed, or was freed after a silence: open it again."""
 
 
+class NoMemory(RuntimeError):
+    """The device ran out of memory over this stream, which has ended; there are fewer places from now on."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server has not enough memory for this stream. A smaller size or fewer steps need less "
+            "(--size, --steps); so do fewer visitors at once (--streams)."
+        )
+
+
 class VisitOver(StreamGone):
     """The GPU was lent for so long and no longer; open the stream again for the next visit."""
 

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from .attention import KVCache, Window
-from .batch import Arrival, Frame, advance, check_frame, give_out, push_together
-from .config import WARMUP_FRAMES
+from .batch import Arrival, Frame, Given, advance, check_frame, give_out, push_together
+from .config import WARMUP_FRAMES, WINDOW
 from .depth import DepthRange, depth_pictures
+from .finite import broken, mended
 from .sampler import Schedule, add_noise, denoise
+from .scene import SCENE_CUT, SceneWatch
 from .slots import Slot, Slots, SlotTable
 
 if TYPE_CHECKING:
@@ -48,7 +50,9 @@ class Stream:
         cache_dtype: torch.dtype | None = None,
         depth_every: int = 1,
         table: SlotTable | None = None,
+        scene_cut: float | None = SCENE_CUT,
     ):
+        self._scenes = SceneWatch(scene_cut)
         self.schedule = schedule.to(pipeline.unet.device)
         self.frames_in = self.frames_out = 0
         self._pipeline: Live2DiffPipeline | None = pipeline
@@ -68,6 +72,7 @@ class Stream:
         self._table = table or SlotTable()
         self._slot: Slot | None = None
         self._restart = False
+        self._mended_at = -WINDOW  # frames given out when the memory was last begun anew
 
     @property
     def warm(self) -> bool:
@@ -102,8 +107,10 @@ class Stream:
         Raises:
             ValueError: not such an array.
             RuntimeError: the stream is closed.
+            BrokenPicture: the model gives NaN or infinity, also after a warmup from the last good frames; the
+                stream is closed.
         """
-        return push_together([self.receive(frame)])[0]
+        return given_or_raised(push_together([self.receive(frame)]))
 
     def receive(self, frame: np.ndarray) -> Arrival:
         """The first half of `push`; `push_together` is the second, and has to follow before the next frame.
@@ -115,6 +122,9 @@ class Stream:
         check_frame(frame)
         if self._working_size is None:
             self._working_size = pipeline.working_size(*frame.shape[:2], self._size)
+        self._scenes.see(frame)
+        if self._scenes.cut and self.warm:
+            self._depth_range = DepthRange()
         return Arrival(self, frame, self._noise(), self._next_embeds())
 
     @torch.no_grad()
@@ -126,10 +136,10 @@ class Stream:
         """
         out = []
         if self._gathered:
-            out += give_out([self], [self._warm_up_gathered()])[0]
+            out += given_or_raised(give_out([self], [self._warm_up_gathered()]))
         while any(self._rows):
             finished = advance([self], [None])
-            out += give_out([self], finished)[0]
+            out += given_or_raised(give_out([self], finished))
         return out
 
     def update(
@@ -214,25 +224,68 @@ class Stream:
     @property
     def depth_is_due(self) -> bool:
         """Whether the depth of the next frame is looked at, or that of the frame before does for it."""
-        return not self.warm or self.frames_in % self._depth_every == 0
+        return not self.warm or self._scenes.cut or self.frames_in % self._depth_every == 0
 
     def _depth_pictures(self, depth: torch.Tensor) -> torch.Tensor:
         return depth_pictures(self._depth_range.normalise(depth), self._working_size)
 
     def _gather(self, frame: Frame) -> list[Frame]:
         """A frame before the warmup; the 8th gives all of them, translated."""
+        self.frames_in += 1
         self._gathered.append(frame)
         return self._warm_up_gathered() if len(self._gathered) == WARMUP_FRAMES else []
 
-    def _enter(self, frame: Frame) -> None:
-        """A frame after the warmup: into row 0, after another warmup if one was asked for."""
+    def _enter(self, frame: Frame) -> Frame:
+        """A frame after the warmup, and after another warmup if one was asked for or the scene is new."""
+        if self._scenes.cut:  # the one picture that there is of it, 8 times
+            self._recent.extend([frame] * WARMUP_FRAMES)
+            self._restart = True
         if self._restart:
-            self._restart = False
             recent = [
                 replace(f, prompt_embeds=frame.prompt_embeds, noise=self._noise()) for f in self._recent
             ]
             self._warm_up(recent)
+            self._scenes.remember()
+        self._restart = self._scenes.settled  # at the next frame: then this one is among the recent ones
+        self.frames_in += 1
         self._recent.append(frame)
+        return frame
+
+    def _begin_anew(self, finished: list[Frame]) -> list[Frame]:
+        """A new memory from the last good frames, after NaN or infinity; the frames to give out and those in
+        flight go on with what that warmup makes of them.
+
+        Raises:
+            BrokenPicture: it has just been tried, or there is no good frame.
+        """
+        if self.frames_out - self._mended_at < WINDOW:
+            raise broken(self._recent[-1], finished[-1].latents)
+        recent = mended(list(self._recent))
+        self._mended_at = self.frames_out
+        self._slot.cache.zero_()  # what a mask hides still counts: nothing times NaN is NaN
+        recent = self._with_new_depth(recent)
+        self._recent.extend(recent)
+        clean = self._warm_up(recent)
+        done = {f.number: replace(f, latents=latents) for f, latents in zip(recent, clean, strict=True)}
+
+        def again(frame: Frame) -> Frame:
+            return replace(
+                done.get(frame.number, done[recent[-1].number]), number=frame.number, shape=frame.shape
+            )
+
+        self._rows = [row and again(row) for row in self._rows]
+        return [again(frame) for frame in finished]
+
+    def _with_new_depth(self, frames: list[Frame]) -> list[Frame]:
+        """The frames with their depth in a range of their own; the one so far may know of NaN."""
+        self._depth_range = DepthRange()
+        seen = [frame.depth for frame in frames if frame.depth is not None]
+        latents = iter(self._open.encode(self._depth_pictures(torch.stack(seen))) if seen else ())
+        last, renewed = None, []
+        for frame in frames:
+            last = last if frame.depth is None else next(latents)
+            renewed.append(frame if last is None else replace(frame, depth_latents=last))
+        return renewed
 
     def _warm_up_gathered(self) -> list[Frame]:
         """Translate the gathered frames together, filled up with the last one if there are not 8."""
@@ -266,3 +319,11 @@ class Stream:
             output = pipeline.predict(sample, timesteps, embeds, depth_latents, window, cache.row(step))
             clean = denoise(schedule, step, sample, output)
         return clean
+
+
+def given_or_raised(given: list[Given]) -> list[np.ndarray]:
+    """The pictures for the only stream."""
+    (only,) = given
+    if isinstance(only, RuntimeError):
+        raise only
+    return only
