@@ -140,8 +140,8 @@ class Live2DiffPipeline(DiffusionPipeline):
         size = self.config.size if size is None else size
         self.working_size(1, 1, size)  # speak up now rather than at the first frame
         schedule = make_schedule(self.scheduler, timesteps)
-        return Stream(self, schedule, style, prompt, seed, size, lora_scale, cache_dtype, depth_every, table)
-        return Stream(self, schedule, style, prompt, seed, size, lora_scale, scene_cut)
+        words, memory = (style, prompt, seed), (cache_dtype, depth_every, table)
+        return Stream(self, schedule, *words, size, lora_scale, *memory, scene_cut)
 
     def preset(self, style: str | None) -> Style:
         """The preset of that name; for None or "", the viewer's words as they are.

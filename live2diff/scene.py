@@ -9,7 +9,7 @@ import numpy as np
 
 from .config import WARMUP_FRAMES
 
-SCENE_CUT = 0.45  # see `SceneWatch`
+SCENE_CUT = 0.45  # `SceneWatch` says why
 SIDES = (18, 24)  # of the thumbnails: rows, columns
 REACH = 3  # cells that a picture may have moved, each way, and still be the same
 FLAT = 3.0  # grey levels: pictures that vary less have nothing that could be compared
@@ -25,11 +25,23 @@ class SceneWatch:
     was to something that did not stay, one waits until 8 frames in a row are of one scene: then it has
     `settled`, if that is another scene than the memory's, and those 8 should fill it.
 
-    What the examples gave (60 frames each, and each before each other), as the largest difference of any two
-    frames 8 apart:
+    Found on the five example clips (60 frames each), cut into each other, and changed; the largest difference
+    of two frames 8 apart, and in how many a change was told of:
 
-    | the picture                                   | lowest | median | highest |
-    |-----------------------------------------------|-------:|-------:|--------:|
+    | the picture                                    | lowest | median | highest | told of  |
+    |------------------------------------------------|-------:|-------:|--------:|---------:|
+    | as it is; every third frame                    |   0.02 |   0.06 |    0.15 |  0 of 10 |
+    | exposure, gamma, light off, light turns warm   |   0.02 |   0.05 |    0.12 |  0 of 20 |
+    | noise of 20 grey levels                        |   0.02 |   0.05 |    0.11 |  0 of  5 |
+    | shaken by 4 % of the picture, each frame       |   0.09 |   0.16 |    0.29 |  0 of  5 |
+    | a white flash of one frame                     |   0.11 |   0.22 |    0.41 |  0 of  5 |
+    | a pan of one width in 200 or in 100 frames     |   0.00 |   0.01 |    0.02 |  0 of 10 |
+    | a pan of one width in 32 or 12 frames          |   0.50 |   0.78 |    0.92 |  2 of 10 |
+    | somebody fills half of it within 12 frames     |   0.23 |   0.62 |    0.87 | 15 of 20 |
+    | a cut                                          |   0.63 |   0.82 |    0.94 | 20 of 20 |
+
+    0.45 lies between the highest of what is the same scene and the lowest of the cuts. A look at a picture
+    takes 0.4 ms on a slow core.
 
     Args:
         threshold: from 0, anything, to 1, hardly anything; None never tells of a change.
@@ -60,21 +72,18 @@ class SceneWatch:
         if self._known is None:
             self._known = now
             self._recent.append(now)
-        if self._differ(self._recent[0], now):  # 8 frames ago
-            self.cut = not self._changing and self._differ(self._recent[-1], now)
+        if difference(self._recent[0], now) > self._threshold:  # 8 frames ago
+            self.cut = not self._changing and difference(self._recent[-1], now) > self._threshold
             self._changing = True
         self._recent.append(now)
-        if self._changing and not self._differ(self._recent[0], now):
+        if self._changing and difference(self._recent[0], now) < self._threshold / 2:
             self._changing = False
-            self.settled = self._differ(self._known, now)
+            self.settled = difference(self._known, now) > self._threshold
 
     def remember(self) -> None:
         """The memory is now made of the newest frames."""
         if self._recent:
             self._known = self._recent[-1]
-
-    def _differ(self, first: np.ndarray, second: np.ndarray) -> bool:
-        return difference(first, second) > self._threshold
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> float:
