@@ -170,7 +170,7 @@ def in_any_order(pipe: Live2DiffPipeline, monkeypatch: pytest.MonkeyPatch, examp
 
 
 def test_visitors_in_any_order_get_what_each_would_get_alone(tiny_pipeline, monkeypatch):
-    in_any_order(tiny_pipeline, monkeypatch, examples=6, rules=30)
+    in_any_order(tiny_pipeline, monkeypatch, examples=3, rules=16)
 
 
 @pytest.mark.long

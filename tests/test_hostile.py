@@ -1,0 +1,222 @@
+"""What strangers may send: files that are broken or lie, words that are none. Each costs bounded time, memory
+and disk, and ends in a clip or in a plain sentence."""
+
+import json
+import random
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+KINDS = (
+    ("h264.mp4", "libx264", "yuv420p", "aac"),
+    ("vp9.webm", "libvpx-vp9", "yuv420p", "libopus"),
+    ("h264.mkv", "libx264", "yuv420p", "aac"),
+    ("mjpeg.avi", "mjpeg", "yuvj420p", "mp3"),
+    ("mpeg4.mov", "mpeg4", "yuv420p", "pcm_s16le"),
+    ("animated.gif", "gif", "rgb8", None),
+    ("h264.ts", "libx264", "yuv420p", None),
+)
+
+
+def picture(number: int) -> np.ndarray:
+    grid = np.mgrid[0:48, 0:64].sum(axis=0) * 3 + number * 5
+    return np.repeat((grid % 256).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def write_clip(
+    path: Path, codec: str, pixels: str, sound: str | None, frames: int = 20, rate: int = 25, first: int = 0
+) -> Path:
+    """A small good clip; `first` is the number of its first frame."""
+    with av.open(str(path), "w") as container:
+        options = {"g": "10", "bf": "0"} if codec == "libx264" else {"g": "10"}
+        video = container.add_stream(codec, rate=rate, options=options)
+        video.width, video.height, video.pix_fmt = 64, 48, pixels
+        track = container.add_stream(sound, rate=48_000) if sound else None
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24").reformat(format=pixels)
+            frame.pts, frame.time_base = number + first, Fraction(1, rate)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        if track is not None:
+            noise = np.random.default_rng(0).normal(0, 0.1, (1, 24_000)).astype(np.float32)
+            heard = av.AudioFrame.from_ndarray(noise, format="fltp", layout="mono")
+            heard.sample_rate = 48_000
+            container.mux(track.encode(heard))
+            container.mux(track.encode(None))
+    return path
+
+
+def without_its_first_packets(source: Path, target: Path, count: int) -> Path:
+    """The same clip without what its first frames are: no keyframe to begin with."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as container:
+        track = given.streams.video[0]
+        copy = container.add_stream_from_template(track)
+        for number, packet in enumerate(given.demux(track)):
+            if number >= count and packet.dts is not None:
+                packet.stream = copy
+                container.mux(packet)
+    return target
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A PNG whose header promises so much, with a few bytes of picture."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pieces = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100_000))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + pieces
+
+
+def that_claims(data: bytes, width: int, height: int) -> bytes:
+    """An mp4 or mov of 64x48 whose headers say it has another size."""
+    small = struct.pack(">HH", 64, 48)
+    large = struct.pack(">HH", min(width, 65535), min(height, 65535))
+    return data.replace(
+        struct.pack(">II", 64 << 16, 48 << 16), struct.pack(">II", width << 15, height << 15)
+    ).replace(small, large)
+
+
+def chosen(folder: Path) -> Iterator[Path]:
+    """Files that are bad in a way somebody thought of."""
+
+    def file(name: str, data: bytes) -> Path:
+        (folder / name).write_bytes(data)
+        return folder / name
+
+    good = {name: write_clip(folder / name, *how) for name, *how in KINDS}
+    yield from good.values()
+    for name, path in good.items():
+        data = path.read_bytes()
+        for share in (0.02, 0.3, 0.7, 0.98):
+            yield file(f"cut-at-{share}-{name}", data[: int(len(data) * share)])
+        yield file(f"no-beginning-{name}", data[len(data) // 3 :])
+        yield file(f"twice-{name}", data + data)
+        yield file(
+            f"zeros-inside-{name}", data[: len(data) // 2] + bytes(2000) + data[len(data) // 2 + 2000 :]
+        )
+    mp4 = good["h264.mp4"].read_bytes()
+    yield file("claims-100000.mp4", that_claims(mp4, 65535, 65535))
+    yield file("claims-100000.mov", that_claims(good["mpeg4.mov"].read_bytes(), 65535, 65535))
+    yield file("claims-100000.png", png_that_claims(100_000, 100_000))
+    yield file("claims-4000.png", png_that_claims(4000, 4000))
+    gif = good["animated.gif"].read_bytes()
+    yield file("claims-65535.gif", gif[:6] + struct.pack("<HH", 65535, 65535) + gif[10:])
+    yield file("bomb.gif", gif[:6] + struct.pack("<HH", 8000, 8000) + gif[10:])
+    yield file(
+        "claims-2-billion-frames.mp4", mp4.replace(b"stts\0\0\0\0\0\0\0\1", b"stts\0\0\0\0\x7f\xff\xff\xff")
+    )
+    yield file("endless.ts", good["h264.ts"].read_bytes() * 100)
+    yield file("endless.gif", gif[:-1] + gif[gif.index(b"!\xf9") : -1] * 100 + b";")
+    yield write_clip(folder / "long.mp4", "libx264", "yuv420p", None, frames=400)
+    yield write_clip(folder / "10000-fps.mkv", "mjpeg", "yuvj420p", None, rate=10_000)
+    yield write_clip(folder / "10000-fps.mp4", "libx264", "yuv420p", None, rate=10_000)
+    yield write_clip(
+        folder / "one-frame-an-hour.mkv", "mjpeg", "yuvj420p", None, frames=2, rate=1, first=3600
+    )
+    yield write_clip(folder / "before-zero.mkv", "mjpeg", "yuvj420p", None, first=-10)
+    yield write_clip(folder / "before-zero.mp4", "libx264", "yuv420p", "aac", first=-10)
+    yield without_its_first_packets(good["h264.mkv"], folder / "no-keyframe.mkv", 1)
+    yield without_its_first_packets(good["vp9.webm"], folder / "no-keyframe.webm", 3)
+    yield file("executable.mp4", Path(sys.executable).resolve().read_bytes()[:200_000])
+    yield file("text.mp4", b"not a video\n" * 500)
+    yield file("page.mp4", b"<html><script>alert(1)</script></html>")
+    yield file("archive.mp4", b"PK\x03\x04" + bytes(3000))
+    yield file("noise.webm", random.Random(0).randbytes(50_000))
+    yield file("nothing.mp4", b"")
+    yield file("one-byte.mp4", b"\0")
+    for name in ("list.m3u8", "list.mp4"):
+        yield file(name, b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nh264.ts\n#EXT-X-ENDLIST\n")
+    yield file("concat.mp4", b"ffconcat version 1.0\nfile h264.mp4\n")
+
+
+def spoilt(folder: Path, count: int, seed: int) -> Iterator[Path]:
+    """Good clips with bytes changed, left out, or repeated at random; most often in their headers."""
+    dice = random.Random(seed)
+    good = [(name, write_clip(folder / name, *how).read_bytes()) for name, *how in KINDS]
+    for number in range(count):
+        name, original = dice.choice(good)
+        data = bytearray(original)
+        for _ in range(dice.choice([1, 1, 3, 10, 100])):
+            at = dice.randrange(dice.choice([64, 1000, len(data)])) % len(data)
+            match dice.randrange(5):
+                case 0 | 1:
+                    data[at] ^= 1 << dice.randrange(8)
+                case 2:
+                    data[at : at + 4] = dice.choice([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", bytes(4)])
+                case 3:
+                    del data[at : at + dice.randrange(1, 50)]
+                case 4:
+                    data[at:at] = data[at : at + dice.randrange(1, 50)]
+        path = folder / f"spoilt-{seed}-{number}-{name}"
+        path.write_bytes(data)
+        yield path
+
+
+def outcomes(folder: Path, paths: list[Path]) -> list[dict]:
+    """What `read_hostile.py` says of each; a crash, a hang or a full memory names the file and fails."""
+    work = folder / "work"
+    work.mkdir()
+    told = subprocess.run(
+        [sys.executable, str(HERE / "read_hostile.py"), str(work)],
+        input="".join(f"{path}\n" for path in paths),
+        capture_output=True,
+        text=True,
+        cwd=HERE.parent,
+        env={"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1", "PATH": ""},
+    )
+    lines = [json.loads(line) for line in told.stdout.splitlines()]
+    assert told.returncode == 0, f"ended at {lines[-1]} with {told.returncode}: {told.stderr[-2000:]}"
+    return [line for line in lines if "name" in line]
+
+
+def check(results: list[dict], count: int) -> None:
+    assert len(results) == count
+    for result in results:
+        made = result["outcome"] == "made"
+        assert made or len(result["outcome"]) > 30, result
+        assert (result["bytes"] > 0) == made and result["left"] == [], result
+        assert result["seconds"] < 20 and result["peak_mb"] < 1500 and result["bytes"] < 20e6, result
+
+
+def test_files_that_are_broken_or_lie_end_in_a_clip_or_a_sentence_within_bounds(tmp_path):
+    paths = [*chosen(tmp_path), *spoilt(tmp_path, 40, seed=0)]
+    results = outcomes(tmp_path, paths)
+    check(results, len(paths))
+    outcome = {result["name"]: result["outcome"] for result in results}
+    for name, *_ in KINDS:
+        assert outcome[name] == "made"
+    for name in (
+        "executable.mp4",
+        "text.mp4",
+        "page.mp4",
+        "archive.mp4",
+        "noise.webm",
+        "list.m3u8",
+        "list.mp4",
+    ):
+        assert "is not a video that can be read" in outcome[name]
+    for name in ("claims-100000.png", "claims-65535.gif", "bomb.gif", "claims-4000.png"):
+        assert outcome[name].startswith("refused"), outcome[name]
+    for name in ("endless.ts", "endless.gif", "long.mp4"):
+        assert "more than 300 frames" in outcome[name] or "longer than" in outcome[name], outcome[name]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1, 21))
+def test_a_hundred_spoilt_clips_end_in_a_clip_or_a_sentence_within_bounds(tmp_path, seed):
+    results = outcomes(tmp_path, list(spoilt(tmp_path, 100, seed)))
+    check(results, 100)
+    made = sum(result["outcome"] == "made" for result in results)
+    slowest, peak = (max(result[name] for result in results) for name in ("seconds", "peak_mb"))
+    print(f"{seed}: {made} made, {100 - made} refused, slowest {slowest} s, peak {peak} MB")
