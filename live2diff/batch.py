@@ -211,13 +211,24 @@ def give_out(streams: Sequence[Stream], finished: Sequence[list[Frame]]) -> list
 
 
 def check_frame(frame: np.ndarray) -> None:
-    """Raises `ValueError` for what is not a uint8 array `[height, width, 3]` with pixels."""
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        is_array = isinstance(frame, np.ndarray)
-        found = f"{frame.dtype} {list(frame.shape)}" if is_array else type(frame).__name__
-        raise ValueError(f"A frame must be a uint8 array [height, width, 3]; this is {found}.")
+    """Raises `ValueError`, with advice, for what is not a uint8 array `[height, width, 3]` with pixels."""
+    wanted = "A frame must be a uint8 array [height, width, 3]"
+    if not isinstance(frame, np.ndarray):
+        raise ValueError(f"{wanted}; this is {type(frame).__name__}.")
     if 0 in frame.shape:
-        raise ValueError(f"A frame must have pixels; this one is {frame.shape[1]} x {frame.shape[0]}.")
+        raise ValueError(f"A frame must have pixels; this one is {list(frame.shape)}.")
+    if frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8:
+        return
+    advice = ""
+    if frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 1):
+        advice = " Repeat its grey: np.repeat(frame.reshape(*frame.shape[:2], 1), 3, axis=2)."
+    elif frame.ndim == 3 and frame.shape[2] == 4:
+        advice = " Leave out its alpha: frame[..., :3]."
+    elif frame.dtype == np.uint16:
+        advice = " Take its upper 8 bits: (frame >> 8).astype(np.uint8)."
+    elif np.issubdtype(frame.dtype, np.floating):
+        advice = " Scale it from 0..1: (frame * 255).round().astype(np.uint8)."
+    raise ValueError(f"{wanted}; this is {frame.dtype} {list(frame.shape)}.{advice}")
 
 
 def upload(frames: list[np.ndarray], size: tuple[int, int], device: torch.device) -> torch.Tensor:

@@ -5,6 +5,7 @@ get wrong ends in a `ClipError` that says what to do.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -20,6 +21,7 @@ CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,ogg,flv,asf,gif,apng,"
     "image2,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,mp3,wav,flac,aac"  # the last four: to say "only sound"
 )
+OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 DEFAULT_RATE = Fraction(25)
 UNNAMED_COLOURS = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
 CUT_SLACK = Fraction(5, 1000)  # seconds; the ends of a cut come rounded, frame times do not
@@ -105,9 +107,9 @@ def probe(path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE) -> Clip
                 last = max(last, float(moment - zero))
                 source.check_length(inside, last)
         indexed = source.container.format.name.startswith("mov")  # other headers guess at the count
-        if indexed and 0 < packets < track.frames:
+        if indexed and 0 < packets < track.frames and (there := source.count_packets()) < track.frames:
             raise ClipError(
-                f"{source.name} is cut off: only {packets} of its {track.frames} frames are there. Copy or "
+                f"{source.name} is cut off: only {there} of its {track.frames} frames are there. Copy or "
                 "download it again, or save it anew with a video editor."
             )
     with Source(path, limits) as source:
@@ -162,9 +164,8 @@ class Source:
         self._open()
 
     def _open(self) -> None:
-        options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
         try:
-            self.container = av.open(str(self.path.absolute()), container_options=options)
+            self.container = av.open(str(self.path.absolute()), container_options=OPTIONS)
         except (av.FFmpegError, UnicodeDecodeError) as error:
             raise ClipError(
                 f"{self.name} is not a video that can be read: it may be cut off, or something else than a "
@@ -243,6 +244,16 @@ class Source:
                 return
             if packet.size:
                 yield packet
+
+    def count_packets(self) -> int:
+        """How many the picture track really has, with those that an edit list hides: a phone that trims a
+        clip does no more than that."""
+        options = OPTIONS | {"ignore_editlist": "1"}
+        with av.open(str(self.path.absolute()), container_options=options) as whole, suppress(av.FFmpegError):
+            count = 0
+            for packet in whole.demux(whole.streams[self.track.index]):
+                count += packet.size > 0
+        return count
 
     def frames(self, cut: Cut = WHOLE) -> Iterator[tuple[Image, Fraction]]:
         """Upright frames of one size with their times in the file, which strictly increase."""

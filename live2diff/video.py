@@ -157,6 +157,7 @@ class _Writer:
         self.sound = _Sound(source, info, limits, cut) if info.has_sound else None
         self.lead = self.sound.lead if self.sound else Fraction(0)
         self.end = Fraction(0)  # of the newest frame, in the result
+        self.pts = -1  # of the newest frame
         self.container = None
 
     def __enter__(self) -> "_Writer":
@@ -185,7 +186,8 @@ class _Writer:
                 format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
             )
             frame.time_base = self.info.tick
-            frame.pts = round((moment + self.lead) / self.info.tick)
+            # Times that increase may be the same tick: 10,000 frames a second, in milliseconds.
+            frame.pts = self.pts = max(self.pts + 1, round((moment + self.lead) / self.info.tick))
             self.end = moment + self.lead + 1 / self.info.rate
             self._mux(self.video.encode(frame))
             if self.sound is not None:
