@@ -20,6 +20,7 @@ from typing import Any
 
 import gradio as gr
 
+from live2diff import log
 from live2diff.api import add_endpoints
 from live2diff.clip_jobs import KEPT_SECONDS, ClipJobs
 from live2diff.engine import Engine
@@ -27,6 +28,7 @@ from live2diff.line import WaitingLine
 from live2diff.live_view import connect, live_view
 from live2diff.look import STYLESHEET, THEME
 from live2diff.options import add_model_options, load_model
+from live2diff.stop import GRACE_SECONDS, serve_until_stopped
 from live2diff.styles import THUMBNAILS, thumbnail_of
 from live2diff.video_tab import EXAMPLES, UPLOAD_MEGABYTES, clip_key, video_tab
 from live2diff.visit_button import visit_button
@@ -112,6 +114,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--small-memory", action="store_true", help="half as much for each visitor: more fit")
     parser.add_argument("--mcp", action="store_true", help="serve the endpoints as MCP tools as well")
+    parser.add_argument(
+        "--grace-seconds",
+        type=float,
+        default=GRACE_SECONDS,
+        help="what clips have to finish when the server is stopped (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     if options.mcp and importlib.util.find_spec("mcp") is None:
         parser.error(f"--mcp needs one package more: pip install 'gradio[mcp]=={gr.__version__}'")
@@ -120,7 +128,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     where = {"server_name": options.host, "server_port": options.port, "share": options.share}
-    serve(engine, mcp_server=options.mcp or None, **where).block_thread()
+    log.begin()
+    serve_until_stopped(serve(engine, mcp_server=options.mcp or None, **where), engine, options.grace_seconds)
 
 
 if __name__ == "__main__":

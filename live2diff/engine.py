@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .places import Answer, ClipStream, EngineBusy, NoMemory, Places, StreamGone, Visitor
+from .log import name_of, tell
+from .places import Answer, ClipStream, EngineBusy, NoMemory, Places, Stopping, StreamGone, Visitor
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +50,12 @@ class Viewer(Visitor):
     answer: Future[Answer] | None = None  # to the frame in the mailbox, or to the last one taken from it
     changes: int = 0  # updates and restarts that the device thread has not come to
     inside: deque[Mail] = field(default_factory=deque)  # frames that went in and have not come out yet
+    name: str = ""  # in the log
+    opened: float = field(default_factory=time.monotonic)
+
+    @property
+    def kind(self) -> str:
+        return "clip" if self.is_clip else "live"
 
     def is_busy(self) -> bool:
         return self.stream is None or (self.answer is not None and not self.answer.done())
@@ -122,8 +129,10 @@ class Engine(Places[Viewer]):
 
         The answer is the end of the prompt that is too long for the model, "" as a rule.
         """
-        visitor = Viewer()
+        visitor = Viewer(name=name_of(key))
         former = self._give_place(key, visitor)
+        if former is not None:
+            former.reason = "replaced"
         self._device.submit(self._close, former)
         return self._device.submit(self._open, key, visitor, settings)
 
@@ -169,8 +178,10 @@ class Engine(Places[Viewer]):
         capacity; whoever runs them decides how many run at once. `frames`, how many it has as far as one
         knows, matters only where time on a device must be asked for.
         """
+        if self._ending:
+            raise Stopping
         self.close(key)
-        visitor = Viewer(is_clip=True)
+        visitor = Viewer(is_clip=True, name=name_of(key))
         with self._lock:
             self._visitors[key] = visitor
         try:
@@ -178,7 +189,8 @@ class Engine(Places[Viewer]):
             yield ClipStream(ignored, lambda *call: self._device.submit(self._run, visitor, *call).result())
         finally:
             self._forget(key, visitor)
-            self._device.submit(self._close, visitor)
+            if not self._stopped.is_set():  # else the device has seen to it
+                self._device.submit(self._close, visitor)
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -197,6 +209,8 @@ class Engine(Places[Viewer]):
         shared = {} if visitor.is_clip or not self._together else {"table": self._table}
         visitor.stream = self._pipe.stream(**settings, **shared, cache_dtype=self._cache_dtype)
         visitor.last_seen = time.monotonic()
+        asked = {name: settings.get(name) for name in ("style", "steps", "size")}
+        tell("opened", kind=visitor.kind, id=visitor.name, **asked)
         return visitor.stream.ignored_words
 
     def _change(self, visitor: Viewer, name: str, settings: dict[str, Any]) -> str:
@@ -252,6 +266,8 @@ class Engine(Places[Viewer]):
         return Answer(frames, shown.tag if frames else None, viewer.stream.frames_in, viewer.stream.warm)
 
     def _alive(self, viewer: Viewer) -> Stream:
+        if viewer.reason == "stopped":
+            raise Stopping
         if viewer.closed or viewer.stream is None:
             raise StreamGone("This stream has ended. Start it again.")
         return viewer.stream
@@ -278,6 +294,7 @@ class Engine(Places[Viewer]):
 
         key = next((key for key, other in self._visitors.items() if other is visitor), "")
         self._forget(key, visitor)
+        visitor.reason = type(error).__name__
         self._close(visitor)
         if not isinstance(error, OutOfMemoryError):
             return error
@@ -288,6 +305,9 @@ class Engine(Places[Viewer]):
 
     def _close(self, visitor: Viewer | None) -> None:
         if visitor is not None and visitor.stream is not None:
-            visitor.stream.close()
+            stream, seconds = visitor.stream, time.monotonic() - visitor.opened
+            counts = {"frames_in": stream.frames_in, "frames_out": stream.frames_out, "seconds": seconds}
+            tell("closed", kind=visitor.kind, id=visitor.name, reason=visitor.reason, **counts)
+            stream.close()
             visitor.stream = None
             visitor.inside.clear()

@@ -32,6 +32,13 @@ class StreamGone(RuntimeError):
     """The stream was never opened, was closed, or was freed after a silence: open it again."""
 
 
+class Stopping(StreamGone):
+    """The server ends, and its streams with it."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is being stopped. What was done of a clip by then is kept.")
+
+
 class NoMemory(RuntimeError):
     """The device ran out of memory over this stream, which has ended; there are fewer places from now on."""
 
@@ -67,6 +74,7 @@ class Visitor:
     is_clip: bool = False
     last_seen: float = field(default_factory=time.monotonic)
     closed: bool = False
+    reason: str = "closed"  # why it ended, for the log
 
     def is_busy(self) -> bool:
         """Whether the silence is ours: something is being done for this visitor."""
@@ -119,6 +127,7 @@ class Places(Generic[AnyVisitor]):
         self._finished: deque[tuple[float, float]] = deque(maxlen=512)  # (when, how long it took)
         self._dropped = 0
         self._stopped = threading.Event()
+        self._ending = False
         threading.Thread(target=self._reap, name="reaper", daemon=True).start()
 
     @property
@@ -189,11 +198,18 @@ class Places(Generic[AnyVisitor]):
             "delay_p95": p95,
         }
 
+    def end(self, clips: bool = True) -> None:
+        """Close every stream, of live visitors alone without `clips`; none begins any more."""
+        self._ending = True
+        with self._lock:
+            ended = [key for key, visitor in self._visitors.items() if clips or not visitor.is_clip]
+        for key in ended:
+            self._close_because("stopped", key)
+
     def shutdown(self) -> None:
         """Close every stream and end what runs in the background."""
         self._stopped.set()
-        for key in list(self._visitors):
-            self.close(key)
+        self.end()
         self._downloads.shutdown(wait=False, cancel_futures=True)
 
     def _give_place(self, key: str, visitor: AnyVisitor) -> AnyVisitor | None:
@@ -203,6 +219,8 @@ class Places(Generic[AnyVisitor]):
             EngineBusy: there is no room, or others come first.
         """
         with self.admission(key):
+            if self._ending:
+                raise Stopping
             if len(self.visitors() - {key}) >= self.capacity:
                 self.make_room()
             with self._lock:
@@ -245,7 +263,13 @@ class Places(Generic[AnyVisitor]):
         with self._lock:
             idle = [key for key, visitor in self._visitors.items() if visitor.is_idle(seconds)]
         for key in idle:
-            self.close(key)
+            self._close_because("silent", key)
+
+    def _close_because(self, reason: str, key: str) -> None:
+        with self._lock:
+            if key in self._visitors:
+                self._visitors[key].reason = reason
+        self.close(key)
 
     def _reap(self) -> None:
         while not self._stopped.wait(min(self.idle_seconds / 4, 5.0)):
