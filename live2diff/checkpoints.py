@@ -2,9 +2,10 @@
 PyTorch's restricted reader only, which builds tensors and runs no code."""
 
 import pickle
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from zipfile import is_zipfile
+from zipfile import BadZipFile, is_zipfile
 
 import torch
 from diffusers.loaders.single_file_utils import (
@@ -16,6 +17,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 Tensors = dict[str, torch.Tensor]
+
+# What the restricted reader raises over pickles with wrong bytes in them, found by trying.
+BROKEN_PICKLE = (
+    AssertionError,
+    AttributeError,
+    BadZipFile,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 # Beginnings of the names in the original single-file layout of Stable Diffusion, by what they belong to.
 SINGLE_FILE_PARTS = {
@@ -55,7 +71,7 @@ def read_tensors(file: str | Path) -> Tensors:
             f"{file} holds more than tensors, or is no checkpoint. Code from a file is never run: get it as "
             ".safetensors."
         ) from None
-    except (EOFError, RuntimeError) as error:
+    except BROKEN_PICKLE as error:
         reason = str(error).splitlines()[0] if str(error) else "it ends too early"
         raise ValueError(
             f"{file} is cut off, or no checkpoint ({reason}). Copy or download it again."

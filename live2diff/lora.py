@@ -5,6 +5,7 @@ and maybe an alpha; the layer's weight changes by `alpha / rank * up @ down`. On
 differs, so each layer is looked up by one plain spelling of its name.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,15 +112,24 @@ def checked(
     part, name = target
     if not {"down", "up"} <= kinds.keys():
         raise ValueError(f"{file} has only half of what it changes {name} of the {part} by.")
-    down, up = kinds["down"], kinds["up"]
+    down, up, alpha = kinds["down"], kinds["up"], kinds.get("alpha")
     shape = parts[part].get_parameter(name).shape
-    rank = len(down)
-    alpha = kinds["alpha"].item() if "alpha" in kinds else rank
-    fits = up.ndim >= 2 and up.shape[1] == rank and len(up) == shape[0] and down.shape[1] == shape[1]
-    area = (down[0, 0].numel() if down.ndim > 2 else 1) * (up[0, 0].numel() if up.ndim > 2 else 1)
-    if not fits or area != shape[2:].numel():
+    rank = len(down) if down.ndim else 0
+    fits = (
+        min(up.ndim, down.ndim) >= 2
+        and (len(up), up.shape[1], rank, down.shape[1]) == (shape[0], rank, up.shape[1], shape[1])
+        and down.shape[2:].numel() * up.shape[2:].numel() == shape[2:].numel()
+    )
+    if not fits:
         raise ValueError(
             f"{name} of the {part} has the shape {list(shape)}, and {file} changes it by {list(up.shape)} "
             f"times {list(down.shape)}: it was made for another model."
         )
+    if rank == 0:
+        raise ValueError(f"{file} changes {name} of the {part} by matrices of rank 0: it holds nothing.")
+    if alpha is not None and alpha.numel() != 1:
+        raise ValueError(f"{file} has {alpha.numel()} numbers for one alpha, that of {name} of the {part}.")
+    alpha = float(rank if alpha is None else alpha)
+    if not (math.isfinite(alpha) and down.isfinite().all() and up.isfinite().all()):
+        raise ValueError(f"{file} has NaN or infinity in an alpha or a weight of {name}: it is damaged.")
     return Factors(down, up, alpha / rank)

@@ -239,6 +239,10 @@ class Live2DiffPipeline(DiffusionPipeline):
         cell = cell_side(self.vae)
         return self.unet.config.in_channels, size[0] // cell, size[1] // cell
 
+    def _text(self, style: str | None, prompt: str) -> str:
+        """What the tokenizer gets; half a character (JSON can spell one) becomes a question mark."""
+        return self.preset(style).prompt(prompt).encode("utf-8", "replace").decode()
+
     def tokenize(self, style: str | None, prompt: str) -> torch.Tensor:
         """A style and the viewer's words as tokens `[1, 77]`; words beyond 77 tokens have no effect.
 
@@ -248,7 +252,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         if len(prompt) > LONGEST_PROMPT:
             raise ValueError(f"The prompt has {len(prompt)} characters; at most {LONGEST_PROMPT} are read.")
         return self.tokenizer(
-            self.preset(style).prompt(prompt),
+            self._text(style, prompt),
             padding="max_length",
             max_length=self.tokenizer.model_max_length,
             truncation=True,
@@ -271,7 +275,7 @@ class Live2DiffPipeline(DiffusionPipeline):
     def ignored_words(self, style: str | None, prompt: str) -> str:
         """The end of the prompt that does not fit into the text encoder's 77 tokens; empty if all of it
         does."""
-        tokens = self.tokenizer(self.preset(style).prompt(prompt)).input_ids[1:-1]
+        tokens = self.tokenizer(self._text(style, prompt)).input_ids[1:-1]
         return self.tokenizer.decode(tokens[self.tokenizer.model_max_length - 2 :]).strip()
 
     @torch.no_grad()
