@@ -249,8 +249,8 @@ class Source:
         """How many the picture track really has, with those that an edit list hides: a phone that trims a
         clip does no more than that."""
         options = OPTIONS | {"ignore_editlist": "1"}
-        with av.open(str(self.path.absolute()), container_options=options) as whole, suppress(av.FFmpegError):
-            count = 0
+        count = 0
+        with suppress(av.FFmpegError), av.open(str(self.path.absolute()), container_options=options) as whole:
             for packet in whole.demux(whole.streams[self.track.index]):
                 count += packet.size > 0
         return count
@@ -275,7 +275,11 @@ class Source:
 
     def _picture(self, frame: av.VideoFrame) -> Image:
         self._check_pixels(frame.width, frame.height)
-        return _upright(_rgb(frame, self.track.sample_aspect_ratio), frame)
+        try:
+            return _upright(_rgb(frame, self.track.sample_aspect_ratio), frame)
+        except av.FFmpegError as error:
+            what = f"a frame of {frame.width}x{frame.height}, {frame.format.name}, cannot be shown"
+            raise ClipError(f"{self.name} is damaged: {what}. Copy or download it again.") from error
 
     def _timed(self) -> Iterator[tuple[av.VideoFrame, Fraction]]:
         """Decoded frames from here on; where a file gives no time, or not a later one, the rate does."""
