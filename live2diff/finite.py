@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 class BrokenPicture(RuntimeError):
     """The model gives NaN or infinity even after a fresh start; the stream has ended."""
 
-    def __init__(self, part: str, dtype: torch.dtype):
-        width = (
-            " they may be too large for float16, so load them as float32;" if dtype == torch.float16 else ""
-        )
-        super().__init__(
-            f"The model gave NaN or infinity in {part}, twice in a row. Its weights may be damaged{width}: "
-            "copy or download them again, or take another model or style."
-        )
+
+def broken_in(part: str, dtype: torch.dtype) -> BrokenPicture:
+    """The error, with words for people."""
+    width = " (or too large for float16: load them as float32)" if dtype == torch.float16 else ""
+    return BrokenPicture(
+        f"The model gave NaN or infinity in {part}, twice in a row. Its weights may be damaged{width}: "
+        "copy or download them again, or take another model or style."
+    )
 
 
 def is_finite(frame: Frame) -> bool:
@@ -39,8 +39,8 @@ def broken(newest: Frame, latents: torch.Tensor) -> BrokenPicture:
         ("what the UNet made", latents),
     ):
         if numbers is not None and not numbers.isfinite().all():
-            return BrokenPicture(part, latents.dtype)
-    return BrokenPicture("the picture (VAE decoder)", latents.dtype)
+            return broken_in(part, latents.dtype)
+    return broken_in("the picture (VAE decoder)", latents.dtype)
 
 
 def mended(frames: list[Frame]) -> list[Frame]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,7 +18,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from live2diff.__main__ import main
 from live2diff.checkpoints import read_tensors
+from live2diff.clip import ClipError, Cut
+from live2diff.clip_jobs import LIMITS, ClipJobs
+from live2diff.engine import Engine
 from live2diff.lora import read_lora
 
 HERE = Path(__file__).parent
@@ -380,3 +385,30 @@ def test_a_megabyte_of_words_is_refused_at_once(tiny_pipeline):
     stream = tiny_pipeline.stream()
     with pytest.raises(ValueError, match="1000000 characters"):
         stream.update(prompt="x" * 1_000_000)
+
+
+def test_the_length_of_a_clip_is_limited_for_every_way_in(tmp_path, tiny_pipeline, capsys):
+    """A page's clips and those of programs go through `ClipJobs`; the command line has limits of its own."""
+    source = tmp_path / "hour.mkv"
+    with av.open(str(source), "w") as container:
+        video = container.add_stream("mjpeg", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuvj420p"
+        for seconds in (0, 3600):
+            frame = av.VideoFrame.from_ndarray(picture(0), format="rgb24").reformat(format="yuvj420p")
+            frame.pts, frame.time_base = seconds * 25, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    assert main([str(source), str(tmp_path / "out.mp4"), "--model", "nano"]) == 2
+    assert "longer than 600 seconds" in capsys.readouterr().err
+    engine = Engine(tiny_pipeline)
+    for limits, words in (
+        (LIMITS, "longer than 60 seconds"),
+        (replace(LIMITS, max_seconds=5000.0, max_frames=1), "more than 1 frames"),
+        (replace(LIMITS, max_pixels=1000), "megapixels"),
+        (replace(LIMITS, max_bytes=1000), "MB"),
+    ):
+        jobs = ClipJobs(engine, tmp_path / "results", limits)
+        with pytest.raises(ClipError, match=words):
+            list(jobs.run("key", source, jobs.new_result(), Cut(), {"style": "pencil"}))
+    engine.shutdown()
+    assert not list((tmp_path / "results").iterdir())
