@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .attention import Window
-from .finite import BrokenPicture
+from .places import BrokenPicture
 from .sampler import add_noise, denoise, joined
 
 if TYPE_CHECKING:

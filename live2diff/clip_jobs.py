@@ -16,6 +16,7 @@ from typing import Any
 
 from .clip import Cut
 from .engine import Engine, StreamGone
+from .places import BrokenPicture, NoMemory
 from .video import Limits, Progress, probe, translate
 
 LIMITS = Limits(max_frames=1800, max_seconds=60.0)  # of the part that is translated
@@ -100,6 +101,8 @@ class ClipJobs:
                             yield step
             except StreamGone as gone:
                 raise ClipStopped("Cancelled." if stop.is_set() else str(gone)) from None
+            except (BrokenPicture, NoMemory) as failed:
+                raise ClipStopped(str(failed)) from None
             finally:
                 if not result.path.exists():
                     result.frames = 0

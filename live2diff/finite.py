@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .places import BrokenPicture
+
 if TYPE_CHECKING:
     from .batch import Frame
-
-
-class BrokenPicture(RuntimeError):
-    """The model gives NaN or infinity even after a fresh start; the stream has ended."""
 
 
 def broken_in(part: str, dtype: torch.dtype) -> BrokenPicture:

@@ -49,6 +49,10 @@ class NoMemory(RuntimeError):
         )
 
 
+class BrokenPicture(RuntimeError):
+    """The model gives NaN or infinity even after a fresh start; the stream has ended."""
+
+
 class VisitOver(StreamGone):
     """The GPU was lent for so long and no longer; open the stream again for the next visit."""
 

@@ -5,6 +5,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ import torch
 from torch import nn
 
 from live2diff import Live2DiffPipeline
+from live2diff.clip import Cut, probe
+from live2diff.clip_jobs import ClipJobs, ClipStopped
 from live2diff.engine import Engine
-from live2diff.finite import BrokenPicture
-from live2diff.places import NoMemory
+from live2diff.places import BrokenPicture, NoMemory
 
+ROOM = Path(__file__).parent.parent / "examples" / "room.mp4"
 PATIENCE = 60.0  # seconds that an answer may take
 CURSED = np.full((48, 64, 3), 255, np.uint8)  # the one picture that is all white
 
@@ -203,6 +206,20 @@ def test_without_memory_for_a_batch_its_streams_are_worked_on_one_by_one(tiny_pi
     for key, clip in clips.items():
         for out, good in zip(given[key], out_of(tiny_pipeline.stream(steps=1, seed=1), clip), strict=True):
             assert np.abs(out.astype(int) - good).max() <= 1
+
+
+def test_a_clip_without_memory_says_so_and_keeps_what_is_done(tiny_pipeline, tmp_path):
+    engine = Engine(tiny_pipeline, capacity=2)
+    jobs = ClipJobs(engine, tmp_path / "results")
+    result = jobs.new_result()
+    settings = {"style": "pencil", "steps": 1}
+    full = Full(tiny_pipeline.unet, lambda _: result.frames >= 8)  # the warmup is through
+    with full, pytest.raises(ClipStopped, match="not enough memory"):
+        for _ in jobs.run("clip/ann", ROOM, result, Cut(0, 1), settings):
+            pass
+    assert full.calls == 1 and result.frames == 8 and probe(result.path).frame_count == 8
+    assert engine.stats()["clips"] == 0 and engine.capacity == 2  # clips take no place
+    engine.shutdown()
 
 
 @contextmanager
