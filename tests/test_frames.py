@@ -60,9 +60,9 @@ def test_any_size_any_layout_in_memory_and_changes_of_size_are_one_frame_in_and_
         np.full((1, 500, 3), 200, np.uint8),
         np.broadcast_to(np.uint8(9), (300, 200, 3)),
         np.frombuffer(COLOUR.tobytes(), np.uint8).reshape(COLOUR.shape),  # not to be written to
-    ] * 2
+    ]
     for first in (0, 3):  # also as the first, which decides the working size
-        stream, order = tiny_pipeline.stream(steps=1), frames[first:]
+        stream, order = tiny_pipeline.stream(steps=1, size=16), frames[first:] + frames[:first]
         given = [out for frame in order for out in stream.push(frame)] + stream.flush()
         assert [out.shape for out in given] == [frame.shape for frame in order]
 

@@ -108,10 +108,9 @@ def chosen(folder: Path) -> Iterator[Path]:
     yield from good.values()
     for name, path in good.items():
         data = path.read_bytes()
-        for share in (0.02, 0.3, 0.7, 0.98):
+        for share in (0.02, 0.6, 0.98):
             yield file(f"cut-at-{share}-{name}", data[: int(len(data) * share)])
         yield file(f"no-beginning-{name}", data[len(data) // 3 :])
-        yield file(f"twice-{name}", data + data)
         yield file(
             f"zeros-inside-{name}", data[: len(data) // 2] + bytes(2000) + data[len(data) // 2 + 2000 :]
         )
@@ -200,7 +199,7 @@ def check(results: list[dict], count: int) -> None:
 
 
 def test_files_that_are_broken_or_lie_end_in_a_clip_or_a_sentence_within_bounds(tmp_path):
-    paths = [*chosen(tmp_path), *spoilt(tmp_path, 25, seed=0)]
+    paths = [*chosen(tmp_path), *spoilt(tmp_path, 15, seed=0)]
     results = outcomes(tmp_path, paths)
     check(results, len(paths))
     outcome = {result["name"]: result["outcome"] for result in results}

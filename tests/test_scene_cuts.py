@@ -111,7 +111,7 @@ def test_after_a_cut_nothing_is_left_of_the_scene_before(tiny_pipeline, clips):
     have not."""
 
     def memory(past: str, scene_cut: float | None) -> list[np.ndarray]:
-        stream = tiny_pipeline.stream(steps=1, seed=3, size=32, scene_cut=scene_cut)
+        stream = tiny_pipeline.stream(steps=1, seed=3, size=16, scene_cut=scene_cut)
         given = [len(stream.push(frame)) for frame in clips[past][:10] + clips["city"][:3]]
         assert given == [0] * 7 + [8] + [1] * 5  # no gap and no burst
         return [key[:, :11].numpy() for key in stream._cache.keys]

@@ -27,7 +27,7 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_is_stopped_ends_soon_and_its_clip_says_that_it_was_cut(tmp_path):
     port = free_port()
     options = ["--model", "nano", "--port", str(port), "--grace-seconds", "0.5"]
