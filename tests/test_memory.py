@@ -62,7 +62,7 @@ def test_pictures_with_a_memory_in_int8_are_within_a_hundredth(tiny_pipeline, st
 
 @pytest.mark.parametrize("dtype", EIGHT_BITS, ids=str)
 def test_the_shipped_models_pictures_with_a_memory_in_eight_bits_are_within_a_hundredth(dtype):
-    pipeline = live2diff.load("nano", "cpu")
+    pipeline = live2diff.load("nano", "cpu", eager=True)
     assert relative_error(pipeline, moving(20, 64), dtype, style="watercolour", size=64) < 0.01
 
 
