@@ -2,7 +2,7 @@
 
 function makeScreen(canvas, frame) {
   const context = canvas.getContext("2d", { alpha: false });
-  let shown = null; // {picture, original}
+  let shown = null; // {picture, original}, the picture a VideoFrame or an ImageBitmap
   const look = { view: "result", mirror: false, split: 0.5 };
 
   // Side by side where that is wide enough, else one above the other.
@@ -29,7 +29,7 @@ function makeScreen(canvas, frame) {
   function paint() {
     if (!shown) return;
     const { picture, original } = shown;
-    const { width, height } = picture;
+    const { displayWidth: width = picture.width, displayHeight: height = picture.height } = picture;
     const stacked = isStacked(width, height);
     if (look.view === "both") {
       resize(stacked ? width : 2 * width, stacked ? 2 * height : height);

@@ -91,9 +91,9 @@ async function send() {
   const width = frame.displayWidth ?? frame.width;
   const height = frame.displayHeight ?? frame.height;
   const scale = Math.min(1, prefer.side / Math.max(width, height));
-  surface.width = Math.max(2, Math.round(width * scale));
-  surface.height = Math.max(2, Math.round(height * scale));
-  drawing.drawImage(frame, 0, 0, surface.width, surface.height);
+  const size = [width, height].map((side) => Math.max(2, Math.round(side * scale)));
+  if (surface.width !== size[0] || surface.height !== size[1]) [surface.width, surface.height] = size; // else cleared
+  drawing.drawImage(frame, 0, 0, ...size);
   frame.close();
   if (!prefer.skipSimilar || !looksAlike()) {
     const encoded = surface.convertToBlob({ type: "image/jpeg", quality: SENT_QUALITY });
@@ -115,6 +115,15 @@ async function send() {
   pump();
 }
 
+// A blob takes a detour through the browser's main process, there and back: several times slower than the decoder.
+async function decode(jpeg) {
+  if (!self.ImageDecoder) return createImageBitmap(new Blob([jpeg], { type: "image/jpeg" }));
+  const decoder = new ImageDecoder({ type: "image/jpeg", data: jpeg });
+  const { image } = await decoder.decode();
+  decoder.close();
+  return image;
+}
+
 async function onAnswer(data) {
   const header = new DataView(data);
   const [shows, takes, held, worked, gathered] = [0, 4, 8, 12, 16].map((at) => header.getUint32(at, true));
@@ -123,7 +132,7 @@ async function onAnswer(data) {
   pump();
   if (data.byteLength <= HEADER || !sent.has(shows)) return;
   const { captured, original } = sent.get(shows);
-  const picture = await createImageBitmap(new Blob([new Uint8Array(data, HEADER)], { type: "image/jpeg" }));
+  const picture = await decode(new Uint8Array(data, HEADER));
   if (!sent.delete(shows) || shows < shown) return picture.close(); // of an earlier stream, or overtaken
   shown = shows;
   forget(shows);
