@@ -15,6 +15,9 @@ except ImportError:  # it is there on Spaces only
 
 import argparse
 import importlib.util
+import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from live2diff import log
 from live2diff.api import add_endpoints
 from live2diff.clip_jobs import KEPT_SECONDS, ClipJobs
 from live2diff.engine import Engine
+from live2diff.limits import VisitorLimits
 from live2diff.line import WaitingLine
 from live2diff.live_view import connect, live_view
 from live2diff.look import STYLESHEET, THEME
@@ -50,21 +54,24 @@ LAUNCH = {
 }
 
 
-def build(engine: Engine) -> gr.Blocks:
+DEFAULT_LIMITS = VisitorLimits()
+
+
+def build(engine: Engine, limits: VisitorLimits = DEFAULT_LIMITS) -> gr.Blocks:
     """The whole page on `engine`, ready for `.launch(**LAUNCH)`."""
     pictures = [thumbnail_of(name, style) for name, style in engine.styles.items()]
     # Served as they are, never copied, never deleted.
     gr.set_static_paths([EXAMPLES, THUMBNAILS, *(path for path in pictures if path)])
 
     with gr.Blocks(title="Live2Diff", analytics_enabled=False, delete_cache=(300, KEPT_SECONDS)) as demo:
-        jobs = ClipJobs(engine, Path(demo.GRADIO_CACHE) / "live2diff-results")
+        jobs = ClipJobs(engine, Path(demo.GRADIO_CACHE) / "live2diff-results", per_address=limits.clips)
 
         def leave(request: gr.Request) -> None:
             jobs.stop(clip_key(request))
 
         gr.HTML(HEADER, elem_id="header", apply_default_css=False)
         with gr.Tab("Live"):
-            live_view(engine)
+            live_view(engine, limits)
         with gr.Tab("Video"):
             video_tab(engine, jobs)
         if engine.needs_visit:
@@ -75,11 +82,11 @@ def build(engine: Engine) -> gr.Blocks:
     return demo.queue(max_size=32, default_concurrency_limit=4)
 
 
-def serve(engine: Engine, **options: Any) -> gr.Blocks:
+def serve(engine: Engine, limits: VisitorLimits = DEFAULT_LIMITS, **options: Any) -> gr.Blocks:
     """The page on `engine`, served; `options` are those of `launch`. Ends with `.close()`."""
-    demo = build(engine)
+    demo = build(engine, limits)
     demo.launch(prevent_thread_lock=True, **LAUNCH, **options)
-    connect(demo, engine, WaitingLine(engine))
+    connect(demo, engine, WaitingLine(engine, limits.turn_seconds), limits)
     return demo
 
 
@@ -97,6 +104,18 @@ def start_engine(options: argparse.Namespace) -> Engine:
     engine = Engine(pipe, options.streams, cache_dtype=cache_dtype)
     print(engine.room)
     return engine
+
+
+def add_limit_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what the operator can set of what a visitor may have."""
+    told = (
+        ("visits", int, "--visits-per-address", "live visits from one address at once"),
+        ("clips", int, "--clips-per-address", "clips from one address at once, waiting ones included"),
+        ("turn_seconds", float, "--turn-seconds", "how long a live visit lasts once others wait"),
+    )
+    for name, kind, flag, words in told:
+        default = getattr(DEFAULT_LIMITS, name)
+        parser.add_argument(flag, type=kind, default=default, help=f"{words} (default: %(default)s)")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -120,16 +139,21 @@ def main(arguments: list[str] | None = None) -> None:
         default=GRACE_SECONDS,
         help="what clips have to finish when the server is stopped (default: %(default)s)",
     )
+    add_limit_options(parser)
+    if arguments is None:  # where a Space starts this, nobody can write a command line
+        arguments = [*shlex.split(os.environ.get("LIVE2DIFF_OPTIONS", "")), *sys.argv[1:]]
     options = parser.parse_args(arguments)
     if options.mcp and importlib.util.find_spec("mcp") is None:
         parser.error(f"--mcp needs one package more: pip install 'gradio[mcp]=={gr.__version__}'")
     try:
+        limits = VisitorLimits(options.visits_per_address, options.clips_per_address, options.turn_seconds)
         engine = ENGINE or start_engine(options)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     where = {"server_name": options.host, "server_port": options.port, "share": options.share}
     log.begin()
-    serve_until_stopped(serve(engine, mcp_server=options.mcp or None, **where), engine, options.grace_seconds)
+    page = serve(engine, limits, mcp_server=options.mcp or None, **where)
+    serve_until_stopped(page, engine, options.grace_seconds)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from .clip_jobs import ClipJobs, ClipStopped, Waiting
 from .engine import Engine
 from .styles import Style
 from .video import Progress
-from .video_tab import clip_key, cut_of, settings_of, time_left
+from .video_tab import address_of, clip_key, cut_of, settings_of, time_left
 
 
 def refused(message: str) -> gr.Error:
@@ -79,7 +79,8 @@ def add_endpoints(engine: Engine, jobs: ClipJobs) -> None:
         result = jobs.new_result()
         try:
             settings = settings_of(style or engine.default_style, prompt, seed, steps, strength)
-            for step in jobs.run(clip_key(request), clip, result, cut_of(start, end), settings):
+            cut, address = cut_of(start, end), address_of(request)
+            for step in jobs.run(clip_key(request), clip, result, cut, settings, address):
                 count, words = described(step)
                 progress(count, desc=words, unit="frames")
         except ClipStopped as stopped:

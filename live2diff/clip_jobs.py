@@ -16,6 +16,7 @@ from typing import Any
 
 from .clip import Cut
 from .engine import Engine, StreamGone
+from .limits import Counts, VisitorLimits
 from .places import BrokenPicture, NoMemory
 from .video import Limits, Progress, probe, translate
 
@@ -50,8 +51,15 @@ class Result:
 class ClipJobs:
     """Clips on `engine`, one at a time, first come, first served; results go to `folder`, for an hour."""
 
-    def __init__(self, engine: Engine, folder: Path, limits: Limits = LIMITS):
-        self.engine, self.folder, self.limits = engine, folder, limits
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        limits: Limits = LIMITS,
+        per_address: int = VisitorLimits.clips,
+    ):
+        self.engine, self.folder, self.limits, self.per_address = engine, folder, limits, per_address
+        self._counts = Counts(per_address, "clips")
         self._lock = threading.Lock()
         self._line: list[object] = []
         self._stops: dict[str, threading.Event] = {}
@@ -67,7 +75,13 @@ class ClipJobs:
         sweep(self.folder)
 
     def run(
-        self, key: str, clip: str | Path, result: Result, cut: Cut, settings: dict[str, Any]
+        self,
+        key: str,
+        clip: str | Path,
+        result: Result,
+        cut: Cut,
+        settings: dict[str, Any],
+        address: str | None = None,
     ) -> Iterator[Waiting | Progress | str]:
         """Translate a cut of `clip` into `result`; all but the file is freed when this generator ends,
         however it ends. What was made before it ended early is a playable file all the same.
@@ -78,10 +92,11 @@ class ClipJobs:
 
         Raises:
             ClipStopped: by `stop(key)`, or the server could not go on.
-            ValueError, OSError: a clip or a setting that cannot be used, with words for people.
+            ValueError, OSError: a clip or a setting that cannot be used, or too many clips of one `address`,
+                with words for people.
             RuntimeError: the model failed.
         """
-        with self._stoppable(key) as stop, self._in_line() as before:
+        with self._counts.one_more(address), self._stoppable(key) as stop, self._in_line() as before:
             while ahead := before():
                 yield Waiting(ahead)
                 if stop.wait(ASK_AGAIN):

@@ -58,6 +58,8 @@ def checked_settings(data: object) -> dict[str, Any]:
     texts = {name: data.get(name) for name in ("style", "prompt")}
     if not all(isinstance(value, str) and len(value) <= LONGEST_PROMPT for value in texts.values()):
         raise ValueError(f"Style and prompt are texts of at most {LONGEST_PROMPT} characters.")
+    # JSON can hold halves of characters, which no tokenizer takes.
+    texts = {name: value.encode("utf-8", "replace").decode() for name, value in texts.items()}
     numbers = {name: data.get(name) for name in ("steps", "strength")}
     numbers |= {"lora_scale": data.get("lora_scale", 1.0), "seed": data.get("seed", 0)}
     for name, value in numbers.items():

@@ -17,6 +17,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from .limits import BURST_SECONDS, BYTES_A_SECOND, MESSAGES_A_SECOND, SILENT_SECONDS
 from .line import WaitingLine
 from .live_messages import FRAME, PICTURE, checked_settings, decode_frame, encode_frame, read_message
 from .places import EngineBusy, Places, StreamGone
@@ -65,6 +66,7 @@ class Visit:
     room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ANSWERS_AT_ONCE))
     finished: float = 0.0  # when the last answer was
     opened: float = 0.0  # when a stream was last asked for
+    paid_until: float = 0.0  # up to when what was read is paid for, see `pace`
     tasks: asyncio.TaskGroup | None = None
     living: asyncio.Task | None = None  # from the line to the end of the visitor's turn
     updating: asyncio.Task | None = None
@@ -101,9 +103,16 @@ class Visit:
 
     async def read(self) -> None:
         while True:
-            message = await self.socket.receive()
+            try:
+                async with asyncio.timeout(SILENT_SECONDS):
+                    message = await self.socket.receive()
+            except TimeoutError:
+                if self.waits_in_line():
+                    continue
+                return await self.refuse(ValueError("Nothing came from this page for five minutes."))
             if message["type"] == "websocket.disconnect":
                 return
+            await self.pace(len(message.get("bytes") or message.get("text") or ""))
             try:
                 if message.get("bytes") is not None:
                     self.put(message["bytes"])
@@ -111,6 +120,17 @@ class Visit:
                     self.obey(message.get("text") or "")
             except ValueError as error:
                 return await self.refuse(error)
+
+    def waits_in_line(self) -> bool:
+        return self.living is not None and not self.living.done() and not self.is_open
+
+    async def pace(self, size: int) -> None:
+        """Who sends more than a page does is read more slowly, and takes nobody else's time."""
+        cost = max(1 / MESSAGES_A_SECOND, size / BYTES_A_SECOND)
+        now = time.monotonic()
+        self.paid_until = max(self.paid_until, now - BURST_SECONDS) + cost
+        if self.paid_until > now:
+            await asyncio.sleep(self.paid_until - now)
 
     async def refuse(self, error: ValueError) -> None:
         """For what this page never sends: the words, and the end."""

@@ -17,6 +17,7 @@ from PIL import Image
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
+from .limits import SOCKETS_AT_ONCE, Counts, TooMany, VisitorLimits, visitor_address
 from .line import WaitingLine
 from .live_messages import FRAME, LARGEST_FRAME, is_ours
 from .live_socket import Visit
@@ -27,7 +28,6 @@ PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("camera.js", "screen.js", "recorder.js", "live.js")  # one scope, in this order
 SMALLEST_SIDE = 384  # of what the browser sends, whatever little the model works with
 PATH = "/live-socket"
-SOCKETS_AT_ONCE = 200
 PING_SECONDS = 10.0  # a network that was cut without a word is noticed after this and the next
 THUMBNAIL = (160, 120)  # width and height
 
@@ -53,7 +53,7 @@ def page_script() -> str:
     return "\n".join([f"const WORKER_SOURCE = {json.dumps(worker)};", *scripts])
 
 
-def live_view(engine: Places) -> gr.HTML:
+def live_view(engine: Places, limits: VisitorLimits) -> gr.HTML:
     """The Live tab's content; `connect` is what it talks to."""
     return gr.HTML(
         html_template=(PAGE / "live.html").read_text(),
@@ -70,16 +70,18 @@ def live_view(engine: Places) -> gr.HTML:
             for name, style in engine.styles.items()
         ],
         side=max(SMALLEST_SIDE, round(1.5 * engine.size)),
+        limits=limits.in_words(),
         apply_default_css=False,
         elem_id="live",
     )
 
 
-def connect(demo: gr.Blocks, engine: Places, line: WaitingLine) -> None:
+def connect(demo: gr.Blocks, engine: Places, line: WaitingLine, limits: VisitorLimits) -> None:
     """Add the socket to the server of a page that was launched with `prevent_thread_lock=True`.
 
     `line` is the one before `engine`.
     """
+    visits = Counts(limits.visits, "live visits")
     addresses = (demo.share_url, demo.root_path)
     hosts = {urlsplit(address).netloc for address in addresses if address}
     hosts.add(os.environ.get("SPACE_HOST", ""))
@@ -89,10 +91,14 @@ def connect(demo: gr.Blocks, engine: Places, line: WaitingLine) -> None:
         nonlocal open_sockets
         if not is_ours(socket.headers, hosts) or open_sockets >= SOCKETS_AT_ONCE:
             return await socket.close(1008)  # before it was accepted: the browser reads a refusal
-        await socket.accept()
         open_sockets += 1
         try:
-            await Visit(socket, engine, line).run()
+            await socket.accept()
+            visit = Visit(socket, engine, line)
+            with visits.one_more(visitor_address(socket.headers, socket.client and socket.client.host)):
+                await visit.run()
+        except TooMany as error:
+            await visit.refuse(error)
         finally:
             open_sockets -= 1
 

@@ -47,6 +47,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="where the files of styles are (%(default)s)",
     )
     parser.add_argument("--eager", action="store_true", help="PyTorch's own kernels only: slower")
+    parser.add_argument(
+        "--safety-checker",
+        action=argparse.BooleanOptionalAction,
+        help="blur what the safety checker objects to (default: on a Space, with the full model)",
+    )
 
 
 def load_model(options: argparse.Namespace) -> Live2DiffPipeline:
@@ -65,5 +70,6 @@ def load_model(options: argparse.Namespace) -> Live2DiffPipeline:
         styles=read_styles(options.styles) if options.styles else None,
         checkpoints=options.checkpoints,
         eager=options.eager,
+        safety_checker=options.safety_checker,
         report=partial(print, file=sys.stderr, flush=True),
     )

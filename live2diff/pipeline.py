@@ -11,6 +11,7 @@ from .attention import KVCache, Window
 from .config import MAX_DENOISING_STEPS
 from .depth import inverse_depth
 from .restyle import Restyler
+from .safety import ContentFilter
 from .sampler import make_schedule, spread_indices, timesteps_of_indices
 from .scene import SCENE_CUT
 from .slots import SlotTable
@@ -42,6 +43,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         styles: the presets it can wear.
         default_style: the style of streams that name none.
         runtime: computes a stream's frames in place of PyTorch's own kernels; None if they do it.
+        content_filter: looks at what goes out; None for none.
         restyler: changes the weights for styles that bring their own; None if this model has no such styles.
         about: which model this is, in a sentence for people.
     """
@@ -65,6 +67,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         self.default_style: str | None = None
         self.restyler: Restyler | None = None
         self.runtime: Runtime | None = None
+        self.content_filter: ContentFilter | None = None
         self.about = ""
         self.register_modules(
             vae=vae,
@@ -285,8 +288,10 @@ class Live2DiffPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents `[n, C, h, w]` to pictures `[n, 3, height, width]` in `[-1, 1]`, not clamped."""
-        return self.runtime.decode(latents) if self.runtime else decode(self.vae, latents)
+        """Scaled latents `[n, C, h, w]` to pictures `[n, 3, height, width]` in `[-1, 1]`, not clamped, and
+        hidden where the content filter objects."""
+        pictures = self.runtime.decode(latents) if self.runtime else decode(self.vae, latents)
+        return pictures if self.content_filter is None else self.content_filter(pictures)
 
     @torch.no_grad()
     def inverse_depth(self, pictures: torch.Tensor) -> torch.Tensor:

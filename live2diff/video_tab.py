@@ -21,6 +21,7 @@ from .clip import ClipError, Cut, Limits, probe
 from .clip_jobs import LIMITS, ClipJobs, ClipStopped, Result, Waiting
 from .config import WARMUP_FRAMES
 from .engine import Engine
+from .limits import visitor_address
 from .styles import thumbnail_of
 from .video import Progress
 
@@ -60,6 +61,11 @@ def clip_key(request: gr.Request) -> str:
     return f"{request.session_hash or secrets.token_urlsafe(16)}/clip"
 
 
+def address_of(request: gr.Request) -> str | None:
+    """Whom the limits count this visitor's clips for."""
+    return visitor_address(request.headers, request.client and request.client.host)
+
+
 def time_left(progress: Progress) -> str:
     """Such as `45 of 110 frames, about 12 s left`, once there is something to judge by."""
     told = f"{progress.done} of {progress.total} frames"
@@ -94,11 +100,13 @@ def cut_of(start: float | None, end: float | None) -> Cut:
     return Cut(float(start or 0), float(end) if end else None)
 
 
-def translated(jobs: ClipJobs, key: str, clip: str, cut: Cut, settings: Said) -> Iterator[Said]:
+def translated(
+    jobs: ClipJobs, key: str, clip: str, cut: Cut, settings: Said, address: str | None
+) -> Iterator[Said]:
     """Run a clip, telling the stage how it goes; the last thing said holds whatever was made."""
     result, notes, shown = jobs.new_result(), [], -PREVIEW_SECONDS
     try:
-        for step in jobs.run(key, clip, result, cut, settings):
+        for step in jobs.run(key, clip, result, cut, settings, address):
             if isinstance(step, Waiting):
                 others = "1 clip is" if step.before == 1 else f"{step.before} clips are"
                 yield said("waiting", f"{others} before yours. It begins by itself.")
@@ -184,13 +192,13 @@ def video_tab(engine: Engine, jobs: ClipJobs) -> None:
     """The whole tab."""
     offered = [preset for preset in presets() if preset["style"] in engine.styles]
     gallery = example_gallery(engine, offered) if offered else None
-    controls = lay_out(engine)
+    controls = lay_out(engine, jobs)
     wire(controls, jobs)
     if gallery is not None:
         wire_examples(gallery, offered, controls)
 
 
-def lay_out(engine: Engine) -> Controls:
+def lay_out(engine: Engine, jobs: ClipJobs) -> Controls:
     """The controls, where they belong."""
     with gr.Row(elem_id="pair"):
         with gr.Column(min_width=280):
@@ -220,7 +228,8 @@ def lay_out(engine: Engine) -> Controls:
                 cancel = gr.Button("Cancel", min_width=120, interactive=False, elem_id="cancel")
             gr.Markdown(
                 f"At most {LIMITS.max_seconds:.0f} seconds ({LIMITS.max_frames} frames), from a file of up "
-                f"to {UPLOAD_MEGABYTES} MB. A longer clip can be trimmed.",
+                f"to {UPLOAD_MEGABYTES} MB. A longer clip can be trimmed. "
+                f"At most {jobs.per_address} clips at once from one address.",
                 elem_classes="hint",
             )
     return Controls(
@@ -251,7 +260,8 @@ def wire(controls: Controls, jobs: ClipJobs) -> None:
         told: Said = said("empty")
         try:
             settings = settings_of(style, prompt, seed, steps, strength)
-            for told in translated(jobs, clip_key(request), clip, cut_of(start, end), settings):
+            cut, address = cut_of(start, end), address_of(request)
+            for told in translated(jobs, clip_key(request), clip, cut, settings, address):
                 yield told, gr.skip(), gr.skip(), gr.skip()
         except ClipError as error:  # a cut that is none
             told = said("error", str(error))

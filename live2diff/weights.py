@@ -9,6 +9,7 @@ safetensors that `Live2DiffPipeline.from_pretrained` reads, and that is what is 
 import argparse
 import json
 import platform
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -22,6 +23,7 @@ from .hub import CHECKPOINTS, find, is_hub_name
 from .pipeline import Live2DiffPipeline
 from .published import PUBLISHED, Report, Sources, convert, converted_folder, reading
 from .restyle import Restyler, parts_of
+from .safety import ABOUT, CHECKER, load_content_filter
 from .styles import STYLES, Style
 
 NANO = Path(__file__).parent / "nano"
@@ -42,6 +44,7 @@ def load(
     checkpoints: str | Path = CHECKPOINTS,
     sources: Sources = PUBLISHED,
     eager: bool = False,
+    safety_checker: bool | str | None = None,
     report: Report = lambda line: None,
 ) -> Live2DiffPipeline:
     """Load a model.
@@ -58,6 +61,8 @@ def load(
         styles: more presets, as `read_styles` gives.
         checkpoints: the folder where the files that styles name are looked for.
         eager: leave everything to PyTorch's own kernels, as they are.
+        safety_checker: whether a content filter looks at what goes out, or its weights by a folder or Hub
+            name; by default it does for the full model on a Space.
         report: told in words what is going on, step by step.
 
     Raises:
@@ -83,6 +88,13 @@ def load(
     for module in (pipeline.vae, pipeline.unet, pipeline.depth_estimator):
         module.to(memory_format=torch.channels_last)
     pipeline.about = about or f"Model: {model}."
+    if safety_checker is None:
+        safety_checker = bool(pipeline.config.few_step_lora and os.environ.get("SPACE_ID"))
+    if safety_checker:
+        report("Loading the content filter")
+        name = safety_checker if isinstance(safety_checker, str) else CHECKER
+        pipeline.content_filter = load_content_filter(device, dtype, name)
+        pipeline.about += ABOUT
     pipeline.default_style = style
     give_styles(pipeline, folder, STYLES | (styles or {}), loras, checkpoints)
     if style:

@@ -1,6 +1,7 @@
 """A pipeline of all the real classes at tiny width, with random weights: what most tests run on."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
@@ -11,6 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, LCMScheduler, UNet2DCondit
 from transformers import DPTConfig, DPTForDepthEstimation
 
 from live2diff import Live2DiffPipeline
+from live2diff.engine import Engine
 from live2diff.training.text import build_text_encoder, build_tokenizer
 from live2diff.unet import StreamUNet
 
@@ -69,6 +71,24 @@ def build_tiny_pipeline(folder) -> Live2DiffPipeline:
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory) -> Live2DiffPipeline:
     return build_tiny_pipeline(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def engine(tiny_pipeline) -> Iterator[Engine]:
+    """The one behind `address`."""
+    engine = Engine(tiny_pipeline)
+    yield engine
+    engine.shutdown()
+
+
+@pytest.fixture(scope="session")
+def address(engine) -> Iterator[str]:
+    """The page, served."""
+    import app  # brings Gradio with it, which most tests do without
+
+    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
+    yield demo.local_url
+    demo.close()
 
 
 @pytest.fixture(scope="session")

@@ -28,8 +28,8 @@ from websockets.sync.client import connect
 ROOT = Path(__file__).parent.parent
 STYLE_SECONDS = 15.0
 SETTINGS = {"style": "pencil", "prompt": "", "seed": 0, "steps": 1}
-# What each may grow by: allocators and compilers take a while to settle. Fifty streams that were not freed, or
-# their sockets, would be far more.
+# What each may grow by: allocators and compilers take a while to settle. Fifty streams that were not freed,
+# or their sockets, would be far more.
 TOLERANCE = {
     "server_mb": 60.0,
     "threads": 4,

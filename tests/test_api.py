@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -14,22 +13,7 @@ from test_video import write_clip
 import app
 from live2diff.clip import Cut
 from live2diff.clip_jobs import ClipJobs, ClipStopped, Waiting, sweep
-from live2diff.engine import Engine
 from live2diff.video import read_frames
-
-
-@pytest.fixture(scope="module")
-def engine(tiny_pipeline) -> Iterator[Engine]:
-    engine = Engine(tiny_pipeline)
-    yield engine
-    engine.shutdown()
-
-
-@pytest.fixture(scope="module")
-def address(engine) -> Iterator[str]:
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    yield demo.local_url
-    demo.close()
 
 
 @pytest.fixture

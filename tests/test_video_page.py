@@ -9,26 +9,10 @@ from browser import chromium, needs_browser, numbered, opened, wait_for, write_c
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from test_video import RATE, sound_seconds, write_clip
 
-import app
-from live2diff.engine import Engine
 from live2diff.video import read_frames
 from live2diff.video_tab import presets, result_of
 
 pytestmark = needs_browser
-
-
-@pytest.fixture(scope="module")
-def engine(tiny_pipeline) -> Iterator[Engine]:
-    engine = Engine(tiny_pipeline)
-    yield engine
-    engine.shutdown()
-
-
-@pytest.fixture(scope="module")
-def address(engine) -> Iterator[str]:
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    yield demo.local_url
-    demo.close()
 
 
 @pytest.fixture(scope="module")
