@@ -1,10 +1,12 @@
 """What one address may have of the server, and what somebody hostile may not take from others."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import cv2
+import load
 import numpy as np
 import pytest
 from browser import wait_for
@@ -140,6 +142,13 @@ def test_a_socket_that_says_nothing_is_closed_unless_it_waits_in_line(engine, ad
         third.send(json.dumps({"start": SETTINGS}))
         for _ in range(2):
             told(third, "waiting")  # once a second
+
+
+def test_under_three_times_the_load_frames_are_left_out_before_the_model_and_none_is_lost_in_it(address):
+    rate = load.OVERLOAD * asyncio.run(load.own_speed(address, frames=20))
+    (row,) = asyncio.run(load.load(address, [3], 3.0, rate))
+    assert (row["held"], row["in_line"], row["lost_inside"]) == (2, 1, 0)
+    assert row["left_out"] > 0.3
 
 
 def test_strange_prompts_are_words_like_any_others(engine, address):

@@ -90,6 +90,22 @@ def test_a_preview_shows_and_cancel_keeps_a_playable_part(page, engine, tmp_path
     expect(page.get_by_role("button", name="Translate", exact=True)).to_be_enabled()
 
 
+def test_two_visitors_clips_take_turns_and_each_gets_their_own(page, browser, address, engine, tmp_path):
+    upload(page, write_clip(tmp_path / "long.mp4", 1400))
+    page.get_by_role("button", name="Translate", exact=True).click()
+    expect(page.locator("#result .text")).to_have_text(re.compile(r"\d+ of 1400 frames"))
+    with opened(browser, address) as other:
+        other.get_by_role("tab", name="Video").click()
+        upload(other, write_clip(tmp_path / "short.mp4", 20))
+        other.get_by_role("button", name="Translate", exact=True).click()
+        expect(other.locator("#result .text")).to_have_text("1 clip is before yours. It begins by itself.")
+        page.get_by_role("button", name="Cancel").click()
+        state(other, "done")
+        assert frame_count(downloaded(other, tmp_path)) == 20
+    expect(page.locator("#result .text")).to_contain_text("Cancelled")
+    wait_for(lambda: engine.stats()["clips"] == 0)
+
+
 def test_only_the_chosen_part_is_translated_and_plays_beside_its_place(page, tmp_path):
     upload(page, write_clip(tmp_path / "clip.mp4", 75))
     page.get_by_role("button", name="Trim").click()

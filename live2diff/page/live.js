@@ -304,8 +304,9 @@ on(".views", "change", () => {
   screen.set({ view: chosen("views") });
 });
 on(".split", "input", () => {
-  frame.style.setProperty("--split", `${find(".split").value}%`);
-  screen.set({ split: find(".split").value / 100 });
+  const split = find(".split").value / 100;
+  frame.style.setProperty("--split", split);
+  screen.set({ split });
 });
 on(".styles", "change", () => {
   showLora();
