@@ -250,6 +250,14 @@ def test_steps_and_seed_begin_a_new_stream_under_the_last_picture(page, tiny):
     wait_for(lambda: shown(page) > 3)
 
 
+def test_words_that_are_not_read_are_shown_as_words(page):
+    page.locator("#live .prompt input").fill("word " * 85 + "<b id=bold onclick=alert(1)>bold</b>")
+    start(page)
+    reach(page, "running")
+    expect(page.locator("#live .message")).to_contain_text("<b id=bold")
+    assert page.locator("#bold").count() == 0
+
+
 def test_pause_keeps_the_picture_and_the_stream(page, tiny):
     start(page)
     reach(page, "running")
