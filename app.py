@@ -18,15 +18,18 @@ import importlib.util
 import os
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from live2diff import log
 from live2diff.api import add_endpoints
-from live2diff.clip_jobs import KEPT_SECONDS, ClipJobs
+from live2diff.clip_jobs import ClipJobs
 from live2diff.engine import Engine
+from live2diff.housekeeping import KEPT_SECONDS, MOST_BYTES, keep_tidy
 from live2diff.limits import VisitorLimits
 from live2diff.line import WaitingLine
 from live2diff.live_view import connect, live_view
@@ -57,14 +60,21 @@ LAUNCH = {
 DEFAULT_LIMITS = VisitorLimits()
 
 
-def build(engine: Engine, limits: VisitorLimits = DEFAULT_LIMITS) -> gr.Blocks:
+def clip_jobs(engine: Engine, limits: VisitorLimits = DEFAULT_LIMITS) -> ClipJobs:
+    """The clips of a page. Its temporary files are bounded where they have a folder of their own."""
+    folder, is_own = Path(get_upload_folder()), bool(os.environ.get("GRADIO_TEMP_DIR"))
+    most = MOST_BYTES if is_own else None
+    return ClipJobs(engine, folder / "live2diff-results", per_address=limits.clips, most_bytes=most)
+
+
+def build(engine: Engine, limits: VisitorLimits = DEFAULT_LIMITS, jobs: ClipJobs | None = None) -> gr.Blocks:
     """The whole page on `engine`, ready for `.launch(**LAUNCH)`."""
+    jobs = jobs or clip_jobs(engine, limits)
     pictures = [thumbnail_of(name, style) for name, style in engine.styles.items()]
     # Served as they are, never copied, never deleted.
     gr.set_static_paths([EXAMPLES, THUMBNAILS, *(path for path in pictures if path)])
 
     with gr.Blocks(title="Live2Diff", analytics_enabled=False, delete_cache=(300, KEPT_SECONDS)) as demo:
-        jobs = ClipJobs(engine, Path(demo.GRADIO_CACHE) / "live2diff-results", per_address=limits.clips)
 
         def leave(request: gr.Request) -> None:
             jobs.stop(clip_key(request))
@@ -84,8 +94,10 @@ def build(engine: Engine, limits: VisitorLimits = DEFAULT_LIMITS) -> gr.Blocks:
 
 def serve(engine: Engine, limits: VisitorLimits = DEFAULT_LIMITS, **options: Any) -> gr.Blocks:
     """The page on `engine`, served; `options` are those of `launch`. Ends with `.close()`."""
-    demo = build(engine, limits)
+    jobs = clip_jobs(engine, limits)
+    demo = build(engine, limits, jobs)
     demo.launch(prevent_thread_lock=True, **LAUNCH, **options)
+    keep_tidy(jobs.tidy, lambda: demo.is_running)
     connect(demo, engine, WaitingLine(engine, limits.turn_seconds), limits)
     return demo
 
@@ -143,6 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments is None:  # where a Space starts this, nobody can write a command line
         arguments = [*shlex.split(os.environ.get("LIVE2DIFF_OPTIONS", "")), *sys.argv[1:]]
     options = parser.parse_args(arguments)
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / "live2diff"))
     if options.mcp and importlib.util.find_spec("mcp") is None:
         parser.error(f"--mcp needs one package more: pip install 'gradio[mcp]=={gr.__version__}'")
     try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,13 +15,12 @@ from typing import Any
 
 from .clip import Cut
 from .engine import Engine, StreamGone
+from .housekeeping import sweep
 from .limits import Counts, VisitorLimits
 from .places import BrokenPicture, NoMemory
 from .video import Limits, Progress, probe, translate
 
 LIMITS = Limits(max_frames=1800, max_seconds=60.0)  # of the part that is translated
-KEPT_SECONDS = 3600  # how long results stay on the disk
-EMPTY_SECONDS = 600  # how long an empty folder does
 ASK_AGAIN = 0.5  # seconds between two looks at the line
 
 
@@ -49,7 +47,11 @@ class Result:
 
 
 class ClipJobs:
-    """Clips on `engine`, one at a time, first come, first served; results go to `folder`, for an hour."""
+    """Clips on `engine`, one at a time, first come, first served; results go to `folder`, for an hour.
+
+    `per_address` clips may be in line from one address. If `most_bytes` is given, `folder.parent` is the
+    page's own, and the oldest files there are deleted when they are more than that.
+    """
 
     def __init__(
         self,
@@ -57,11 +59,14 @@ class ClipJobs:
         folder: Path,
         limits: Limits = LIMITS,
         per_address: int = VisitorLimits.clips,
+        most_bytes: int | None = None,
     ):
-        self.engine, self.folder, self.limits, self.per_address = engine, folder, limits, per_address
+        self.engine, self.folder, self.limits = engine, folder, limits
+        self.per_address, self.most_bytes = per_address, most_bytes
         self._counts = Counts(per_address, "clips")
         self._lock = threading.Lock()
         self._line: list[object] = []
+        self._files: list[Path] = []  # that jobs read and write now
         self._stops: dict[str, threading.Event] = {}
 
     def new_result(self) -> Result:
@@ -72,7 +77,9 @@ class ClipJobs:
 
     def tidy(self) -> None:
         """Delete what nobody can want any more."""
-        sweep(self.folder)
+        with self._lock:
+            in_use = set(self._files)
+        sweep(self.folder, self.most_bytes, in_use)
 
     def run(
         self,
@@ -96,7 +103,12 @@ class ClipJobs:
                 with words for people.
             RuntimeError: the model failed.
         """
-        with self._counts.one_more(address), self._stoppable(key) as stop, self._in_line() as before:
+        files = [Path(clip), result.path]
+        with (
+            self._counts.one_more(address),
+            self._stoppable(key) as stop,
+            self._in_line(files) as before,
+        ):
             while ahead := before():
                 yield Waiting(ahead)
                 if stop.wait(ASK_AGAIN):
@@ -139,33 +151,16 @@ class ClipJobs:
                 del self._stops[key]
 
     @contextmanager
-    def _in_line(self) -> Iterator[Any]:
+    def _in_line(self, files: list[Path]) -> Iterator[Any]:
         """Stand in line; gives a function that says how many are before."""
         ticket = object()
         with self._lock:
             self._line.append(ticket)
+            self._files += files
         try:
             yield lambda: self._line.index(ticket)
         finally:
             with self._lock:
                 self._line.remove(ticket)
-
-
-def sweep(folder: Path) -> None:
-    """Delete results older than an hour, and empty folders beside them: Gradio deletes its old files, and
-    leaves a folder for each."""
-    now = time.time()
-    for path in folder.glob("*.mp4"):  # half-written ones too
-        delete_if_old(path, now - KEPT_SECONDS)
-    for path in folder.parent.iterdir() if folder.parent.exists() else ():
-        if path.is_dir() and path != folder:
-            delete_if_old(path, now - EMPTY_SECONDS)
-
-
-def delete_if_old(path: Path, before: float) -> None:
-    """Delete a file, or a folder if it is empty, that nobody has changed since."""
-    try:
-        if path.stat().st_mtime < before:
-            path.rmdir() if path.is_dir() else path.unlink()
-    except OSError:
-        pass  # gone meanwhile, not empty, or somebody else's
+                for file in files:
+                    self._files.remove(file)

@@ -12,7 +12,8 @@ from test_video import write_clip
 
 import app
 from live2diff.clip import Cut
-from live2diff.clip_jobs import ClipJobs, ClipStopped, Waiting, sweep
+from live2diff.clip_jobs import ClipJobs, ClipStopped, Waiting
+from live2diff.housekeeping import sweep
 from live2diff.video import read_frames
 
 
@@ -146,3 +147,22 @@ def test_old_results_and_empty_folders_are_swept_and_nothing_else(tmp_path):
     sweep(results)
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
     assert left == ["fresh", "full", "full/x", "results", "results/new.mp4"]
+
+
+def test_temporary_files_have_a_bound_and_the_oldest_go_first_unless_in_use(engine, clip, tmp_path):
+    jobs = ClipJobs(engine, tmp_path / "results", most_bytes=clip.stat().st_size + 2500)
+    uploads = [tmp_path / name / "upload.mp4" for name in ("first", "second", "third")]
+    for age, path in zip((300, 200, 100), uploads, strict=True):
+        path.parent.mkdir()
+        path.write_bytes(bytes(1000))
+        os.utime(path, (time.time() - age,) * 2)
+    os.utime(clip, (time.time() - 400,) * 2)
+    running = jobs.run("key", clip, jobs.new_result(), Cut(), {"style": "pencil", "prompt": "", "seed": 0})
+    next(running)
+    jobs.most_bytes -= 1000  # what is being written counts as well
+    jobs.tidy()
+    assert clip.exists() and not uploads[0].exists()
+    running.close()
+    jobs.most_bytes = 0
+    jobs.tidy()
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
