@@ -15,6 +15,7 @@ MESSAGES_A_SECOND = 200.0  # of a socket; whoever sends more is read more slowly
 BYTES_A_SECOND = 8_000_000.0  # 60 frames a second of 384 pixels have 1.2 million
 BURST_SECONDS = 2.0  # of either may come at once
 SILENT_SECONDS = 300.0  # a socket that neither waits in line nor says anything for so long is closed
+TAKEN_SECONDS = 10.0  # whoever does not take what is sent for so long is cut off
 
 
 class TooMany(ValueError):

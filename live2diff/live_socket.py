@@ -10,6 +10,7 @@ import json
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from .limits import BURST_SECONDS, BYTES_A_SECOND, MESSAGES_A_SECOND, SILENT_SECONDS
+from .limits import BURST_SECONDS, BYTES_A_SECOND, MESSAGES_A_SECOND, SILENT_SECONDS, TAKEN_SECONDS
 from .line import WaitingLine
 from .live_messages import FRAME, PICTURE, checked_settings, decode_frame, encode_frame, read_message
 from .places import EngineBusy, Places, StreamGone
@@ -53,6 +54,7 @@ class Visit:
     socket: WebSocket
     engine: Places
     line: WaitingLine
+    cut: Callable[[], None]  # ends the connection without waiting for the other side
     key: str = field(default_factory=lambda: f"live/{secrets.token_urlsafe(16)}")
     settings: dict[str, Any] = field(default_factory=dict)  # as asked
     worn: dict[str, Any] = field(default_factory=dict)  # as last accepted
@@ -333,10 +335,13 @@ class Visit:
 
     async def send(self, data: str | bytes) -> None:
         try:
-            if isinstance(data, str):
-                await self.socket.send_text(data)
-            else:
-                await self.socket.send_bytes(data)
+            async with asyncio.timeout(TAKEN_SECONDS):
+                if isinstance(data, str):
+                    await self.socket.send_text(data)
+                else:
+                    await self.socket.send_bytes(data)
+        except TimeoutError:
+            self.cut()
         except (WebSocketDisconnect, RuntimeError):  # closed: `read` hears of it as well
             if self.socket.application_state is WebSocketState.CONNECTED:
                 raise

@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import os
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -76,6 +77,13 @@ def live_view(engine: Places, limits: VisitorLimits) -> gr.HTML:
     )
 
 
+def cut(demo: gr.Blocks, socket: WebSocket) -> None:
+    """Close a connection whose other side takes nothing: an ordinary end would wait until it does."""
+    for protocol in list(demo.server.server_state.connections):
+        if protocol.scope and protocol.scope["headers"] == socket.scope["headers"]:  # its key is in there
+            protocol.transport.abort()
+
+
 def connect(demo: gr.Blocks, engine: Places, line: WaitingLine, limits: VisitorLimits) -> None:
     """Add the socket to the server of a page that was launched with `prevent_thread_lock=True`.
 
@@ -94,7 +102,7 @@ def connect(demo: gr.Blocks, engine: Places, line: WaitingLine, limits: VisitorL
         open_sockets += 1
         try:
             await socket.accept()
-            visit = Visit(socket, engine, line)
+            visit = Visit(socket, engine, line, partial(cut, demo, socket))
             with visits.one_more(visitor_address(socket.headers, socket.client and socket.client.host)):
                 await visit.run()
         except TooMany as error:

@@ -52,10 +52,11 @@ def write_camera(path: Path, pictures: Iterable[np.ndarray], rate: int, repeat: 
 
 
 @contextmanager
-def chromium(playwright: Playwright, camera: Path, *flags: str) -> Iterator[Browser]:
-    """A browser that sees the film at `camera`."""
+def chromium(playwright: Playwright, camera: Path | None, *flags: str) -> Iterator[Browser]:
+    """A browser that sees the film at `camera`, or what it draws itself."""
     assert CHROMIUM, "CI is set, and no Chromium is installed"
-    arguments = [*CHROMIUM_FLAGS, f"--use-file-for-fake-video-capture={camera}", *flags]
+    film = [f"--use-file-for-fake-video-capture={camera}"] if camera else []
+    arguments = [*CHROMIUM_FLAGS, *film, *flags]
     browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
     yield browser
     browser.close()

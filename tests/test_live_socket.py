@@ -47,8 +47,8 @@ def told(socket: ClientConnection, key: str) -> dict:
 
 
 @contextmanager
-def started(address: str) -> Iterator[ClientConnection]:
-    with connect(address) as socket:
+def started(address: str, **options: int) -> Iterator[ClientConnection]:
+    with connect(address, **options) as socket:
         socket.send(json.dumps({"start": SETTINGS}))
         assert told(socket, "started") == {"started": "", "visit": None}
         yield socket

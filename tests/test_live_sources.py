@@ -66,7 +66,7 @@ def test_full_screen_by_keyboard_has_the_whole_picture_and_its_slider(page):
     start(page)
     reach(page, "running")
     page.locator("#live .views label", has_text="Slider").click()
-    page.locator("#live .full").focus()
+    page.locator("#live button.full").focus()
     page.keyboard.press("Enter")
     page.wait_for_function("document.fullscreenElement?.classList.contains('screen')")
     boxes = [page.locator(f"#live {part}").bounding_box() for part in ("canvas", ".split", ".screen")]
@@ -98,3 +98,20 @@ def test_another_camera_is_taken_while_it_runs(playwright, address, tmp_path):
         expect(page.locator("#live .source select")).to_have_value(others[0])
         count_pictures(page)
         wait_for(lambda: shown(page) > 3)
+
+
+def test_a_screen_is_taken_while_it_runs_unmirrored_and_its_end_is_told(page):
+    start(page)
+    reach(page, "running")
+    page.locator("#live .source select").select_option("screen")
+    wait_for(lambda: page.evaluate(CAMERA)[1:] != ["live", "camera"])
+    assert page.evaluate(CAMERA)[1] == "live"
+    reach(page, "running")
+    expect(page.locator("#live .mirror")).not_to_be_checked()
+    expect(page.locator("#live .source select")).to_have_value("screen")
+    count_pictures(page)
+    wait_for(lambda: shown(page) > 3)
+    page.evaluate("""() => document.querySelector("#live video").srcObject.getTracks()[0]
+      .dispatchEvent(new Event("ended"))""")
+    expect(page.locator("#live .message")).to_have_text("The screen is not shared any more.")
+    expect(page.locator("#live .start")).to_be_visible()
