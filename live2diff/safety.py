@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch.nn import functional
-from transformers import CLIPImageProcessor
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from .hub import find
 
@@ -18,13 +18,12 @@ CELLS = 6  # what is left of a blurred picture's longer side
 class ContentFilter:
     """From pictures `[n, 3, height, width]` in about `[-1, 1]` to the same, the bad ones hidden."""
 
-    def __init__(self, checker: StableDiffusionSafetyChecker, processor: CLIPImageProcessor) -> None:
+    def __init__(self, checker: StableDiffusionSafetyChecker) -> None:
         self.checker = checker.eval()
-        size = processor.crop_size
-        self._size = (size["height"], size["width"])
+        self._side = checker.config.vision_config.image_size
         self._mean, self._deviation = (
-            torch.tensor(values, device=checker.device, dtype=torch.float32)[:, None, None]
-            for values in (processor.image_mean, processor.image_std)
+            torch.tensor(values, device=checker.device)[:, None, None]
+            for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
         )
 
     @torch.no_grad()
@@ -34,12 +33,16 @@ class ContentFilter:
     @torch.no_grad()
     def objects(self, pictures: torch.Tensor) -> torch.Tensor:
         """For each picture whether it is a bad one, `[n]`."""
-        seen = (pictures.float().clamp(-1, 1) + 1) / 2
-        # Squeezed rather than cropped to the checker's square: nothing at the sides escapes it.
-        seen = functional.interpolate(seen, self._size, mode="bilinear", antialias=True)
-        seen = ((seen - self._mean) / self._deviation).to(self.checker.dtype)
         # Not `forward`, which asks the GPU for one number after the other, and logs each picture.
+        seen = self.prepared(pictures)
         return self.checker.forward_onnx(seen, torch.empty(len(seen), device=seen.device))[1]
+
+    def prepared(self, pictures: torch.Tensor) -> torch.Tensor:
+        """As CLIP's image processor makes them, but squeezed to the checker's square rather than cropped:
+        nothing at the sides escapes it."""
+        seen = (pictures.float().clamp(-1, 1) + 1) / 2
+        seen = functional.interpolate(seen, (self._side, self._side), mode="bilinear", antialias=True)
+        return ((seen - self._mean) / self._deviation).to(self.checker.dtype)
 
 
 def hidden(pictures: torch.Tensor) -> torch.Tensor:
@@ -62,6 +65,4 @@ def load_content_filter(device: str, dtype: torch.dtype, name: str = CHECKER) ->
     """
     folder = find(name)
     checker = StableDiffusionSafetyChecker.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    return ContentFilter(
-        checker.to(device), CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-    )
+    return ContentFilter(checker.to(device))

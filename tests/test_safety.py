@@ -27,13 +27,9 @@ def tiny_checker() -> StableDiffusionSafetyChecker:
     return checker
 
 
-def processor() -> CLIPImageProcessor:
-    return CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-
-
 @pytest.fixture
 def content_filter() -> ContentFilter:
-    return ContentFilter(tiny_checker(), processor())
+    return ContentFilter(tiny_checker())
 
 
 def object_to(content_filter: ContentFilter, picture: torch.Tensor) -> None:
@@ -56,6 +52,13 @@ def test_what_it_objects_to_is_hidden_and_nothing_else(content_filter):
     out = content_filter(pictures)
     assert torch.equal(out[[0, 2]], pictures[[0, 2]])
     assert torch.equal(out[1], hidden(pictures)[1])
+
+
+def test_it_sees_a_square_picture_as_clips_own_processor_makes_it(content_filter):
+    processor = CLIPImageProcessor(do_resize=False, do_center_crop=False)
+    expected = processor(FRAME, return_tensors="pt").pixel_values
+    picture = torch.from_numpy(FRAME).permute(2, 0, 1)[None] / 127.5 - 1
+    torch.testing.assert_close(content_filter.prepared(picture), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_hidden_picture_has_no_detail_and_a_cross_that_is_one_in_a_mirror_too():
@@ -89,7 +92,6 @@ def test_a_stream_gives_out_what_the_filter_leaves(tiny_pipeline, content_filter
 
 def test_it_is_loaded_with_the_model_if_asked_for_and_said(tmp_path: Path):
     tiny_checker().save_pretrained(tmp_path)
-    processor().save_pretrained(tmp_path)
     pipe = load("nano", "cpu", safety_checker=str(tmp_path))
     assert "content filter" in pipe.about
     assert not pipe.content_filter.objects(torch.zeros(1, 3, 64, 64)).any()
