@@ -8,8 +8,8 @@ safetensors that `Live2DiffPipeline.from_pretrained` reads, and that is what is 
 
 import argparse
 import json
-import platform
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
