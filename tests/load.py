@@ -138,7 +138,7 @@ async def load(url: str, numbers: list[int], seconds: float, rate: float) -> lis
                 group.create_task(visit(url, rate, seconds, seen))
         rows.append(judged(visitors, seconds))
         print(" ".join(f"{value:>11}" for value in rows[-1].values()), flush=True)
-        await asyncio.sleep(2)  # the places are free again
+        await asyncio.sleep(1)  # the places are free again
     return rows
 
 

@@ -114,7 +114,7 @@ def test_who_takes_nothing_is_cut_off_and_costs_nobody_anything(pings, monkeypat
     engine = Engine(Identity())  # gives back what it gets: pictures so large that they fill every buffer
     demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
     address = demo.local_url.rstrip("/").replace("http", "ws", 1) + PATH
-    with started(address) as friend, started(address, max_queue=1) as foe:
+    with started(address) as friend, started(address, max_queue=1, close_timeout=0) as foe:
         number = 0
         with suppress(ConnectionClosed):
             while engine.stats()["streams"] == 2:
@@ -153,8 +153,8 @@ def test_a_socket_that_says_nothing_is_closed_unless_it_waits_in_line(engine, ad
 
 
 def test_under_three_times_the_load_frames_are_left_out_before_the_model_and_none_is_lost_in_it(address):
-    rate = load.OVERLOAD * asyncio.run(load.own_speed(address, frames=20))
-    (row,) = asyncio.run(load.load(address, [3], 3.0, rate))
+    rate = load.OVERLOAD * asyncio.run(load.own_speed(address, frames=10))
+    (row,) = asyncio.run(load.load(address, [3], 2.0, rate))
     assert (row["held"], row["in_line"], row["lost_inside"]) == (2, 1, 0)
     assert row["left_out"] > 0.3
 

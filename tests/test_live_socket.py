@@ -47,7 +47,7 @@ def told(socket: ClientConnection, key: str) -> dict:
 
 
 @contextmanager
-def started(address: str, **options: int) -> Iterator[ClientConnection]:
+def started(address: str, **options: float) -> Iterator[ClientConnection]:
     with connect(address, **options) as socket:
         socket.send(json.dumps({"start": SETTINGS}))
         assert told(socket, "started") == {"started": "", "visit": None}
