@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 import cv2
 from browser import chromium, numbered, wait_for, write_camera
 from playwright.sync_api import CDPSession, Page, sync_playwright
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 ROOT = Path(__file__).parent.parent
@@ -78,8 +78,9 @@ def served(folder: Path) -> Iterator[tuple[int, str]]:
     def ready() -> bool:
         assert server.poll() is None, "app.py has ended"
         try:
-            return urllib.request.urlopen(f"{address}config", timeout=5).status == 200
-        except OSError:
+            with connect(address.replace("http", "ws", 1) + "live-socket"):  # the last thing to be there
+                return True
+        except (OSError, InvalidStatus):
             return False
 
     try:
