@@ -254,8 +254,8 @@ def test_words_that_are_not_read_are_shown_as_words(page):
     page.locator("#live .prompt input").fill("word " * 85 + "<b id=bold onclick=alert(1)>bold</b>")
     start(page)
     reach(page, "running")
-    expect(page.locator("#live .message")).to_contain_text("<b id=bold")
-    assert page.locator("#bold").count() == 0
+    expect(page.locator("#live .message")).to_contain_text(re.compile("Not read: .*bold"))
+    assert page.locator("#live .message *").count() == 0
 
 
 def test_pause_keeps_the_picture_and_the_stream(page, tiny):
