@@ -264,7 +264,8 @@ def attend_once(
     score = query[:, 0] @ per_head(position_key).transpose(1, 2)  # [B, P, K * H]
     score = score.unflatten(-1, (-1, TEMPORAL_HEADS)).transpose(1, 2)  # [B, K, P, H]
     score = score + torch.cat([(key * query) @ sum_heads for key in keys], dim=1)
-    weight = score.masked_fill(~mask.transpose(1, 2)[..., None], -torch.inf).softmax(dim=1)
+    unseen = torch.zeros_like(mask, dtype=score.dtype).masked_fill_(~mask, -torch.inf)  # [B, 1, K]
+    weight = (score + unseen.transpose(1, 2)[..., None]).softmax(dim=1)
     out = weight.transpose(1, 2).flatten(2) @ per_head(position_value)  # [B, P, C]
     for part, value in zip(weight.split([value.shape[1] for value in values], dim=1), values, strict=True):
         out = out + ((part @ sum_heads.T).mul_(value)).sum(dim=1)

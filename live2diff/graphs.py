@@ -1,4 +1,4 @@
-"""The parts of a model as OpenVINO graphs: traced from PyTorch, with the ranges that let convolutions be
+"""The parts of a model as OpenVINO graphs: traced from PyTorch, with the ranges that let most layers be
 computed in 8 bits."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .config import WINDOW
 from .depth import inverse_depth
 from .vae import decode, encode
 
-Ranges = dict[str, tuple[float, float]]  # of what goes into a convolution, by the name of the module
+Ranges = dict[str, tuple[float, float]]  # of what goes into a layer, by the name of the module
 
 
 class Encoder(nn.Module):
@@ -111,18 +111,19 @@ def trace(module: nn.Module, *example: torch.Tensor) -> ov.Model:
 
 
 def quantise(graph: ov.Model, ranges: Ranges) -> int:
-    """Round what goes into the convolutions in `ranges`, and their weights, to 256 and 255 levels; how many
-    there were. Processors with the instructions for it then compute them in 8 bits."""
+    """Round what goes into the layers in `ranges`, and their weights, to 256 and 255 levels; how many there
+    were. Processors with the instructions for it then compute them in 8 bits."""
     done = 0
     for node in graph.get_ordered_ops():
         name = module_name(node.get_friendly_name())
-        if node.get_type_name() != "Convolution" or name not in ranges:
+        if node.get_type_name() not in ("Convolution", "MatMul") or name not in ranges:
             continue
         low, high = (np.float32(bound) for bound in ranges[name])
         entering = operations.fake_quantize(node.input_value(0), low, high, low, high, 256)
         node.input(0).replace_source_output(entering.output(0))
         weight = node.input_value(1)
-        largest = np.abs(constant(weight)).max(axis=(1, 2, 3), keepdims=True).clip(1e-8).astype(np.float32)
+        values = np.abs(constant(weight))
+        largest = values.max(axis=tuple(range(1, values.ndim)), keepdims=True).clip(1e-8).astype(np.float32)
         rounded = operations.fake_quantize(weight, -largest, largest, -largest, largest, 255)
         node.input(1).replace_source_output(rounded.output(0))
         done += 1

@@ -1,8 +1,8 @@
 """On a CPU: what a model computes for each frame, run by OpenVINO instead of PyTorch's own kernels.
 
 PyTorch calls some 1,000 small kernels a frame, and convolutions pack their weights anew at each. A compiled
-graph has them packed, joins what belongs together, and computes most convolutions in 8 bits where the
-processor can. `accelerate` traces the graphs once for a model and keeps them on the disk; they are compiled,
+graph has them packed, joins what belongs together, and computes most layers in 8 bits where the processor
+can. `accelerate` traces the graphs once for a model and keeps them on the disk; they are compiled,
 in a second or so, for each size of picture and number of steps. The warmup, a few calls a visit, stays with
 PyTorch.
 """
@@ -120,7 +120,7 @@ def accelerate(
 
     Args:
         pipeline: its weights must not change any more.
-        ranges: of what goes into the convolutions that may be computed in 8 bits; None for none.
+        ranges: of what goes into the layers that may be computed in 8 bits; None for none.
         kept_in: the folder of the graphs of all models; by default beside the Hub's cache.
         report: told in words what is going on, if it takes a while.
 

@@ -70,6 +70,16 @@ class StreamUNet(UNet2DConditionModel):
         self.register_to_config(depth_channels=tuple(depth_channels), motion_module_resolutions=resolutions)
         self.add_motion()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are. The stock property looks at every module, 3 ms each time."""
+        return self.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return self.conv_in.weight.dtype
+
     def add_motion(self) -> None:
         """Set up motion modules and depth mapping, untrained: they change nothing yet."""
         groups, levels = self.config.norm_num_groups, len(self.down_blocks)

@@ -71,11 +71,11 @@ def test_graphs_are_traced_once_and_belong_to_these_weights(compiled_pipeline, t
     assert other != before == digest(compiled_pipeline, {})
 
 
-def test_ranges_are_those_of_the_shipped_models_convolutions():
+def test_ranges_are_those_of_the_shipped_models_layers():
     pipeline = live2diff.load("nano", eager=True)
     for name, (low, high) in json.loads((NANO / RANGES).read_text()).items():
         part, _, path = name.partition(".")
-        assert isinstance(getattr(pipeline, part).get_submodule(path), torch.nn.Conv2d)
+        assert isinstance(getattr(pipeline, part).get_submodule(path), torch.nn.Conv2d | torch.nn.Linear)
         assert low < high
 
 

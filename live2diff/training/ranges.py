@@ -1,4 +1,4 @@
-"""What goes into each convolution of a finished model: the ranges for `runtime` to compute in 8 bits."""
+"""What goes into each large layer of a finished model: the ranges for `runtime` to compute in 8 bits."""
 
 from contextlib import closing
 
@@ -16,17 +16,20 @@ SETTLED_FRAMES = 2  # watched after the warmup, in each style
 def measure_ranges(
     pipeline: Live2DiffPipeline, styles: list[str], size: int, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """The smallest and the largest value that enters each convolution, by name, over a clip in each style.
+    """The smallest and the largest value that enters each layer, by its name, over a clip in each style.
 
-    Left out are those of the encoder that see pixels or give latents: rounded, they cost 10 dB.
+    Left out are the encoder's convolutions that see pixels or give latents, which cost 10 dB if rounded, and
+    what is small or called with more than frames: embeddings, and keys and values.
     """
-    edges = [pipeline.vae.encoder.layers[0], pipeline.vae.encoder.layers[-1]]
-    convolutions = {
+    layers = {
         f"{part}.{name}": module
         for part in ("vae", "unet")
         for name, module in getattr(pipeline, part).named_modules()
-        if isinstance(module, nn.Conv2d) and not any(module is edge for edge in edges)
+        if isinstance(module, nn.Conv2d) or (isinstance(module, nn.Linear) and is_large(name))
     }
+    last = len(pipeline.vae.encoder.layers) - 1
+    for edge in (0, last):
+        layers.pop(f"vae.encoder.layers.{edge}", None)
     seen: dict[str, tuple[float, float]] = {}
 
     def watch(name: str):
@@ -37,7 +40,7 @@ def measure_ranges(
 
         return note
 
-    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in convolutions.items()]
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in layers.items()]
     try:
         for number, style in enumerate(styles):
             random = np.random.default_rng([seed, number])
@@ -49,3 +52,9 @@ def measure_ranges(
         for hook in hooks:
             hook.remove()
     return {name: (round(low, 4), round(high, 4)) for name, (low, high) in seen.items()}
+
+
+def is_large(name: str) -> bool:
+    """Whether a linear layer of the UNet is one of those that take long, and sees frames alone."""
+    *path, last = name.split(".")
+    return ("motion_modules" in path or "attentions" in path) and last not in ("to_k", "to_v")
