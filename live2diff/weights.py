@@ -104,7 +104,10 @@ def load(
     if not eager and ranges.is_file() and can_be_compiled(pipeline):
         from .runtime import accelerate
 
-        accelerate(pipeline, json.loads(ranges.read_text()), report=report)
+        try:
+            accelerate(pipeline, json.loads(ranges.read_text()), report=report)
+        except OSError as error:  # a disk that is full or may not be written to
+            report(f"Going on with PyTorch's own kernels, which are slower: {error}")
     elif not eager and torch.device(device).type == "cuda":
         from . import cuda
 
