@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from .log import name_of, tell
-from .places import Answer, ClipStream, EngineBusy, NoMemory, Places, Stopping, StreamGone, Visitor
+from .places import (
+    Answer,
+    BrokenPicture,
+    ClipStream,
+    EngineBusy,
+    NoMemory,
+    Places,
+    Stopping,
+    StreamGone,
+    Visitor,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -147,7 +157,7 @@ class Engine(Places[Viewer]):
                 self._dropped += 1
             else:
                 visitor.answer = Future()
-                self._device.submit(self._step, visitor)
+                self._device.submit(self._step_together if self._together else self._step, visitor)
             return visitor.answer
 
     def update(self, key: str, **settings: Any) -> Future[str]:
@@ -222,7 +232,16 @@ class Engine(Places[Viewer]):
                 visitor.changes -= 1
 
     def _step(self, visitor: Viewer) -> None:
-        """The frame in this visitor's mailbox, and with it those in all others' if they can go together."""
+        """The frame in this visitor's mailbox."""
+        with self._lock:
+            answer, mail = visitor.answer, self._take_mail(visitor)
+        if mail is not None:
+            with delivering(answer):
+                frames = self._run(visitor, "push", mail.frame)
+                answer.set_result(self._answer(visitor, mail, frames))
+
+    def _step_together(self, visitor: Viewer) -> None:
+        """The frame in this visitor's mailbox, and with it those in all others' that can go with it."""
         from .batch import push_together  # as above
 
         with self._lock:
@@ -236,8 +255,9 @@ class Engine(Places[Viewer]):
         for viewer, mail, answer in ready:
             with delivering(answer):
                 arrival = self._alive(viewer).receive(mail.frame)
-                group = viewer.stream.slots if self._together else None
-                groups.setdefault(group or viewer, []).append(Work(viewer, mail, answer, arrival))
+                groups.setdefault(viewer.stream.slots or viewer, []).append(
+                    Work(viewer, mail, answer, arrival)
+                )
         for works in groups.values():
             with delivering(*(work.answer for work in works)):
                 given = push_together([work.arrival for work in works])
@@ -249,7 +269,7 @@ class Engine(Places[Viewer]):
 
     def _can_join(self, viewer: Viewer) -> bool:
         """Whether nothing that was asked for before the frame in the mailbox is still to be done."""
-        return self._together and viewer.stream is not None and not viewer.changes
+        return viewer.stream is not None and not viewer.changes
 
     def _take_mail(self, viewer: Viewer) -> Mail | None:
         """What is in a mailbox, if anybody waits for it still; for who holds the lock."""
@@ -284,7 +304,7 @@ class Engine(Places[Viewer]):
 
         try:
             return work(*arguments)
-        except OutOfMemoryError as error:
+        except (OutOfMemoryError, BrokenPicture) as error:
             failure = self._drop(visitor, error)
         raise failure  # out here: the other one's traceback holds what the memory was full of
 

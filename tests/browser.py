@@ -93,6 +93,7 @@ class Identity:
     default_style = "pencil"
     about = "No model at all."
     config = SimpleNamespace(size=256)
+    unet = SimpleNamespace(device=SimpleNamespace(type="cpu"))
 
     def __init__(self) -> None:
         from live2diff.styles import STYLES
@@ -110,7 +111,7 @@ class IdentityStream:
     ignored_words = ""
 
     def __init__(self) -> None:
-        self.frames_in = 0
+        self.frames_in = self.frames_out = 0
         self.gathered: list[np.ndarray] = []
 
     @property
@@ -123,6 +124,7 @@ class IdentityStream:
         if not self.warm:
             return []
         frames, self.gathered = self.gathered, []
+        self.frames_out += len(frames)
         return frames
 
     def update(self, **settings: object) -> None:
