@@ -34,7 +34,6 @@ PARTS = ("encode", "decode", "depth", "denoise")
 OPTIONS = {
     "PERFORMANCE_HINT": "LATENCY",
     "INFERENCE_PRECISION_HINT": "f32",
-    "SNIPPETS_MODE": "DISABLE",  # joining small operations crashes on the graph of the UNet (OpenVINO 2026.4)
 }
 MOST_SHAPES = 4
 
@@ -181,6 +180,7 @@ def write(pipeline: Live2DiffPipeline, ranges: graphs.Ranges, folder: Path) -> N
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
         for name, (module, *example) in examples.items():
             graph = graphs.trace(module, *example)
+            graphs.simplify_group_norms(graph)
             graphs.quantise(graph, ranges)
             ov.save_model(graph, Path(unfinished) / "graphs" / f"{name}.xml", compress_to_fp16=False)
         try:
