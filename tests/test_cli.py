@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 
+from live2diff.__main__ import main
 from live2diff.video import probe, read_frames
 
 ROOT = Path(__file__).parent.parent
@@ -97,12 +98,17 @@ def test_a_size_can_be_asked_for(clip: Path) -> None:
     ],
 )
 def test_bad_input_is_answered_in_one_line_and_code_2(
-    clip: Path, tmp_path: Path, words: list[str], answer: str
+    clip: Path, tmp_path: Path, words: list[str], answer: str, capsys: pytest.CaptureFixture
 ) -> None:
     said = [str(clip) if word == "CLIP" else word for word in words]
+    said[0] = str(ROOT / said[0]) if words[0] == "README.md" else said[0]
     said[1] = str(tmp_path / "out.mp4") if words[1] == "out.mp4" else said[1]
-    told = command(*said)
-    assert told.returncode == 2
-    assert answer in told.stderr.splitlines()[-1]
-    assert "Traceback" not in told.stderr and told.stdout == ""
+    try:
+        code = main(said)
+    except SystemExit as end:  # how argparse ends
+        code = end.code
+    told = capsys.readouterr()
+    assert code == 2
+    assert answer in told.err.splitlines()[-1]
+    assert "Traceback" not in told.err and told.out == ""
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,9 @@
 """The compiled parts against PyTorch's own, on real frames: the same pictures."""
 
 import json
+import os
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -86,3 +89,22 @@ def test_the_shipped_model_in_8_bits_looks_as_in_32():
     )
     error = np.mean((fast[8:] - eager[8:]) ** 2)
     assert 10 * np.log10(255**2 / error) > 32  # decibels
+
+
+@pytest.mark.long
+def test_a_processor_without_avx512_draws_the_same(tmp_path):
+    """As most laptops are; OpenVINO has other code for them, which once ended the process."""
+    program = """
+import sys, numpy as np, live2diff
+from live2diff.runtime import accelerate
+frames = np.random.default_rng(0).integers(0, 255, (10, 96, 128, 3), np.uint8)
+pipe = live2diff.load("nano", eager=True)
+eager = np.stack(pipe(frames, style="ink")).astype(int)
+accelerate(pipe, kept_in=sys.argv[1])
+print(np.abs(np.stack(pipe(frames, style="ink")) - eager).max())
+"""
+    environment = os.environ | {"DNNL_MAX_CPU_ISA": "AVX2"}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) <= 1
