@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from .places import GONE, BrokenPicture, NoMemory, StreamGone
+
 if TYPE_CHECKING:
     from .mailbox import Slot
     from .pipeline import Live2DiffPipeline
@@ -27,6 +29,8 @@ JPEG_QUALITY = 92
 SILENCE_SECONDS = 10.0  # without a letter: whoever it was has gone, and the GPU is given back
 BEAT_SECONDS = 0.25  # something is yielded at least this often, because a generator ends only where it yields
 LOOK_SECONDS = 0.001  # how often an empty mailbox is looked into
+ERRORS = (NoMemory, BrokenPicture, ValueError, OSError, RuntimeError)  # what may go wrong in a stream
+FATAL = (NoMemory, BrokenPicture)  # and end it
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class Failure:
 
     kind: str
     words: str
+
+    @property
+    def ends_stream(self) -> bool:
+        return self.kind in {error.__name__ for error in FATAL}
 
 
 @dataclass(frozen=True)
@@ -106,24 +114,29 @@ class Session:
         return self.stream.ignored_words
 
     def update(self, **settings: Any) -> str:
-        self.stream.update(**settings)
+        self._alive().update(**settings)
         return self.stream.ignored_words
 
     def restart(self) -> None:
-        self.stream.restart()
+        self._alive().restart()
 
     def flush(self) -> list[np.ndarray]:
-        return self.stream.flush()
+        return self._alive().flush()
+
+    def _alive(self) -> Stream:
+        if self.stream is None:
+            raise StreamGone(GONE)
+        return self.stream
 
     def answer(self, letter: bytes) -> Done:
-        """Do what a letter of wishes asks for, each in turn; one that fails costs only itself."""
+        """Do what a letter of wishes asks for, each in turn; one that fails costs only itself, as a rule."""
         wishes = {"open": self.open, "update": self.update, "restart": self.restart, "flush": self.flush}
         results: list[Any] = []
         for name, settings in json.loads(letter):
             try:
                 results.append(wishes[name](**settings))
             except (ValueError, OSError, RuntimeError) as error:
-                results.append(failure_of(error))
+                results.append(self.failed(error))
         return Done(results)
 
     def push(self, number: int, letter: bytes) -> Pictures:
@@ -133,11 +146,18 @@ class Session:
         try:
             finished = self.stream.push(frame)
         except (ValueError, RuntimeError) as error:
-            return Pictures(number, failure=failure_of(error))
+            return Pictures(number, failure=self.failed(error))
         self._inside.append(number)
         shown = [self._inside.popleft() for _ in finished]
         pictures = finished if self._run.is_clip else [encoded(picture) for picture in finished]
         return Pictures(number, pictures, shown, self.stream.frames_in, self.stream.warm)
+
+    def failed(self, error: Exception) -> Failure:
+        """What to say of it. A stream over which the model failed is closed."""
+        failure = failure_of(error)
+        if failure.ends_stream:
+            self.close()
+        return failure
 
 
 def encoded(picture: np.ndarray) -> bytes:
@@ -147,7 +167,11 @@ def encoded(picture: np.ndarray) -> bytes:
 
 
 def failure_of(error: Exception) -> Failure:
-    kind = next(kind for kind in (ValueError, OSError, RuntimeError) if isinstance(error, kind))
+    from torch import OutOfMemoryError  # here it is there; where this module is imported, maybe not
+
+    if isinstance(error, OutOfMemoryError):
+        error = NoMemory()
+    kind = next(kind for kind in ERRORS if isinstance(error, kind))
     return Failure(kind.__name__, str(error))
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .log import name_of, tell
+from .log import name_of
 from .places import (
     Answer,
     BrokenPicture,
@@ -60,12 +60,6 @@ class Viewer(Visitor):
     answer: Future[Answer] | None = None  # to the frame in the mailbox, or to the last one taken from it
     changes: int = 0  # updates and restarts that the device thread has not come to
     inside: deque[Mail] = field(default_factory=deque)  # frames that went in and have not come out yet
-    name: str = ""  # in the log
-    opened: float = field(default_factory=time.monotonic)
-
-    @property
-    def kind(self) -> str:
-        return "clip" if self.is_clip else "live"
 
     def is_busy(self) -> bool:
         return self.stream is None or (self.answer is not None and not self.answer.done())
@@ -219,8 +213,7 @@ class Engine(Places[Viewer]):
         shared = {} if visitor.is_clip or not self._together else {"table": self._table}
         visitor.stream = self._pipe.stream(**settings, **shared, cache_dtype=self._cache_dtype)
         visitor.last_seen = time.monotonic()
-        asked = {name: settings.get(name) for name in ("style", "steps", "size")}
-        tell("opened", kind=visitor.kind, id=visitor.name, **asked)
+        visitor.tell_opened(settings)
         return visitor.stream.ignored_words
 
     def _change(self, visitor: Viewer, name: str, settings: dict[str, Any]) -> str:
@@ -286,10 +279,8 @@ class Engine(Places[Viewer]):
         return Answer(frames, shown.tag if frames else None, viewer.stream.frames_in, viewer.stream.warm)
 
     def _alive(self, viewer: Viewer) -> Stream:
-        if viewer.reason == "stopped":
-            raise Stopping
         if viewer.closed or viewer.stream is None:
-            raise StreamGone("This stream has ended. Start it again.")
+            raise viewer.gone()
         return viewer.stream
 
     def _run(self, visitor: Viewer, name: str, *arguments: Any, **settings: Any) -> Any:
@@ -314,20 +305,18 @@ class Engine(Places[Viewer]):
 
         key = next((key for key, other in self._visitors.items() if other is visitor), "")
         self._forget(key, visitor)
-        visitor.reason = type(error).__name__
+        told = NoMemory() if isinstance(error, OutOfMemoryError) else error
+        visitor.reason = type(told).__name__
         self._close(visitor)
-        if not isinstance(error, OutOfMemoryError):
-            return error
-        cuda.empty_cache()
-        if not visitor.is_clip:
-            self.capacity = max(1, self.capacity - 1)
-        return NoMemory()
+        if told is not error:
+            cuda.empty_cache()
+            if not visitor.is_clip:
+                self.capacity = max(1, self.capacity - 1)
+        return told
 
     def _close(self, visitor: Viewer | None) -> None:
         if visitor is not None and visitor.stream is not None:
-            stream, seconds = visitor.stream, time.monotonic() - visitor.opened
-            counts = {"frames_in": stream.frames_in, "frames_out": stream.frames_out, "seconds": seconds}
-            tell("closed", kind=visitor.kind, id=visitor.name, reason=visitor.reason, **counts)
+            stream, visitor.stream = visitor.stream, None
+            visitor.tell_closed(visitor.reason, stream.frames_in, stream.frames_out)
             stream.close()
-            visitor.stream = None
             visitor.inside.clear()

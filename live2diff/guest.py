@@ -14,14 +14,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .borrowed import FRAME_HEADER, Done, Event, Failure, Pictures, Run
+from .borrowed import ERRORS, FRAME_HEADER, Done, Event, Failure, Pictures, Run
 from .config import WARMUP_FRAMES
 from .mailbox import LARGEST_FRAME, LARGEST_WISHES, Slot
-from .places import Answer, EngineBusy, StreamGone, Visitor, VisitOver
+from .places import Answer, EngineBusy, Visitor, VisitOver
 
 WISHES_AT_ONCE = 16
 KEPT_SETTINGS = ("style", "prompt", "lora_scale")  # what `update` changes for good
-ERRORS = {error.__name__: error for error in (ValueError, OSError, RuntimeError)}
+ERRORS_BY_NAME = {error.__name__: error for error in ERRORS}
 
 
 @dataclass
@@ -63,6 +63,7 @@ class Guest(Visitor):
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _recent: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=WARMUP_FRAMES + 1))
     _frames_before: int = 0  # the number of the last frame of earlier visits
+    _counts: list[int] | None = None  # frames in and out, while there is a stream
     _sent: dict[int, Sent] = field(default_factory=dict)  # by number, until their pictures come
     _answers: deque[tuple[int, Future]] = field(default_factory=deque)  # and the number each waits for
     _wishes: list[Wish] = field(default_factory=list)
@@ -79,7 +80,7 @@ class Guest(Visitor):
             if self.run is not None:
                 return None
             self.stop = threading.Event()
-            self.over, self.ends = False, None
+            self.over, self.ends, self.reason = False, None, "closed"
             recent = [] if self.is_clip else list(self._recent)
             if recent and self.slot.frames.newest > self._frames_before:
                 recent.pop()  # it is in the mailbox
@@ -93,8 +94,9 @@ class Guest(Visitor):
             self.run = submit(run)  # which cannot end before the lock is let go
         return self.run, opening.result
 
-    def end(self) -> None:
-        """The run is over."""
+    def end(self, reason: str) -> None:
+        """The run is over, and why."""
+        self._tell_closed(reason)
         with self._lock:
             self.run = self.ends = None
             self.over = True
@@ -117,8 +119,11 @@ class Guest(Visitor):
         Raises:
             ValueError: too long.
             EngineBusy: too many at once.
+            StreamGone: closed.
         """
         with self._lock:
+            if self.closed:
+                raise self.gone()
             if self.run is not None:
                 return self._ask(Wish(name, settings))
             self.settings = self.settings | kept(settings)
@@ -134,7 +139,7 @@ class Guest(Visitor):
         letter, now = fitted(frame), time.monotonic()
         with self._lock:
             if self.closed:
-                raise StreamGone("This stream has ended. Start it again.")
+                raise self.gone()
             if self.over:
                 raise VisitOver
             taken = self.slot.taken(self.owner)
@@ -178,7 +183,7 @@ class Guest(Visitor):
             self._recent.clear()
             waiting = self._give_up()
         for future in waiting:
-            settle(future, StreamGone("This stream has ended. Start it again."))
+            settle(future, self.gone())
         return True
 
     # The next three are for who holds the lock.
@@ -223,6 +228,7 @@ class Guest(Visitor):
             waiting = []
             while self._answers and self._answers[0][0] <= event.number:
                 waiting.append(self._answers.popleft()[1])
+        self._count(not event.failure, len(pictures))
         last = shown[-1] if shown else None
         if last is not None:
             self.note_shown(now - last.arrived)
@@ -233,6 +239,8 @@ class Guest(Visitor):
         answer = Answer(frames, last and last.tag, event.frames_in, event.warm, jpeg)
         for future in waiting:
             settle(future, outcome(event.failure) if event.failure else answer)
+        if event.failure and event.failure.ends_stream:
+            self._break_off(event.failure)
 
     def _fulfil(self, event: Done) -> None:
         with self._lock:
@@ -245,10 +253,32 @@ class Guest(Visitor):
                     result[:] = [of_shape(*pair) for pair in zip(result, shapes, strict=True)]
             self._post()
         for wish, result in zip(done, event.results, strict=True):
+            failure = result if isinstance(result, Failure) else None
+            if wish.name == "open" and not failure:
+                self._tell_closed("replaced")
+                self._counts = [0, 0]
+                self.tell_opened(wish.settings)
+            elif wish.name == "flush" and not failure:
+                self._count(0, len(result))
             settle(wish.result, outcome(result))
-            if wish.name == "open" and isinstance(result, Failure):  # no stream for the frames that wait
-                self.stop.set()
-                self.fail(outcome(result))
+            if failure and (failure.ends_stream or wish.name == "open"):
+                self._break_off(failure)
+
+    def _break_off(self, failure: Failure) -> None:
+        """There is no stream any more for the frames that wait."""
+        self.reason = failure.kind
+        self.stop.set()
+        self.fail(outcome(failure))
+
+    def _count(self, taken: int, given: int) -> None:
+        if self._counts is not None:
+            self._counts[0] += taken
+            self._counts[1] += given
+
+    def _tell_closed(self, reason: str) -> None:
+        if self._counts is not None:
+            self.tell_closed(reason, *self._counts)
+        self._counts = None
 
 
 def kept(settings: dict[str, Any]) -> dict[str, Any]:
@@ -268,7 +298,7 @@ def settle(future: Future, result: Any) -> None:
 
 def outcome(result: Any) -> Any:
     """What came from the other process; for a `Failure` the exception that it stands for."""
-    return ERRORS[result.kind](result.words) if isinstance(result, Failure) else result
+    return ERRORS_BY_NAME[result.kind](result.words) if isinstance(result, Failure) else result
 
 
 def fitted(frame: np.ndarray) -> np.ndarray:

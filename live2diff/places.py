@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
+from .log import tell
+
 if TYPE_CHECKING:
     from .pipeline import Live2DiffPipeline
     from .styles import Style
 
 RATE_SECONDS = 5.0  # the frame rate in `stats` is that of the last so many seconds
 QUIET_SECONDS = 10.0  # a visitor silent for this long gives way when another needs the place
+GONE = "This stream has ended. Start it again."
 
 
 class EngineBusy(RuntimeError):
@@ -42,11 +45,13 @@ class Stopping(StreamGone):
 class NoMemory(RuntimeError):
     """The device ran out of memory over this stream, which has ended; there are fewer places from now on."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "The server has not enough memory for this stream. A smaller size or fewer steps need less "
-            "(--size, --steps); so do fewer visitors at once (--streams)."
-        )
+    WORDS = (
+        "The server has not enough memory for this stream. A smaller size or fewer steps need less "
+        "(--size, --steps); so do fewer visitors at once (--streams)."
+    )
+
+    def __init__(self, words: str = WORDS) -> None:
+        super().__init__(words)
 
 
 class BrokenPicture(RuntimeError):
@@ -76,9 +81,31 @@ class Visitor:
     """Somebody with a place, or a clip, which takes none."""
 
     is_clip: bool = False
+    name: str = ""  # in the log
     last_seen: float = field(default_factory=time.monotonic)
+    opened: float = 0.0  # when its stream was
     closed: bool = False
     reason: str = "closed"  # why it ended, for the log
+
+    @property
+    def kind(self) -> str:
+        return "clip" if self.is_clip else "live"
+
+    def tell_opened(self, settings: dict[str, Any]) -> None:
+        """Write down that it has a stream now."""
+        self.opened = time.monotonic()
+        asked = {name: settings.get(name) for name in ("style", "steps", "size")}
+        tell("opened", kind=self.kind, id=self.name, **asked)
+
+    def tell_closed(self, reason: str, frames_in: int, frames_out: int) -> None:
+        """Write down that the stream has ended."""
+        counts = {"frames_in": frames_in, "frames_out": frames_out}
+        seconds = time.monotonic() - self.opened
+        tell("closed", kind=self.kind, id=self.name, reason=reason, **counts, seconds=seconds)
+
+    def gone(self) -> StreamGone:
+        """What there is to say to who asks for a stream that has ended."""
+        return Stopping() if self.reason == "stopped" else StreamGone(GONE)
 
     def is_busy(self) -> bool:
         """Whether the silence is ours: something is being done for this visitor."""
@@ -248,7 +275,7 @@ class Places(Generic[AnyVisitor]):
 
     def _visitor(self, key: str) -> AnyVisitor:
         if key not in self._visitors:
-            raise StreamGone("This stream has ended. Start it again.")
+            raise StreamGone(GONE)
         return self._visitors[key]
 
     def _take_out(self, key: str) -> AnyVisitor | None:

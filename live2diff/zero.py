@@ -29,8 +29,9 @@ import numpy as np
 
 from .borrowed import Event, Run, serve
 from .guest import Guest, kept
+from .log import name_of
 from .mailbox import make_slots
-from .places import Answer, ClipStream, EngineBusy, Places, VisitOver
+from .places import Answer, ClipStream, EngineBusy, Places, Stopping, VisitOver
 
 if TYPE_CHECKING:
     from .pipeline import Live2DiffPipeline
@@ -102,6 +103,7 @@ class ZeroEngine(Places[Guest]):
         self._slots = make_slots(capacity + CLIPS_AT_ONCE)
         self._free = deque(self._slots)
         self._owners = count(1)
+        self._runs: set[Future[None]] = set()  # on their way, those of visitors who have gone included
         super().__init__(pipe, capacity, idle_seconds)
         self._serve = lender(self._on_gpu, seconds_of)
 
@@ -121,7 +123,7 @@ class ZeroEngine(Places[Guest]):
         if guest is not None:
             with self.admission(key):
                 return guest.reopen(settings) or ignored
-        guest = self._new_guest(settings)
+        guest = self._new_guest(key, settings)
         try:
             self._retire(self._give_place(key, guest))
         except EngineBusy:
@@ -199,8 +201,10 @@ class ZeroEngine(Places[Guest]):
             VisitOver: the time asked for was not enough.
             Exception: as `visit`.
         """
+        if self._ending:
+            raise Stopping
         self.close(key)
-        guest = self._new_guest(settings, is_clip=True)
+        guest = self._new_guest(key, settings, is_clip=True)
         with self._lock:
             self._visitors[key] = guest
         try:
@@ -212,10 +216,8 @@ class ZeroEngine(Places[Guest]):
             self._retire(guest)
 
     def shutdown(self) -> None:
-        with self._lock:
-            runs = [guest.run for guest in self._visitors.values() if guest.run is not None]
         super().shutdown()
-        wait_for(runs)
+        wait_for(list(self._runs))
 
     def _guest(self, key: str) -> Guest:
         with self._lock:
@@ -227,7 +229,7 @@ class ZeroEngine(Places[Guest]):
         style = self._pipe.default_style if style is None else style
         return finished(self._pipe.ignored_words(style, settings.get("prompt") or ""))
 
-    def _new_guest(self, settings: dict[str, Any], is_clip: bool = False) -> Guest:
+    def _new_guest(self, key: str, settings: dict[str, Any], is_clip: bool = False) -> Guest:
         with self._lock:
             if not self._free:
                 raise EngineBusy("All places are taken. Try again in a minute.")
@@ -235,6 +237,7 @@ class ZeroEngine(Places[Guest]):
             slot.hand_over(owner)
         return Guest(
             is_clip=is_clip,
+            name=name_of(key),
             slot=slot,
             owner=owner,
             settings=settings,
@@ -253,21 +256,28 @@ class ZeroEngine(Places[Guest]):
         return guest.begin(
             self._slots.index(guest.slot),
             seconds,
-            lambda run: in_thread(partial(context.run, self._follow, guest, run)),
+            lambda run: self._noted(in_thread(partial(context.run, self._follow, guest, run))),
         )
+
+    def _noted(self, run: Future[None]) -> Future[None]:
+        self._runs.add(run)
+        run.add_done_callback(self._runs.discard)
+        return run
 
     def _follow(self, guest: Guest, run: Run) -> None:
         """One run, from the asking for a GPU to its being given back."""
-        stop = guest.stop
+        stop, reason = guest.stop, "broken off"
         try:
             with closing(self._serve(run)) as events:
                 for event in events:
                     guest.ends = guest.ends or time.monotonic() + run.seconds
                     if stop.is_set():
-                        return
+                        break
                     guest.take(event)
+            in_time = time.monotonic() < (guest.ends or 0)
+            reason = guest.reason if stop.is_set() else "silent" if in_time else "time over"
         finally:
-            guest.end()
+            guest.end(reason)
 
 
 class ClipCalls:

@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_zero import visiting
 from torch import nn
 
 from live2diff import Live2DiffPipeline
 from live2diff.clip import Cut, probe
 from live2diff.clip_jobs import ClipJobs, ClipStopped
 from live2diff.engine import Engine
-from live2diff.places import BrokenPicture, NoMemory
+from live2diff.places import BrokenPicture, NoMemory, VisitOver
+from live2diff.zero import ZeroEngine
 
 ROOM = Path(__file__).parent.parent / "examples" / "room.mp4"
 SIZE = 16  # pixels: quick
@@ -196,6 +198,34 @@ def test_without_memory_one_visitor_is_told_what_to_lower_and_nobody_else_notice
     for out, good in zip(given, expected, strict=False):
         assert np.abs(out.astype(int) - good).max() <= 1
     assert len(given) == 11
+
+
+@pytest.mark.parametrize("moment", ["open", "warmup", "clip"])
+def test_where_the_gpu_is_lent_who_is_without_memory_is_told_so_as_well_and_can_begin_again(
+    tiny_pipeline, moment
+):
+    engine, frame = ZeroEngine(tiny_pipeline, capacity=1), frames(9, 1)[0]
+    module = tiny_pipeline.text_encoder if moment == "open" else tiny_pipeline.unet
+    with Full(module, lambda _: True), pytest.raises(NoMemory, match=r"--size.*--steps.*--streams"):
+        if moment == "clip":
+            with engine.clip("ann", size=SIZE, steps=1) as stream:
+                stream.push(frame)
+                stream.flush()
+        engine.open("ann", size=SIZE, steps=1)
+        with visiting(engine, "ann") as over:
+            try:
+                for _ in range(8):
+                    engine.push("ann", frame).result(PATIENCE)
+            finally:
+                assert over.wait(PATIENCE), "the GPU was not given back"
+                with pytest.raises(VisitOver):
+                    engine.push("ann", frame)
+    engine.close("ann")
+    engine.open("ann", size=SIZE, steps=1)
+    with visiting(engine, "ann"):
+        assert engine.push("ann", frame).result(PATIENCE).frames_in == 1
+    assert len(engine._free) == len(engine._slots) - 1
+    engine.shutdown()
 
 
 def test_without_memory_for_a_batch_its_streams_are_worked_on_one_by_one(tiny_pipeline):

@@ -14,11 +14,16 @@ import numpy as np
 import pytest
 from browser import PATIENCE, wait_for
 from gradio_client import Client, handle_file
+from test_zero import visiting
 
+from live2diff import borrowed
 from live2diff.engine import Engine
+from live2diff.places import Stopping
+from live2diff.zero import ZeroEngine
 
 ROOT = Path(__file__).parent.parent
 CLIP = ROOT / "examples" / "room.mp4"
+FRAME = np.zeros((32, 32, 3), np.uint8)
 
 
 def free_port() -> int:
@@ -66,15 +71,14 @@ def test_a_line_for_each_stream_opened_and_closed_and_nothing_of_what_anybody_sa
         engine = Engine(tiny_pipeline, capacity=2)
         engine.open("live/token", prompt="a secret of mine", style="neon", steps=1).result(PATIENCE)
         for _ in range(9):
-            engine.push("live/token", np.zeros((32, 32, 3), np.uint8)).result(PATIENCE)
+            engine.push("live/token", FRAME).result(PATIENCE)
         engine.open("live/token", style="comic").result(PATIENCE)
         engine._visitors["live/token"].last_seen -= 1000
         engine.make_room()
         with engine.clip("clip/token", style="neon") as stream:
-            stream.push(np.zeros((32, 32, 3), np.uint8))
+            stream.push(FRAME)
         engine.shutdown()
-    lines = [re.sub(r"id=\w{8}|seconds=[\d.]+", "", record.getMessage()) for record in caplog.records]
-    assert [" ".join(line.split()) for line in lines] == [
+    assert lines_of(caplog) == [
         "opened kind=live style=neon steps=1 size=None",
         "closed kind=live reason=replaced frames_in=9 frames_out=9",
         "opened kind=live style=comic steps=None size=None",
@@ -82,4 +86,53 @@ def test_a_line_for_each_stream_opened_and_closed_and_nothing_of_what_anybody_sa
         "opened kind=clip style=neon steps=None size=None",
         "closed kind=clip reason=closed frames_in=1 frames_out=0",
     ]
+
+
+def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was written down, without what is never the same, and without anybody's secrets."""
+    lines = [record.getMessage() for record in caplog.records]
     assert not any("token" in line or "secret" in line for line in lines)
+    return [re.sub(r"id=\w{8} | seconds=\d+\.\d\d", "", line) for line in lines]
+
+
+def test_where_the_gpu_is_lent_the_log_has_a_line_for_each_visit_and_clip(tiny_pipeline, caplog, monkeypatch):
+    monkeypatch.setattr(borrowed, "SILENCE_SECONDS", 0.3)
+    with caplog.at_level(logging.INFO, logger="live2diff"):
+        engine = ZeroEngine(tiny_pipeline, capacity=2)
+        engine.open("live/token", prompt="a secret of mine", style="neon", steps=1)
+        with visiting(engine, "live/token"):
+            for _ in range(9):
+                engine.push("live/token", FRAME).result(PATIENCE)
+            engine.open("live/token", style="comic").result(PATIENCE)
+        engine.open("live/token", style="neon", steps=1)
+        with visiting(engine, "live/token") as over:
+            wait_for(over.is_set)  # no frame comes
+        engine.visit_seconds = 0.2
+        with visiting(engine, "live/token") as over:
+            wait_for(over.is_set)
+        with engine.clip("clip/token", style="neon", steps=1) as stream:
+            for _ in range(9):
+                stream.push(FRAME)
+            stream.flush()
+        with pytest.raises(Stopping), engine.clip("clip/token", style="neon") as stream:
+            stream.push(FRAME)
+            engine.end()
+            stream.push(FRAME)
+        with pytest.raises(Stopping), engine.clip("clip/token", style="neon"):
+            pass
+        engine.shutdown()
+    *lines, last = lines_of(caplog)
+    assert last.startswith("closed kind=clip reason=stopped frames_in=")  # maybe in the middle of a frame
+    assert lines == [
+        "opened kind=live style=neon steps=1 size=None",
+        "closed kind=live reason=replaced frames_in=9 frames_out=9",
+        "opened kind=live style=comic steps=None size=None",
+        "closed kind=live reason=closed frames_in=0 frames_out=0",
+        "opened kind=live style=neon steps=1 size=None",
+        "closed kind=live reason=silent frames_in=0 frames_out=0",
+        "opened kind=live style=neon steps=1 size=None",
+        "closed kind=live reason='time over' frames_in=0 frames_out=0",
+        "opened kind=clip style=neon steps=1 size=None",
+        "closed kind=clip reason=closed frames_in=9 frames_out=9",
+        "opened kind=clip style=neon steps=None size=None",
+    ]
