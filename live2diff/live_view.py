@@ -29,7 +29,7 @@ PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("camera.js", "screen.js", "recorder.js", "live.js")  # one scope, in this order
 SMALLEST_SIDE = 384  # of what the browser sends, whatever little the model works with
 PATH = "/live-socket"
-PING_SECONDS = 10.0  # a network that was cut without a word is noticed after this and the next
+PING_SECONDS = 5.0  # a network that was cut without a word is noticed after this and the next
 THUMBNAIL = (160, 120)  # width and height
 
 
