@@ -13,14 +13,17 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import httpx
 import numpy as np
 import pytest
 import torch
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from safetensors.torch import save_file
 
 from live2diff.__main__ import main
 from live2diff.checkpoints import read_tensors
-from live2diff.clip import ClipError, Cut
+from live2diff.clip import ClipError, Cut, probe
 from live2diff.clip_jobs import LIMITS, ClipJobs
 from live2diff.engine import Engine
 from live2diff.lora import read_lora
@@ -384,6 +387,69 @@ def test_a_megabyte_of_words_is_refused_at_once(tiny_pipeline):
     stream = tiny_pipeline.stream()
     with pytest.raises(ValueError, match="1000000 characters"):
         stream.update(prompt="x" * 1_000_000)
+
+
+@pytest.fixture(scope="module")
+def client(address, tmp_path_factory) -> Client:
+    return Client(address, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    _, *how = KINDS[0]
+    return write_clip(tmp_path_factory.mktemp("clip") / "good.mp4", *how, frames=3)
+
+
+@pytest.mark.parametrize("name", ["null bytes", "right to left", "html", "format"])
+def test_strange_words_in_a_request_are_words(client, clip, capfd, name):
+    words = WORDS[name]
+    made = client.predict(clip=handle_file(clip), style="pencil", prompt=words, api_name="/translate")
+    assert probe(made).frame_count == 3
+    with pytest.raises(AppError) as told:
+        client.predict(clip=handle_file(clip), style=words, api_name="/translate")
+    assert "pencil" in str(told.value), "it says what there is"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_half_a_character_in_a_request_is_refused_or_a_word(address, client, clip):
+    """As no client of ours can write it."""
+    uploaded = httpx.post(f"{address}gradio_api/upload", files={"files": clip.open("rb")}).json()[0]
+    file = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
+    data = json.dumps({"data": [file, "pencil", WORDS["surrogates"], 0, 0, 0, 0, 0]})
+    answer = httpx.post(
+        f"{address}gradio_api/call/translate", content=data, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code in (200, 400, 422), answer.text
+    if answer.status_code == 200:
+        told = httpx.get(f"{address}gradio_api/call/translate/{answer.json()['event_id']}", timeout=60).text
+        assert "event: complete" in told, told
+    assert client.predict(api_name="/health")["clips"] == 0
+
+
+def test_a_megabyte_of_words_in_a_request_is_refused_in_a_sentence(client, clip, capfd):
+    with pytest.raises(AppError, match="1000000 characters; at most 4000"):
+        client.predict(clip=handle_file(clip), prompt="x" * 1_000_000, api_name="/translate")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("text.mp4", b"not a video\n" * 500),
+        ("half.mp4", None),
+        ("<img src=x onerror=alert(1)>.mp4", b"<script>alert(1)</script>"),
+        ("nothing.mp4", b""),
+    ],
+    ids=["text", "cut in half", "html", "nothing"],
+)
+def test_a_file_in_a_request_that_is_no_clip_is_told_apart(client, clip, tmp_path, capfd, name, data):
+    path = tmp_path / name
+    whole = clip.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if data is None else data)
+    with pytest.raises(AppError, match=r"is not a video that can be read|is empty") as told:
+        client.predict(clip=handle_file(path), style="pencil", api_name="/translate")
+    assert "<img" not in str(told.value) and str(tmp_path) not in str(told.value)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_the_length_of_a_clip_is_limited_for_every_way_in(tmp_path, tiny_pipeline, capsys):
