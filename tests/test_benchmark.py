@@ -7,9 +7,14 @@ from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
+import torch
+from test_safety import tiny_checker
 
-from live2diff.benchmark.__main__ import main, measure_long
+import live2diff.benchmark.__main__ as measuring
+from live2diff.benchmark.__main__ import main, measure_filter, measure_long
 from live2diff.benchmark.measure import STAGES, interleave, stage_clock
+from live2diff.benchmark.models import random_filter
+from live2diff.safety import ContentFilter
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +84,15 @@ def test_the_clock_changes_no_picture_and_leaves_nothing_behind(tiny_pipeline):
     assert {stage: len(taken) for stage, taken in seconds.items()} == {
         "upload": 9, "depth": 9, "encode": 10, "unet": 2, "decode": 2, "download": 2,
     }  # fmt: skip
+
+
+def test_the_safety_checker_is_measured_in_its_real_size_if_asked_for(tiny_pipeline, monkeypatch):
+    with torch.device("meta"):
+        checker = random_filter(torch.device("meta"), torch.float32).checker
+    assert sum(parameter.numel() for parameter in checker.vision_model.parameters()) == 303_179_776
+    monkeypatch.setattr(measuring, "random_filter", lambda *_: ContentFilter(tiny_checker()))
+    measured = measure_filter(tiny_pipeline, 1.0, [32, 32], 2)
+    assert 0 < measured["ratio"] and measured["picture"]["p50_ms"] <= measured["picture"]["p95_ms"]
 
 
 def test_calls_take_turns(tiny_pipeline):

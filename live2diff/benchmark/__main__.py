@@ -29,7 +29,7 @@ from .measure import (
     prompt_change,
     stage_clock,
 )
-from .models import open_model
+from .models import open_model, random_filter
 from .report import lines
 from .rivals import FrameByFrame, unet_calls
 
@@ -67,6 +67,9 @@ def parser() -> argparse.ArgumentParser:
     told.add_argument("--steps", type=int, choices=range(1, 5), help="denoising steps (default: the model's)")
     told.add_argument(
         "--long", type=int, metavar="N", help=f"compare the cost of frame N with that of frame {EARLY}"
+    )
+    told.add_argument(
+        "--safety-checker", action="store_true", help="measure it as well; random weights of its real size"
     )
     told.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there as well, indented")
     return told
@@ -154,6 +157,15 @@ def measure_one(pipeline: Live2DiffPipeline, settings: Settings, arguments: argp
     }
 
 
+def measure_filter(pipeline: Live2DiffPipeline, frame_ms: float, size: list[int], rounds: int) -> Record:
+    """What the safety checker takes for a picture, beside a whole frame without it."""
+    device = pipeline.unet.device
+    content_filter = random_filter(device, pipeline.unet.dtype)
+    picture = torch.rand(1, 3, *size, device=device, dtype=pipeline.unet.dtype) * 2 - 1
+    taken = milliseconds(interleave({"filter": lambda: content_filter(picture)}, rounds, device)["filter"])
+    return {"picture": taken, "ratio": round(taken["p50_ms"] / frame_ms, 2)}
+
+
 def measure_together(pipeline: Live2DiffPipeline, count: int, settings: Settings, rounds: int) -> Record:
     """`count` viewers at once beside a single one: frames a second of all, and how many times the single
     one's that is."""
@@ -230,6 +242,12 @@ def run(arguments: argparse.Namespace) -> None:
         "one": measure_one(pipeline, settings, arguments),
         "together": list(measure_all(pipeline, arguments.streams, settings, arguments.frames)),
     }
+    if arguments.safety_checker:
+        tell("the safety checker")
+        one = record["one"]
+        one["safety_checker"] = measure_filter(
+            pipeline, one["frame"]["p50_ms"], one["working_size"], arguments.frames
+        )
     if arguments.long is not None:
         tell(f"frame {arguments.long} beside frame {EARLY}")
         record["long"] = measure_long(pipeline, EARLY, arguments.long, settings)

@@ -7,11 +7,20 @@ from functools import partial
 
 import torch
 from diffusers import AutoencoderTiny
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, DPTConfig, DPTForDepthEstimation
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from transformers import (
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    DPTConfig,
+    DPTForDepthEstimation,
+)
 
 from .. import cuda
 from ..pipeline import Live2DiffPipeline
 from ..published import PUBLISHED, converted_folder
+from ..safety import ContentFilter
 from ..sampler import build_scheduler
 from ..unet import StreamUNet
 from ..weights import NANO, best_device, load
@@ -74,3 +83,12 @@ def random_model(device: str) -> Live2DiffPipeline:
     for module in (pipeline.vae, pipeline.text_encoder, pipeline.unet, pipeline.depth_estimator):
         module.eval()
     return pipeline
+
+
+def random_filter(device: torch.device, dtype: torch.dtype) -> ContentFilter:
+    """The content filter in the size of the published safety checker, a CLIP ViT-L/14: 1.2 GB in float32."""
+    vision = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
+    vision |= dict(image_size=224, patch_size=14)
+    with torch.device(device):
+        checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=768))
+    return ContentFilter(checker.to(device, dtype))

@@ -35,6 +35,9 @@ def lines(record: dict[str, Any]) -> list[str]:
     if "eager" in one:
         slower = f"{one['eager']['ratio']} times as long"
         told.append(row("the same without its runtime", one["eager"]["frame"], slower))
+    if "safety_checker" in one:
+        times = f"{one['safety_checker']['ratio']} times a whole frame without it"
+        told.append(row("safety checker, a picture", one["safety_checker"]["picture"], times))
     told.append("")
     for many in record["together"]:
         gain = f"{many['fps']} FPS in all, {many['times_one']} times one viewer's"
