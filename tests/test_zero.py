@@ -17,7 +17,6 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import pytest
-import torch
 from playwright.sync_api import sync_playwright
 
 from live2diff import borrowed, zero
@@ -102,15 +101,6 @@ def in_forked_process(task: Callable[[Run], Iterator[Event]], seconds: Callable[
 both_ways = pytest.mark.parametrize(
     "engine", [lend, in_forked_process], indirect=True, ids=["thread", "fork"]
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two processes with several threads each only get in each other's way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
