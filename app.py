@@ -43,7 +43,7 @@ from live2diff.zero import space_engine
 
 ENGINE = space_engine()  # on ZeroGPU the weights are loaded at import; elsewhere nothing is
 HEADER = """<h1>Live<span>2</span>Diff</h1>
-<p>See yourself, live, in another style. Each picture is drawn from what came before it.</p>"""
+<p>See yourself, live, in another style.</p>"""
 LAUNCH = {
     # The system's own fonts, and no statistics: the page asks nobody but this server for anything.
     "theme": THEME,

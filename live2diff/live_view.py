@@ -23,7 +23,7 @@ from .line import WaitingLine
 from .live_messages import FRAME, LARGEST_FRAME, is_ours
 from .live_socket import Visit
 from .places import Places
-from .styles import Style
+from .styles import SAMPLES, Style
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("camera.js", "screen.js", "recorder.js", "live.js")  # one scope, in this order
@@ -47,6 +47,12 @@ def thumbnail(name: str, style: Style) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()
 
 
+def sample(name: str) -> str:
+    """The address of what the style makes of a picture; "" for none."""
+    file = SAMPLES / f"{Path(name).name}.jpg"
+    return f"gradio_api/file={file}" if file.is_file() else ""
+
+
 def page_script() -> str:
     """All the page's scripts as one; the worker's source comes in it as a text."""
     worker = (PAGE / "worker.js").read_text()
@@ -66,6 +72,7 @@ def live_view(engine: Places, limits: VisitorLimits) -> gr.HTML:
                 "title": style.title,
                 "thumbnail": thumbnail(name, style),
                 "loras": len(style.loras) or "",
+                "sample": sample(name),
                 "checked": "checked" if name == engine.default_style else "",
             }
             for name, style in engine.styles.items()

@@ -51,6 +51,7 @@ class Style:
 
 
 THUMBNAILS = Path(__file__).parent / "page" / "styles"  # NAME.jpg; made by examples/render.py
+SAMPLES = THUMBNAILS / "large"  # half a picture as it was, half of it in the style; as well
 QUALITY = "masterpiece, best quality"
 
 STYLES: dict[str, Style] = {

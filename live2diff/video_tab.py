@@ -172,7 +172,6 @@ class Controls:
     start: gr.Number
     end: gr.Number
     stage: gr.HTML
-    afresh: gr.Button
     style: gr.Radio
     prompt: gr.Textbox
     seed: gr.Number
@@ -203,7 +202,7 @@ def lay_out(engine: Engine, jobs: ClipJobs) -> Controls:
     with gr.Row(elem_id="pair"):
         with gr.Column(min_width=280):
             clip = gr.Video(
-                label="Your clip", show_label=False, sources=["upload", "webcam"], height=360, elem_id="clip"
+                label="Your clip", show_label=False, sources=["upload", "webcam"], height=320, elem_id="clip"
             )
             start, end = trim_fields()
         with gr.Column(min_width=280):
@@ -215,12 +214,11 @@ def lay_out(engine: Engine, jobs: ClipJobs) -> Controls:
                 apply_default_css=False,
                 elem_id="result",
             )
-            afresh = gr.Button("Run it afresh", visible=False, elem_id="afresh")
     style = style_choice(engine)
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
-            hint = "What is in it: a man at a desk"
-            prompt = gr.Textbox(label="Prompt", placeholder=hint, max_length=4000, elem_id="prompt")
+            label, hint = "What is in the clip", "A man at a desk"
+            prompt = gr.Textbox(label=label, placeholder=hint, max_length=4000, elem_id="prompt")
             seed, steps, strength = more_fields()
         with gr.Column(scale=1, min_width=280):
             with gr.Row(elem_id="go"):
@@ -232,9 +230,7 @@ def lay_out(engine: Engine, jobs: ClipJobs) -> Controls:
                 f"At most {jobs.per_address} clips at once from one address.",
                 elem_classes="hint",
             )
-    return Controls(
-        clip, start, end, stage, afresh, style, prompt, seed, steps, strength, begin, cancel
-    )  # fmt: skip
+    return Controls(clip, start, end, stage, style, prompt, seed, steps, strength, begin, cancel)
 
 
 def more_fields() -> tuple[gr.Number, gr.Dropdown, gr.Slider]:
@@ -253,43 +249,41 @@ def wire(controls: Controls, jobs: ClipJobs) -> None:
 
     def run(clip, style, prompt, seed, start, end, steps, strength, request: gr.Request) -> Iterator[tuple]:
         if clip is None:
-            yield said("error", NO_CLIP), gr.skip(), gr.skip(), gr.skip()
+            yield said("error", NO_CLIP), gr.skip(), gr.skip()
             return
         off, on = gr.update(interactive=False), gr.update(interactive=True)
-        yield said("waiting", "Waiting for the model."), off, on, gr.update(visible=False)
+        yield said("waiting", "Waiting for the model."), off, on
         told: Said = said("empty")
         try:
             settings = settings_of(style, prompt, seed, steps, strength)
             cut, address = cut_of(start, end), address_of(request)
             for told in translated(jobs, clip_key(request), clip, cut, settings, address):
-                yield told, gr.skip(), gr.skip(), gr.skip()
+                yield told, gr.skip(), gr.skip()
         except ClipError as error:  # a cut that is none
             told = said("error", str(error))
-        yield told, on, off, gr.skip()
+        yield told, on, off
 
-    def chosen(clip: str | None) -> tuple[Said, None, float | None, dict]:
+    def chosen(clip: str | None) -> tuple[Said, None, float | None]:
         """A new clip: nothing of the one before is true of it."""
         jobs.tidy()
-        hidden = gr.update(visible=False)
         try:
             seconds = None if clip is None else round(probe(clip, ANY_LENGTH).duration, 2)
         except ClipError as error:
-            return said("error", str(error)), None, None, hidden
-        return gr.skip(), None, seconds, hidden
+            return said("error", str(error)), None, None
+        return gr.skip(), None, seconds
 
     def stop(request: gr.Request) -> None:
         jobs.stop(clip_key(request))
 
-    for button in (controls.begin, controls.afresh):
-        button.click(
-            run,
-            controls.settings,
-            [controls.stage, controls.begin, controls.cancel, controls.afresh],
-            api_visibility="private",
-            concurrency_limit=CLIPS_WAITING,
-            concurrency_id="clips",
-            show_progress="hidden",
-        )
+    controls.begin.click(
+        run,
+        controls.settings,
+        [controls.stage, controls.begin, controls.cancel],
+        api_visibility="private",
+        concurrency_limit=CLIPS_WAITING,
+        concurrency_id="clips",
+        show_progress="hidden",
+    )
     controls.cancel.click(stop, queue=False, api_visibility="private")
     clip = controls.clip
     new = [clip.upload, clip.clear, clip.stop_recording]
@@ -300,7 +294,7 @@ def wire(controls: Controls, jobs: ClipJobs) -> None:
         new,
         chosen,
         clip,
-        [controls.stage, controls.start, controls.end, controls.afresh],
+        [controls.stage, controls.start, controls.end],
         api_visibility="private",
         show_progress="hidden",
     )
@@ -308,6 +302,7 @@ def wire(controls: Controls, jobs: ClipJobs) -> None:
 
 def example_gallery(engine: Engine, offered: list[dict]) -> gr.Gallery:
     """Each example as half original, half translated."""
+    gr.Markdown("Click an example to see its result, or bring a clip of your own.", elem_classes="hint")
     pictures = []
     for preset in offered:
         poster = result_of(preset).with_suffix(".jpg")
@@ -334,9 +329,8 @@ def wire_examples(gallery: gr.Gallery, offered: list[dict], controls: Controls) 
         preset = offered[event.index]
         made, clip = result_of(preset), str(EXAMPLES / preset["clip"])
         filled = [clip, preset["style"], preset["prompt"], preset["seed"], None, None, 0, 0]
-        text = f"Made before, by the {RESULTS_BY} model."
+        text = f"Made before, by the {RESULTS_BY} model. Translate makes it afresh."
         shown = said("done", text, path=str(made)) if made.exists() else said("empty")
-        return [*filled, shown, gr.update(visible=True)]
+        return [*filled, shown]
 
-    outputs = [*controls.settings, controls.stage, controls.afresh]
-    gallery.select(pick, None, outputs, api_visibility="private", queue=False)
+    gallery.select(pick, None, [*controls.settings, controls.stage], api_visibility="private", queue=False)

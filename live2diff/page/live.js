@@ -15,7 +15,7 @@ const prompt = find(".prompt input");
 const lora = find(".lora input"); // for styles that have LoRAs: what their weights are multiplied by
 const sources = find(".source select");
 const strength = find(".strength input");
-const screen = makeScreen(canvas, frame);
+const screen = makeScreen(canvas, stage);
 const workerAddress = URL.createObjectURL(new Blob([WORKER_SOURCE], { type: "text/javascript" }));
 
 let run = 0; // rises with every start and stop: what belongs to an older run is dropped
@@ -153,7 +153,7 @@ function showNumbers() {
   const dropped = came && shown.length ? Math.max(0, 1 - shown.length / came) : null;
   find(".dropped").textContent = dropped === null ? "–" : `${Math.round(dropped * 100)} %`;
   const left = deadline === null ? null : Math.max(0, Math.round((deadline - performance.now()) / 1000));
-  find(".left").textContent = left === null ? "–" : clock(left);
+  find(".left").textContent = left === null ? "" : clock(left);
   if (recording) find(".record").textContent = `Finish ${clock(Math.floor(recording.seconds()))}`;
 }
 
@@ -188,7 +188,7 @@ async function take(source) {
   showMirror();
   await video.play();
   if (thisRun !== run) return;
-  if (screen.isEmpty) frame.style.setProperty("--aspect", `${video.videoWidth / video.videoHeight}`);
+  if (screen.isEmpty) stage.style.setProperty("--aspect", `${video.videoWidth / video.videoHeight}`);
   endFeed = feed(track, video, worker);
   listSources(sources, track.getSettings().deviceId && source !== "screen" ? track.getSettings().deviceId : source);
 }
@@ -197,7 +197,7 @@ async function start() {
   const thisRun = ++run;
   say("");
   screen.clear();
-  setState("starting", "Waiting for the camera");
+  setState("starting", "Waiting for the camera. Allow it if your browser asks.");
   worker = new Worker(workerAddress);
   worker.onmessage = ({ data }) => {
     if (data.text) hear(data.text);
@@ -260,6 +260,13 @@ function showLora() {
   find(".lora").hidden = !find(".styles input:checked").dataset.loras;
 }
 
+// What the style looks like, until there is the visitor's own picture.
+function showSample() {
+  const sample = find(".sample"), url = find(".styles input:checked").dataset.sample;
+  sample.hidden = !url;
+  if (url) sample.src = url;
+}
+
 function showMirror() {
   const mirror = find(".mirror").checked;
   stage.dataset.mirror = mirror ? "yes" : "no";
@@ -310,6 +317,7 @@ on(".split", "input", () => {
 });
 on(".styles", "change", () => {
   showLora();
+  showSample();
   later(0, update);
 });
 on(".lora", "input", () => later(150, update));
@@ -344,6 +352,7 @@ document.addEventListener("visibilitychange", updateFlow);
 find(".record").hidden = !recordingKind();
 find(".full").hidden = !document.fullscreenEnabled;
 showLora();
+showSample();
 showMirror();
 listSources(sources);
 setState("idle");

@@ -1,12 +1,12 @@
 // What is seen: one canvas, on which a translated picture and the very frame that it shows are drawn as chosen.
 
-function makeScreen(canvas, frame) {
+function makeScreen(canvas, stage) {
   const context = canvas.getContext("2d", { alpha: false });
   let shown = null; // {picture, original}, the picture a VideoFrame or an ImageBitmap
   const look = { view: "result", mirror: false, split: 0.5 };
 
   // Side by side where that is wide enough, else one above the other.
-  const isStacked = (width, height) => look.view === "both" && width > height && frame.clientWidth < 600;
+  const isStacked = (width, height) => look.view === "both" && width > height && stage.clientWidth < 600;
 
   function half(image, x, y, width, height) {
     context.save();
@@ -23,7 +23,7 @@ function makeScreen(canvas, frame) {
     if (canvas.width === width && canvas.height === height) return;
     canvas.width = width;
     canvas.height = height;
-    frame.style.setProperty("--aspect", `${width / height}`);
+    stage.style.setProperty("--aspect", `${width / height}`);
   }
 
   function paint() {

@@ -13,6 +13,7 @@ const inStep = () => !result.hidden && original()?.currentSrc;
 
 function show() {
   const told = props.value;
+  if (told.state === "waiting" && stage.dataset.state !== "waiting") stage.scrollIntoView({ block: "nearest" });
   stage.dataset.state = told.state; // empty, waiting, running, done, error
   find(".text").textContent = told.text;
   find(".empty").hidden = Boolean(told.picture || told.path);
