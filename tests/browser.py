@@ -63,8 +63,9 @@ def chromium(playwright: Playwright, camera: Path | None, *flags: str) -> Iterat
 
 
 @contextmanager
-def opened(browser: Browser, address: str, **context: object) -> Iterator[Page]:
-    """A page at `address`; in the end, it must have asked nobody but that server for anything."""
+def opened(browser: Browser, address: str, script: str = "", **context: object) -> Iterator[Page]:
+    """A page at `address`, which runs `script` before its own. In the end, it must have asked nobody but that
+    server for anything."""
     page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **context})
     page.set_default_timeout(PATIENCE * 1000)
     expect.set_options(timeout=PATIENCE * 1000)
@@ -73,6 +74,7 @@ def opened(browser: Browser, address: str, **context: object) -> Iterator[Page]:
     page.on("request", lambda request: asked.append(request.url))
     page.on("websocket", lambda socket: asked.append(socket.url.replace("ws", "http", 1)))
     page.on("pageerror", lambda error: broken.append(str(error)))
+    page.add_init_script(script)
     page.goto(address)
     yield page
     page.close()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from browser import Identity, chromium, needs_browser, opened, wait_for, write_camera
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
-from test_live_page import count_pictures, marker, reach, shown, start
+from test_live_page import count_pictures, marker, reach, shown, start, stop
 
 import app
 from live2diff.engine import Engine
@@ -41,10 +41,16 @@ def browser(playwright, tmp_path_factory) -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture
-def page(browser, address) -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def pages(browser, address) -> Iterator[Page]:
     with opened(browser, address) as page:
         yield page
+
+
+@pytest.fixture
+def page(pages) -> Iterator[Page]:
+    yield pages
+    stop(pages)
 
 
 def sources(page: Page) -> list[str]:
