@@ -229,6 +229,21 @@ def test_another_style_shows_while_it_runs_and_two_visitors_have_one_each(browse
     streams(nano[0])(1)
 
 
+LOADED = """ending => {
+  const { src, complete, naturalWidth } = document.querySelector("#live .sample");
+  return src.endsWith(ending) && complete && naturalWidth > 0;
+}"""
+
+
+def test_what_a_style_makes_of_a_picture_is_shown_before_the_start(page):
+    for style in ("neon", "woodcut"):
+        page.locator(f"#live .styles label:has(input[value={style}])").click()
+        page.wait_for_function(LOADED, arg=f"/{style}.jpg")
+    start(page)
+    reach(page, "running")
+    expect(page.locator("#live .sample")).to_be_hidden()
+
+
 def test_the_original_beside_a_picture_is_the_very_frame_that_it_shows(page):
     start(page)
     page.locator("#live .mirror").uncheck()

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from live2diff.live_messages import LARGEST_FRAME, decode_frame, encode_frame
-from live2diff.live_view import page_script, thumbnail
+from live2diff.live_view import page_script, sample, thumbnail
 from live2diff.styles import Style
 
 PICTURE = cv2.circle(np.full((240, 320, 3), 225, np.uint8), (90, 120), 70, (160, 30, 40), -1)
@@ -52,6 +52,7 @@ def test_a_style_is_chosen_by_a_small_picture_or_by_its_title_alone(tmp_path):
     url = thumbnail("mine", Style("Mine", thumbnail=str(file)))
     assert url.startswith("data:image/jpeg;base64,") and len(url) < 10_000
     assert thumbnail("../mine", Style("Mine")) == ""
+    assert sample("pencil").endswith("/large/pencil.jpg") and sample("../mine") == ""
 
 
 def test_the_page_asks_no_address_but_our_own():
