@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 from browser import Identity, chromium, needs_browser, opened, wait_for, write_camera
+from live_tab import count_pictures, marker, reach, shown, start, stop
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
-from test_live_page import count_pictures, marker, reach, shown, start, stop
 
 import app
 from live2diff.engine import Engine
