@@ -202,7 +202,7 @@ def lay_out(engine: Engine, jobs: ClipJobs) -> Controls:
     with gr.Row(elem_id="pair"):
         with gr.Column(min_width=280):
             clip = gr.Video(
-                label="Your clip", show_label=False, sources=["upload", "webcam"], height=320, elem_id="clip"
+                label="Your clip", show_label=False, sources=["upload", "webcam"], height=300, elem_id="clip"
             )
             start, end = trim_fields()
         with gr.Column(min_width=280):

@@ -102,7 +102,10 @@ def video(page: Page) -> None:
     for selector in ("#clip", "#result"):
         page.locator(f"{selector} video").evaluate("video => { video.pause(); video.currentTime = 1.6; }")
     videos = "[...document.querySelectorAll('#clip video, #result video')]"
-    page.wait_for_function(f"() => {videos}.every(video => !video.seeking && video.readyState === 4)")
+    page.wait_for_function(
+        f"() => {videos}.every(video => !video.seeking && video.readyState === 4 && video.networkState === 1)"
+    )
+    page.wait_for_timeout(1500)  # the player's own sign that it is loading fades
     if page.viewport_size["width"] < 640:
         page.locator("#clip").evaluate("clip => clip.scrollIntoView()")
     page.evaluate("() => document.activeElement?.blur()")
