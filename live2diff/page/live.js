@@ -100,7 +100,7 @@ function hear(told) {
   } else if ("refused" in told) {
     accepted = told.style;
     find(`.styles input[value="${CSS.escape(accepted)}"]`).checked = true;
-    showLora();
+    showStyle();
     say(told.refused);
   } else if ("time_left" in told) {
     deadline = told.time_left === null ? null : performance.now() + told.time_left * 1000;
@@ -256,15 +256,12 @@ function renew() {
   setState("warmup", "Starting anew");
 }
 
-function showLora() {
-  find(".lora").hidden = !find(".styles input:checked").dataset.loras;
-}
-
-// What the style looks like, until there is the visitor's own picture.
-function showSample() {
-  const sample = find(".sample"), url = find(".styles input:checked").dataset.sample;
-  sample.hidden = !url;
-  if (url) sample.src = url;
+// What goes with the style: the weight of its LoRAs, and a picture until there is the visitor's own.
+function showStyle() {
+  const { loras, sample } = find(".styles input:checked").dataset;
+  find(".lora").hidden = !loras;
+  find(".sample").hidden = !sample;
+  find(".sample").src = sample;
 }
 
 function showMirror() {
@@ -316,8 +313,7 @@ on(".split", "input", () => {
   screen.set({ split });
 });
 on(".styles", "change", () => {
-  showLora();
-  showSample();
+  showStyle();
   later(0, update);
 });
 on(".lora", "input", () => later(150, update));
@@ -351,8 +347,7 @@ document.addEventListener("visibilitychange", updateFlow);
 
 find(".record").hidden = !recordingKind();
 find(".full").hidden = !document.fullscreenEnabled;
-showLora();
-showSample();
+showStyle();
 showMirror();
 listSources(sources);
 setState("idle");
