@@ -253,23 +253,26 @@ def attend_once(
     mask: torch.Tensor,
 ) -> torch.Tensor:
     """`attend` for Q = 1, in passes over the cache as it lies: for a single query, P x H products of a row
-    and a matrix of 16 columns take a CPU longer."""
-    channels = query.shape[-1]
+    and a matrix of 16 columns take a CPU longer.
+
+    What the positions add is added on the way: compiled, each pass is one, with nothing laid out anew.
+    """
+    channels, lengths = query.shape[-1], [key.shape[1] for key in keys]
     head = torch.arange(channels, device=query.device) // (channels // TEMPORAL_HEADS)
     sum_heads = functional.one_hot(head, TEMPORAL_HEADS).to(query)  # [C, H]
-
-    def per_head(position: torch.Tensor) -> torch.Tensor:
-        return (position.transpose(1, 2) * sum_heads.T).flatten(1, 2)  # [B, K * H, C]
-
-    score = query[:, 0] @ per_head(position_key).transpose(1, 2)  # [B, P, K * H]
-    score = score.unflatten(-1, (-1, TEMPORAL_HEADS)).transpose(1, 2)  # [B, K, P, H]
-    score = score + torch.cat([(key * query) @ sum_heads for key in keys], dim=1)
+    position_keys, position_values = (
+        position.transpose(1, 2).split(lengths, dim=1) for position in (position_key, position_value)
+    )  # [B, K, 1, C]
+    score = torch.cat(
+        [((key + at) * query) @ sum_heads for key, at in zip(keys, position_keys, strict=True)], dim=1
+    )  # [B, K, P, H]
     unseen = torch.zeros_like(mask, dtype=score.dtype).masked_fill_(~mask, -torch.inf)  # [B, 1, K]
-    weight = (score + unseen.transpose(1, 2)[..., None]).softmax(dim=1)
-    out = weight.transpose(1, 2).flatten(2) @ per_head(position_value)  # [B, P, C]
-    for part, value in zip(weight.split([value.shape[1] for value in values], dim=1), values, strict=True):
-        out = out + ((part @ sum_heads.T).mul_(value)).sum(dim=1)
-    return out[:, None]
+    weights = (score + unseen.transpose(1, 2)[..., None]).softmax(dim=1).split(lengths, dim=1)
+    parts = [
+        ((weight @ sum_heads.T) * (value + at)).sum(dim=1, keepdim=True)
+        for weight, value, at in zip(weights, values, position_values, strict=True)
+    ]
+    return sum(parts[1:], start=parts[0])
 
 
 class TemporalAttention(nn.Module):
