@@ -257,9 +257,10 @@ def resize(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """uint8 `[height, width, 3]` at another (height, width)."""
     if picture.shape[:2] == tuple(shape):
         return np.ascontiguousarray(picture)
-    shrinks = min(side // wanted for side, wanted in zip(picture.shape, shape, strict=False))
-    if shrinks > 1:  # averages of whole pixels are ten times quicker than those of fractions
-        half_way = picture.shape[1] // shrinks, picture.shape[0] // shrinks
+    times = min(side // wanted for side, wanted in zip(picture.shape, shape, strict=False))
+    if times > 1:  # averages of whole pixels are ten times quicker than those of fractions
+        half_way = picture.shape[1] // times, picture.shape[0] // times
         picture = cv2.resize(picture, half_way, interpolation=cv2.INTER_AREA)
-    interpolation = cv2.INTER_LINEAR if shrinks else cv2.INTER_CUBIC
+    shrinks = shape[0] * shape[1] < picture.shape[0] * picture.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
     return cv2.resize(picture, (shape[1], shape[0]), interpolation=interpolation)
