@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, LCMScheduler, UNet2DConditionModel
+from playwright.sync_api import Playwright, sync_playwright
 from transformers import DPTConfig, DPTForDepthEstimation
 
 from live2diff import Live2DiffPipeline
@@ -91,6 +92,13 @@ def address(engine) -> Iterator[str]:
     demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
     yield demo.local_url
     demo.close()
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Playwright]:
+    """Closed after the module: no other may run beside it."""
+    with sync_playwright() as playwright:
+        yield playwright
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from browser import (
     write_camera,
 )
 from live_tab import count_pictures, disc, marker, note_states, passes, reach, shown, start, stop
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 import app
 import live2diff
@@ -44,12 +44,6 @@ def film() -> Iterator[np.ndarray]:
         picture = marker(PLACES[number // MARKER_FRAMES % len(PLACES)])
         picture[:64] = numbered(number, 320, 240)[:64]
         yield picture
-
-
-@pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
-    with sync_playwright() as playwright:
-        yield playwright
 
 
 @pytest.fixture(scope="module")

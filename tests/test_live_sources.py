@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from browser import Identity, chromium, needs_browser, opened, wait_for, write_camera
 from live_tab import count_pictures, marker, reach, shown, start, stop
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 import app
 from live2diff.engine import Engine
@@ -25,12 +25,6 @@ def address() -> Iterator[str]:
     yield demo.local_url
     demo.close()
     engine.shutdown()
-
-
-@pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
-    with sync_playwright() as playwright:
-        yield playwright
 
 
 @pytest.fixture(scope="module")
