@@ -57,17 +57,27 @@ def called(block: nn.Module, module: nn.Module, *inputs) -> torch.Tensor:
 class StreamUNet(UNet2DConditionModel):
     """`UNet2DConditionModel` plus `motion_modules` in every down and up block and `flow_conv_in`.
 
-    Takes the stock model's configuration and two more entries: `depth_channels`, of the depth mapping's
-    convolutions, and `motion_module_resolutions`, the downsampling factors (1, 2, 4, 8 in SD 1.5) at which
-    there are motion modules. Parameter names are those of the published checkpoints, so SD-1.5 weights, LoRAs
-    and `live2diff.ckpt` fit without renaming. Frames are rows of the batch everywhere but in the temporal
-    attention.
+    Takes the stock model's configuration and three more entries: `depth_channels`, of the depth mapping's
+    convolutions; `motion_module_resolutions`, the downsampling factors (1, 2, 4, 8 in SD 1.5) at which there
+    are motion modules; `motion_module_last_only`, to have one alone, after the last layer. Parameter names
+    are those of the published checkpoints, so SD-1.5 weights, LoRAs and `live2diff.ckpt` fit without
+    renaming. Frames are rows of the batch everywhere but in the temporal attention.
     """
 
-    def __init__(self, *args, depth_channels=DEPTH_CHANNELS, motion_module_resolutions=RESOLUTIONS, **kwargs):
+    def __init__(
+        self,
+        *args,
+        depth_channels=DEPTH_CHANNELS,
+        motion_module_resolutions=RESOLUTIONS,
+        motion_module_last_only=False,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        resolutions = tuple(motion_module_resolutions)
-        self.register_to_config(depth_channels=tuple(depth_channels), motion_module_resolutions=resolutions)
+        self.register_to_config(
+            depth_channels=tuple(depth_channels),
+            motion_module_resolutions=tuple(motion_module_resolutions),
+            motion_module_last_only=motion_module_last_only,
+        )
         self.add_motion()
 
     @property
@@ -83,13 +93,18 @@ class StreamUNet(UNet2DConditionModel):
     def add_motion(self) -> None:
         """Set up motion modules and depth mapping, untrained: they change nothing yet."""
         groups, levels = self.config.norm_num_groups, len(self.down_blocks)
+        last_only = self.config.motion_module_last_only
         for level, block in [
             *enumerate(self.down_blocks),
             *zip(reversed(range(levels)), self.up_blocks, strict=True),
         ]:
-            if 2**level in self.config.motion_module_resolutions:
-                channels = [resnet.out_channels for resnet in block.resnets]
-                block.motion_modules = nn.ModuleList([MotionModule(width, groups) for width in channels])
+            has_motion = 2**level in self.config.motion_module_resolutions
+            if not has_motion or (last_only and block is not self.up_blocks[-1]):
+                continue
+            motion = [MotionModule(resnet.out_channels, groups) for resnet in block.resnets]
+            if last_only:
+                motion[:-1] = [None] * len(motion[:-1])
+            block.motion_modules = nn.ModuleList(motion)
         self.flow_conv_in = DepthMapping(
             self.config.in_channels, self.config.depth_channels, self.config.block_out_channels[0]
         )
@@ -102,12 +117,12 @@ class StreamUNet(UNet2DConditionModel):
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> KVCache:
-        """An empty cache for `rows` rows of latents `[4, height, width]`; by default in the UNet's own
+        """An empty cache for `rows` rows of latents `[C, height, width]`; by default in the UNet's own
         precision and where it is. `torch.int8` and `torch.float8_e4m3fn` take half the memory of a half."""
         shapes = []
 
         def visit(block: nn.Module) -> None:
-            for module in getattr(block, "motion_modules", ()):
+            for module in filter(None, getattr(block, "motion_modules", ())):
                 shapes.extend([(height * width, module.temporal_transformer.norm.num_channels)] * 2)
 
         sizes = []
@@ -130,19 +145,19 @@ class StreamUNet(UNet2DConditionModel):
         window: Window | None,
         cache: KVCache | None = None,
     ) -> torch.Tensor:
-        """Predict the noise.
+        """What the model predicts of its latents: the noise, or what its scheduler's `prediction_type` says.
 
         Args:
-            sample: latents `[B * Q, 4, height, width]`, the Q frames of a clip or stream next to each other.
+            sample: latents `[B * Q, C, height, width]`, the Q frames of a clip or stream next to each other.
             timestep: int64 `[B * Q]` in `[0, 1000)`.
             encoder_hidden_states: prompt embeddings `[B * Q, tokens, dim]`.
-            depth_latents: `[B * Q, 4, height, width]`, or None to go without depth.
+            depth_latents: `[B * Q, C, height, width]`, or None to go without depth.
             window: who sees whom, and its `frames` is Q; None leaves the motion modules out: each row is a
                 picture.
             cache: with B rows, to warm up or to stream; None to train.
 
         Returns:
-            `[B * Q, 4, height, width]`.
+            `[B * Q, C, height, width]`.
         """
         layers = iter(range(0, 1000, 2))  # number of each motion module's first attention in the cache
         embedding = self.time_embedding(self.get_time_embed(sample, timestep))
@@ -186,5 +201,6 @@ StreamUNet.__init__.__signature__ = _stock.replace(
         *_stock.parameters.values(),
         inspect.Parameter("depth_channels", inspect.Parameter.KEYWORD_ONLY, default=DEPTH_CHANNELS),
         inspect.Parameter("motion_module_resolutions", inspect.Parameter.KEYWORD_ONLY, default=RESOLUTIONS),
+        inspect.Parameter("motion_module_last_only", inspect.Parameter.KEYWORD_ONLY, default=False),
     ]
 )

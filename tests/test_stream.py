@@ -10,6 +10,7 @@ from live2diff.batch import resize
 from live2diff.config import WARMUP_FRAMES
 from live2diff.depth import DepthRange, depth_pictures, inverse_depth
 from live2diff.sampler import add_noise, denoise
+from live2diff.unet import StreamUNet
 from live2diff.video import translate
 
 
@@ -24,10 +25,25 @@ def run(stream, frames) -> list[np.ndarray]:
     return [out for frame in frames for out in stream.push(frame)] + stream.flush()
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_streaming_with_the_cache_equals_one_forward_over_the_clip_under_the_mask(tiny_pipeline, steps):
-    unet, frames = tiny_pipeline.unet, 28
+    check_streaming(tiny_pipeline.unet, steps)
+
+
+def test_a_unet_may_have_its_last_motion_module_alone(tiny_pipeline):
+    whole = tiny_pipeline.unet
+    unet = StreamUNet.from_config({**whole.config, "motion_module_last_only": True}).eval()
+    kept = unet.state_dict().keys()
+    places = {name.split(".temporal_transformer")[0] for name in kept if ".motion_modules." in name}
+    assert places == {f"up_blocks.1.motion_modules.{len(whole.up_blocks[1].resnets) - 1}"}
+    unet.load_state_dict({name: weight for name, weight in whole.state_dict().items() if name in kept})
+    assert len(unet.new_cache(1, 8, 12).keys) == 2 < len(whole.new_cache(1, 8, 12).keys)
+    check_streaming(unet, steps=2)
+
+
+@torch.no_grad()
+def check_streaming(unet: StreamUNet, steps: int) -> None:
+    frames = 28
     latents, depth = torch.randn(2, steps, frames, 4, 8, 12, generator=torch.Generator().manual_seed(0))
     embeds = torch.randn(1, 5, 64).expand(frames, -1, -1)
     timesteps = torch.tensor([700, 500, 300, 100])[:steps]

@@ -18,7 +18,8 @@ from ..restyle import is_added
 from ..sampler import Schedule
 from ..vae import cell_side, patch_side
 
-OURS = ("depth_channels", "motion_module_resolutions")  # what the stock UNet's configuration lacks
+# What the stock UNet's configuration lacks.
+OURS = ("depth_channels", "motion_module_resolutions", "motion_module_last_only")
 
 
 def unet_calls(
