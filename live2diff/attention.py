@@ -143,7 +143,8 @@ class KVCache:
         return self.rows(index, index + 1)
 
     def grow(self, rows: int) -> None:
-        """Have so many rows, the new ones of zeros. Tensor by tensor, so that little is held twice."""
+        """Have so many rows, the new ones of zeros. Tensor by tensor, so that little is held twice; where the
+        memory ends on the way, those that have grown already do no harm and are left by the next try."""
         for tensors in (self.keys, self.values, self.scales or []):
             for index, tensor in enumerate(tensors):
                 tensors[index] = grown(tensor, rows)
@@ -185,7 +186,9 @@ class KVCache:
 
 
 def grown(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-    """The tensor, and zeros behind it."""
+    """The tensor, and zeros behind it up to so many rows."""
+    if len(tensor) >= rows:
+        return tensor
     larger = torch.zeros(rows, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
     larger[: len(tensor)].copy_(tensor)
     return larger

@@ -80,19 +80,21 @@ def one_by_one_if_need_be(
     failed: dict[Stream, RuntimeError],
 ) -> dict[Stream, Any]:
     """What `work` makes of what each stream has so far; a stream that fails goes to `failed`."""
+    if not so_far:
+        return {}
     try:
-        results = work(list(so_far), list(so_far.values())) if so_far else []
+        return dict(zip(so_far, work(list(so_far), list(so_far.values())), strict=True))
     except torch.OutOfMemoryError as error:
-        if len(so_far) == 1:
-            (stream,) = so_far
-            failed[stream] = error.with_traceback(None)  # which holds what the memory is full of
-            return {}
-        torch.cuda.empty_cache()
-        done: dict[Stream, Any] = {}
-        for stream, value in so_far.items():
-            done |= one_by_one_if_need_be(work, {stream: value}, failed)
-        return done
-    return dict(zip(so_far, results, strict=True))
+        shortage = error.with_traceback(None)  # which holds what the memory is full of
+    if len(so_far) == 1:
+        (stream,) = so_far
+        failed[stream] = shortage
+        return {}
+    torch.cuda.empty_cache()
+    done: dict[Stream, Any] = {}
+    for stream, value in so_far.items():
+        done |= one_by_one_if_need_be(work, {stream: value}, failed)
+    return done
 
 
 def gather(streams: Sequence[Stream], frames: Sequence[Frame]) -> list[list[Frame]]:
@@ -142,7 +144,7 @@ def advance(streams: Sequence[Stream], entering: Sequence[Frame | None]) -> list
     idle: list[Frame | None] = [None] * slots.steps
     rows = [row for index in block for row in (owner[index]._rows if index in owner else idle)]
     nothing = None if all(rows) else blank(next(row for row in rows if row is not None))
-    real = torch.tensor([row is not None for row in rows], device=pipeline.unet.device)
+    real = sent(torch.tensor([row is not None for row in rows]), pipeline.unet.device)
     filled = [(index % slots.steps, row or nothing) for index, row in enumerate(rows)]
 
     schedule = joined([owner.get(index, streams[0]).schedule for index in block])
@@ -238,12 +240,14 @@ def check_frame(frame: np.ndarray) -> None:
 
 def upload(frames: list[np.ndarray], size: tuple[int, int], device: torch.device) -> torch.Tensor:
     """uint8 `[height, width, 3]` frames as pictures `[n, 3, h, w]` of `size` in `[-1, 1]`, on the device."""
-    pixels = torch.from_numpy(np.stack([resize(frame, size) for frame in frames]))
-    if device.type == "cuda":
-        pixels = pixels.pin_memory()  # so that the copy need not be waited for
-    pixels = pixels.to(device, non_blocking=True)
+    pixels = sent(torch.from_numpy(np.stack([resize(frame, size) for frame in frames])), device)
     pictures = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
     return pictures.contiguous(memory_format=torch.channels_last)
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; to a GPU from pinned memory, so that the copy need not be waited for."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def download(pictures: torch.Tensor, shapes: list[tuple[int, int]]) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,16 +38,22 @@ Function = Callable[..., torch.Tensor]
 class Graph:
     """One function of tensors, captured."""
 
-    def __init__(self, function: Function, inputs: tuple[torch.Tensor, ...], pool: tuple[int, int]):
+    def __init__(
+        self,
+        function: Function,
+        inputs: tuple[torch.Tensor, ...],
+        pool: tuple[int, int],
+        aside: torch.cuda.Stream,
+    ):
         self._inputs = [tensor.clone() for tensor in inputs]
-        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        current = torch.cuda.current_stream()
         aside.wait_stream(current)
         with torch.cuda.stream(aside):
             for _ in range(PREPARING_CALLS):
                 function(*self._inputs)
         current.wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
             self._output = function(*self._inputs)
 
     def replay(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -63,6 +69,7 @@ class Graphs:
     def __init__(self) -> None:
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
+        self._aside = torch.cuda.Stream()  # one for all: libraries keep a workspace for each stream
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -83,7 +90,7 @@ class Graphs:
         if key not in self._graphs:
             if len(self._graphs) == MOST_GRAPHS:
                 self._graphs.popitem(last=False)
-            self._graphs[key] = Graph(function, inputs, self._pool)
+            self._graphs[key] = Graph(function, inputs, self._pool, self._aside)
         self._graphs.move_to_end(key)
         return self._graphs[key].replay(inputs)
 
@@ -147,8 +154,14 @@ def filled_up(batch: torch.Tensor) -> torch.Tensor:
 
 def compiling(function: Function) -> Function:
     """The function, compiled for each shape it is called with; without graphs, which are made here."""
-    torch._dynamo.config.recompile_limit = MOST_GRAPHS  # beyond it, a function is no longer compiled at all
-    return torch.compile(function, dynamic=False, mode="max-autotune-no-cudagraphs")
+    compiled = torch.compile(function, dynamic=False, mode="max-autotune-no-cudagraphs")
+
+    def call(*inputs: Any) -> torch.Tensor:
+        # Set here, as each thread has a limit of its own; beyond it, a function is no longer compiled at all.
+        torch._dynamo.config.recompile_limit = MOST_GRAPHS
+        return compiled(*inputs)
+
+    return call
 
 
 def accelerate(
@@ -164,11 +177,11 @@ def accelerate(
     """
     frames = list(np.random.default_rng(0).integers(0, 256, (TRIAL_FRAMES, 64, 64, 3), dtype=np.uint8))
     size = 2 * pipeline.cell
-    expected = np.stack(pipeline(frames, size=size))
     try:
+        expected = np.stack(pipeline(frames, size=size))
         pipeline.runtime = CudaRuntime(pipeline, compiled)
         drawn = np.stack(pipeline(frames, size=size))
-    except RuntimeError as error:  # as CUDA and the compiler raise them
+    except RuntimeError as error:  # as CUDA, the compiler and streams that drew nothing but NaN raise them
         pipeline.runtime = None
         report(f"CUDA graphs do not work here, so it goes on without, more slowly: {error}")
         return

@@ -39,15 +39,15 @@ class Stopping(StreamGone):
     """The server ends, and its streams with it."""
 
     def __init__(self) -> None:
-        super().__init__("The server is being stopped. What was done of a clip by then is kept.")
+        super().__init__("The server is being stopped.")
 
 
 class NoMemory(RuntimeError):
     """The device ran out of memory over this stream, which has ended; there are fewer places from now on."""
 
     WORDS = (
-        "The server has not enough memory for this stream. A smaller size or fewer steps need less "
-        "(--size, --steps); so do fewer visitors at once (--streams)."
+        "The server has not enough memory for this stream. Choose fewer denoising steps, or try again later. "
+        "Who runs the server can have it serve fewer visitors at once (--streams)."
     )
 
     def __init__(self, words: str = WORDS) -> None:
@@ -62,7 +62,7 @@ class VisitOver(StreamGone):
     """The GPU was lent for so long and no longer; open the stream again for the next visit."""
 
     def __init__(self) -> None:
-        super().__init__("The time on the GPU is over. Go on with another visit.")
+        super().__init__("The time on the GPU is over. Start again to continue.")
 
 
 @dataclass(frozen=True)

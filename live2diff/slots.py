@@ -70,13 +70,18 @@ class Slots:
         return self._cache.nbytes if self._cache else 0
 
     def take(self) -> Slot:
-        """A slot of zeros."""
+        """A slot of zeros.
+
+        Raises:
+            torch.OutOfMemoryError: there is no room for one more; those in use are as they were.
+        """
         if len(self) == self._room:
-            self._room = max(self._room + 1, min(2 * self._room, self._most))
+            room = max(self._room + 1, min(2 * self._room, self._most))
             if self._cache is None:
-                self._cache = self._new(self._room)
+                self._cache = self._new(room)
             else:
-                self._cache.grow(self._room * self.steps)
+                self._cache.grow(room * self.steps)
+            self._room = room  # only now: there may not have been the memory
         self._taken.append(Slot(self, len(self)))
         return self._taken[-1]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .attention import KVCache, Window
-from .batch import Arrival, Frame, Given, advance, check_frame, give_out, push_together
+from .batch import Arrival, Frame, Given, advance, check_frame, give_out, push_together, sent
 from .config import WARMUP_FRAMES, WINDOW
 from .depth import DepthRange, depth_pictures
 from .finite import broken, mended
@@ -219,7 +219,7 @@ class Stream:
         the same on every device."""
         shape = self._open.latent_shape(self._working_size)
         noise = torch.randn(self.schedule.steps, *shape, generator=self._generator)
-        return noise.to(self._open.unet.device, self._open.unet.dtype)
+        return sent(noise, self._open.unet.device).to(self._open.unet.dtype)
 
     @property
     def depth_is_due(self) -> bool:

@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
+from live2diff import attention
+from live2diff.attention import grown
 from live2diff.batch import push_together
 from live2diff.slots import Slots, SlotTable
 
@@ -57,6 +60,25 @@ def test_growing_keeps_what_is_there_and_the_last_who_leaves_frees_it_all(slots)
         slot.free()
     assert slots.nbytes == 0
     assert holds(slots.take().cache, 0)
+
+
+def test_where_the_memory_ends_nobody_loses_a_slot_and_the_next_try_may_succeed(slots, monkeypatch):
+    def short(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(slots, "_new", short)
+        with pytest.raises(torch.OutOfMemoryError):
+            slots.take()
+    first = slots.take()
+    fill(first.cache, 3)
+    tensors = iter((1, 2, 3))  # so many grow, then there is no memory for the next
+    with monkeypatch.context() as patched:
+        patched.setattr(attention, "grown", lambda *told: grown(*told) if next(tensors, None) else short())
+        with pytest.raises(torch.OutOfMemoryError):
+            slots.take()
+    assert len(slots) == 1 and holds(first.cache, 3)
+    assert holds(slots.take().cache, 0) and holds(first.cache, 3)
 
 
 def test_a_batch_is_the_smallest_aligned_block(slots):
