@@ -16,7 +16,6 @@ except ImportError:  # it is there on Spaces only
 import argparse
 import importlib.util
 import os
-import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -34,7 +33,7 @@ from live2diff.limits import VisitorLimits
 from live2diff.line import WaitingLine
 from live2diff.live_view import connect, live_view
 from live2diff.look import STYLESHEET, THEME
-from live2diff.options import add_model_options, load_model
+from live2diff.options import add_model_options, load_model, operator_options
 from live2diff.stop import GRACE_SECONDS, serve_until_stopped
 from live2diff.styles import THUMBNAILS, thumbnail_of
 from live2diff.video_tab import EXAMPLES, UPLOAD_MEGABYTES, clip_key, video_tab
@@ -143,7 +142,9 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="N|auto",
         help="live visitors at once (default: as many as a GPU has memory for, up to 8; on a CPU 4)",
     )
-    parser.add_argument("--small-memory", action="store_true", help="half as much for each visitor: more fit")
+    parser.add_argument(
+        "--small-memory", action="store_true", help="on a GPU, half as much for each visitor: more fit"
+    )
     parser.add_argument("--mcp", action="store_true", help="serve the endpoints as MCP tools as well")
     parser.add_argument(
         "--grace-seconds",
@@ -152,10 +153,11 @@ def main(arguments: list[str] | None = None) -> None:
         help="what clips have to finish when the server is stopped (default: %(default)s)",
     )
     add_limit_options(parser)
-    if arguments is None:  # where a Space starts this, nobody can write a command line
-        arguments = [*shlex.split(os.environ.get("LIVE2DIFF_OPTIONS", "")), *sys.argv[1:]]
+    if arguments is None:
+        arguments = [*operator_options(), *sys.argv[1:]]
     options = parser.parse_args(arguments)
-    os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / "live2diff"))
+    user = os.getuid() if hasattr(os, "getuid") else "files"  # a folder of another user cannot be written to
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / f"live2diff-{user}"))
     if options.mcp and importlib.util.find_spec("mcp") is None:
         parser.error(f"--mcp needs one package more: pip install 'gradio[mcp]=={gr.__version__}'")
     try:

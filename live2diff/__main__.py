@@ -8,36 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 from .clip import ClipInfo, probe
-from .options import add_model_options, load_model
+from .options import BAD_INPUT, INTERRUPTED, add_model_options, load_model, size_of, t_index_list_of
+from .places import BrokenPicture
 from .scene import SCENE_CUT
 from .video import Progress, check_target, even, translate
 
-BAD_INPUT = 2
-INTERRUPTED = 130
 SECONDS_BETWEEN_LINES = 5.0  # of progress, where the output is no terminal
-MIN_SIDE, MAX_SIDE = 16, 8192
-
-
-def size_of(text: str) -> int | tuple[int, int]:
-    """`512` is about 512x512 pixels in the clip's own shape, `640x360` a width and a height."""
-    parts = text.lower().split("x")
-    try:
-        sides = tuple(int(part) for part in parts)
-    except ValueError:
-        sides = ()
-    if len(sides) not in (1, 2) or not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a number like 512 nor a size like 640x360 (sides {MIN_SIDE} to {MAX_SIDE})"
-        )
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
-
-
-def t_index_list_of(text: str) -> list[int]:
-    """`30,36,42`: which of the 50 scheduled steps are taken."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 30,36,42") from None
 
 
 def scene_cut_of(text: str) -> float | None:
@@ -59,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     told.add_argument("--prompt", help="what is to be seen, in words")
     told.add_argument("--seed", type=int, default=0, help="same seed and clip, same result (default: 0)")
     told.add_argument("--steps", type=int, choices=range(1, 5), help="denoising steps: more is slower")
-    told.add_argument("--strength", type=float, help="0.1 is a touch of the style, 1 all the model can do")
+    told.add_argument("--strength", type=float, help="low is a touch of the style, 1 all the model can do")
     told.add_argument("--t-index-list", type=t_index_list_of, metavar="30,36,42", help="the steps one by one")
     told.add_argument(
         "--scene-cut",
@@ -121,11 +97,18 @@ def run(arguments: argparse.Namespace) -> None:
     begun = time.monotonic()
     frame_size, working_size = sizes(arguments.size, info)
     pipe = load_model(arguments)  # only now: it takes seconds, and a wrong file name should be told at once
+    from torch import OutOfMemoryError  # it is there now; before, it would take seconds
+
     with closing(pipe.stream(**told_options(arguments), size=working_size)) as stream:
         if stream.ignored_words:
             print(f"live2diff: the prompt is too long; not read: {stream.ignored_words}", file=sys.stderr)
         with closing(translate(stream, arguments.source, arguments.target, size=frame_size)) as steps:
-            done = show(steps)
+            try:
+                done = show(steps)
+            except OutOfMemoryError:
+                raise ValueError(
+                    "There is not enough memory. Try a smaller --size or fewer --steps."
+                ) from None
     seconds = time.monotonic() - begun
     print(f"{arguments.target}: {done} frames in {seconds:.1f} s", file=sys.stderr)
 
@@ -134,7 +117,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """The exit code: 0 when the clip is made, 2 for bad input, 130 when interrupted."""
     try:
         run(parser().parse_args(words))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, BrokenPicture) as error:
         print("live2diff: " + " ".join(str(error).split()), file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:

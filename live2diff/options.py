@@ -1,14 +1,48 @@
-"""What the page and the command line both take to choose a model, told once."""
+"""What the page and the command lines take alike, told once."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .pipeline import Live2DiffPipeline
+
+
+BAD_INPUT = 2  # exit codes
+INTERRUPTED = 130
+MIN_SIDE, MAX_SIDE = 16, 8192
+
+
+def size_of(text: str) -> int | tuple[int, int]:
+    """`512` is about 512x512 pixels in the clip's own shape, `640x360` a width and a height."""
+    parts = text.lower().split("x")
+    try:
+        sides = tuple(int(part) for part in parts)
+    except ValueError:
+        sides = ()
+    if len(sides) not in (1, 2) or not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number like 512 nor a size like 640x360 (sides {MIN_SIDE} to {MAX_SIDE})"
+        )
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def t_index_list_of(text: str) -> list[int]:
+    """`30,36,42`: which of the 50 scheduled steps are taken."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 30,36,42") from None
+
+
+def operator_options() -> list[str]:
+    """What the variable LIVE2DIFF_OPTIONS says: on a Space nobody can write a command line."""
+    return shlex.split(os.environ.get("LIVE2DIFF_OPTIONS", ""))
 
 
 def lora_of(text: str) -> tuple[str, float]:
@@ -54,8 +88,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_model(options: argparse.Namespace) -> Live2DiffPipeline:
-    """The pipeline that the options ask for; says on standard error what it is doing.
+def load_model(options: argparse.Namespace, **settings: Any) -> Live2DiffPipeline:
+    """The pipeline that the options ask for; says on standard error what it is doing. `settings` of
+    `weights.load` come before the options.
 
     Raises:
         ValueError, OSError: as `weights.load` and `styles.read_styles`.
@@ -63,13 +98,13 @@ def load_model(options: argparse.Namespace) -> Live2DiffPipeline:
     from .styles import read_styles
     from .weights import load
 
-    return load(
-        options.model,
-        style=options.style,
-        loras=options.loras,
-        styles=read_styles(options.styles) if options.styles else None,
-        checkpoints=options.checkpoints,
-        eager=options.eager,
-        safety_checker=options.safety_checker,
-        report=partial(print, file=sys.stderr, flush=True),
-    )
+    told = {
+        "style": options.style,
+        "loras": options.loras,
+        "styles": read_styles(options.styles) if options.styles else None,
+        "checkpoints": options.checkpoints,
+        "eager": options.eager,
+        "safety_checker": options.safety_checker,
+        "report": partial(print, file=sys.stderr, flush=True),
+    }
+    return load(options.model, **told | settings)

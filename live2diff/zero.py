@@ -12,7 +12,7 @@ Off a Space the same code runs without the fork, in a thread.
 
 from __future__ import annotations
 
-import os
+import argparse
 import threading
 import time
 from collections import deque
@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .borrowed import Event, Run, serve
+from .borrowed import BEAT_SECONDS, Event, Run, serve
 from .guest import Guest, kept
 from .log import name_of
 from .mailbox import make_slots
+from .options import add_model_options, load_model, operator_options
 from .places import Answer, ClipStream, EngineBusy, Places, Stopping, VisitOver
 
 if TYPE_CHECKING:
@@ -75,10 +76,11 @@ def space_engine() -> ZeroEngine | None:
     """On ZeroGPU, the engine with the weights where `spaces` wants them at import; elsewhere None."""
     if not on_zero_gpu():
         return None
-    from .weights import load
-
+    parser = argparse.ArgumentParser()
+    add_model_options(parser)
+    options, _ = parser.parse_known_args(operator_options())
     # Eager: there is no GPU in this process, and each visit would capture its graphs anew.
-    return ZeroEngine(load(os.environ.get("LIVE2DIFF_MODEL", "auto"), "cuda", eager=True, report=print))
+    return ZeroEngine(load_model(options, device="cuda", eager=True))
 
 
 class ZeroEngine(Places[Guest]):
@@ -274,7 +276,7 @@ class ZeroEngine(Places[Guest]):
                     if stop.is_set():
                         break
                     guest.take(event)
-            in_time = time.monotonic() < (guest.ends or 0)
+            in_time = time.monotonic() < (guest.ends or 0) - BEAT_SECONDS  # the run's own clock began earlier
             reason = guest.reason if stop.is_set() else "silent" if in_time else "time over"
         finally:
             guest.end(reason)

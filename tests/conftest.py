@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
 # Tiny models have nothing to share out: two threads that wait for each other take five times as long as one.
@@ -11,13 +12,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, LCMScheduler, UNet2DConditionModel
-from playwright.sync_api import Playwright, sync_playwright
 from transformers import DPTConfig, DPTForDepthEstimation
 
 from live2diff import Live2DiffPipeline
 from live2diff.engine import Engine
 from live2diff.training.text import build_text_encoder, build_tokenizer
 from live2diff.unet import StreamUNet
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Playwright
 
 
 def build_tiny_dpt() -> DPTForDepthEstimation:
@@ -95,8 +98,10 @@ def address(engine) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
+def playwright() -> Iterator["Playwright"]:
     """Closed after the module: no other may run beside it."""
+    from playwright.sync_api import sync_playwright  # not everywhere that a GPU is
+
     with sync_playwright() as playwright:
         yield playwright
 

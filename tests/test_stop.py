@@ -96,7 +96,6 @@ def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_where_the_gpu_is_lent_the_log_has_a_line_for_each_visit_and_clip(tiny_pipeline, caplog, monkeypatch):
-    monkeypatch.setattr(borrowed, "SILENCE_SECONDS", 0.3)
     with caplog.at_level(logging.INFO, logger="live2diff"):
         engine = ZeroEngine(tiny_pipeline, capacity=2)
         engine.open("live/token", prompt="a secret of mine", style="neon", steps=1)
@@ -105,6 +104,7 @@ def test_where_the_gpu_is_lent_the_log_has_a_line_for_each_visit_and_clip(tiny_p
                 engine.push("live/token", FRAME).result(PATIENCE)
             engine.open("live/token", style="comic").result(PATIENCE)
         engine.open("live/token", style="neon", steps=1)
+        monkeypatch.setattr(borrowed, "SILENCE_SECONDS", 0.3)
         with visiting(engine, "live/token") as over:
             wait_for(over.is_set)  # no frame comes
         engine.visit_seconds = 0.2

@@ -23,7 +23,7 @@ from live2diff import borrowed, zero
 from live2diff.borrowed import Event, Run
 from live2diff.engine import EngineBusy, StreamGone
 from live2diff.line import WaitingLine
-from live2diff.mailbox import LARGEST_FRAME, Slot, make_slots
+from live2diff.mailbox import LARGEST_FRAME
 from live2diff.places import VisitOver
 from live2diff.visit_button import visit_button
 from live2diff.zero import ZeroEngine, lend, seconds_of
@@ -235,8 +235,7 @@ def test_closing_ends_the_visit_and_leaves_nothing_in_the_slot(engine):
 
 
 def test_whoever_vanishes_gives_back_the_gpu_and_in_time_the_place(tiny_pipeline, monkeypatch):
-    monkeypatch.setattr(borrowed, "SILENCE_SECONDS", 0.2)
-    engine = ZeroEngine(tiny_pipeline, capacity=1, idle_seconds=0.5)
+    engine = ZeroEngine(tiny_pipeline, capacity=1)
     streams = []
     original = tiny_pipeline.stream
 
@@ -248,8 +247,11 @@ def test_whoever_vanishes_gives_back_the_gpu_and_in_time_the_place(tiny_pipeline
     engine.open("ann", style="pencil")
     with visiting(engine, "ann") as over:
         engine.push("ann", frames(7, 1)[0]).result(PATIENCE)
+        monkeypatch.setattr(borrowed, "SILENCE_SECONDS", 0.2)
         wait_for(over.is_set)  # no frame came
     assert [stream() for stream in streams] == [None]
+    assert engine.visitors() == {"ann"}
+    engine.idle_seconds = 0.5
     wait_for(lambda: engine.visitors() == set())
     assert len(engine._free) == len(engine._slots)
     engine.shutdown()
@@ -355,6 +357,21 @@ def test_two_visitors_at_once_have_each_their_own(engine, tiny_pipeline):
         assert_alike(outs[key], alone(tiny_pipeline, clips[key], **settings[key])[:8])
 
 
+def test_a_space_takes_the_model_that_its_operator_asks_for(tiny_pipeline, monkeypatch):
+    told = {}
+
+    def load_model(options, **settings):
+        told.update(vars(options) | settings)
+        return tiny_pipeline
+
+    monkeypatch.setattr(zero, "on_zero_gpu", lambda: True)
+    monkeypatch.setattr(zero, "load_model", load_model)
+    monkeypatch.setenv("LIVE2DIFF_OPTIONS", "--model nano --style 'ink' --streams 3 --no-safety-checker")
+    zero.space_engine().shutdown()
+    assert (told["model"], told["style"], told["safety_checker"]) == ("nano", "ink", False)
+    assert told["device"] == "cuda" and told["eager"]
+
+
 def test_a_line_stands_before_it_as_before_any_engine(tiny_pipeline):
     engine = ZeroEngine(tiny_pipeline, capacity=1, visit_seconds=30.0)
     line = WaitingLine(engine)
@@ -419,40 +436,3 @@ def test_a_space_in_zerogpu_mode_asks_once_for_each_visit_and_clip_and_gives_bac
         ("/schedule", clip),
     ]
     assert [path for path, _ in calls].count("/release") == 3
-
-
-def test_of_several_letters_the_newest_is_read_and_never_half_of_one():
-    (slot,) = make_slots(1)
-    owner, count, size = 7, 3000, 20_000
-
-    def write() -> None:
-        for number in range(1, count + 1):
-            slot.frames.write(owner, bytes([number % 251]) * size)
-
-    process = CONTEXT.Process(target=write)
-    process.start()
-    last, seen = 0, 0
-    while last < count:
-        letter = slot.frames.read(owner, last)
-        if letter is not None:
-            number, data = letter
-            assert number > last and len(data) == size and set(data) == {number % 251}
-            last, seen = number, seen + 1
-        assert process.is_alive() or slot.frames.newest == count
-    process.join()
-    assert 0 < seen <= count and slot.frames.read(owner, last) is None
-
-
-def test_a_slot_is_read_by_its_owner_alone_and_zeroed_for_the_next():
-    (slot,) = make_slots(1)
-    slot.hand_over(1)
-    slot.frames.write(1, b"secret")
-    slot.note_taken(1, 1)
-    assert slot.frames.read(2) is None and slot.taken(2) == 0
-    assert slot.frames.read(1) == (1, b"secret") and slot.taken(1) == 1
-    with pytest.raises(ValueError, match="limit"):
-        slot.frames.write(1, bytes(LARGEST_FRAME + 1))
-    slot.hand_over(2)
-    assert slot.frames.read(1) is None and slot.frames.newest == 0
-    assert not any(any(half) for half in slot.frames._halves)
-    assert Slot.size() * 10 < 110e6  # what ten visitors may take at most

@@ -14,9 +14,9 @@ from typing import Any
 import diffusers
 import torch
 
-from ..__main__ import BAD_INPUT, INTERRUPTED, size_of
 from ..config import WARMUP_FRAMES
 from ..cuda import CudaRuntime
+from ..options import BAD_INPUT, INTERRUPTED, size_of
 from ..pipeline import Live2DiffPipeline
 from .measure import (
     Settings,

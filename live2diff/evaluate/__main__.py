@@ -12,9 +12,9 @@ from statistics import fmean
 import torch
 
 from .. import Live2DiffPipeline, load
-from ..__main__ import BAD_INPUT, INTERRUPTED, size_of, t_index_list_of
 from ..clip import probe, read_frames
 from ..config import WARMUP_FRAMES
+from ..options import BAD_INPUT, INTERRUPTED, size_of, t_index_list_of
 from ..styles import STYLES
 from ..training.targets import TARGETS
 from .figures import DEFINITIONS, DRIFT_FRAMES
@@ -35,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
         "styles' targets beside it. Prints a table; the last line is JSON with everything.",
     )
     told.add_argument("clips", metavar="CLIP", nargs="+", type=Path, help="a video: mp4, webm, mov, gif, ...")
-    told.add_argument("--model", default="auto", help="nano, a folder or a Hub name")
+    told.add_argument(
+        "--model", default="auto", help="nano, live2diff, a folder or a Hub name (default: %(default)s)"
+    )
     told.add_argument("--styles", metavar="A,B", help="which styles (default: all that have a target)")
     told.add_argument("--prompt", default="", help="what is to be seen, in words")
     told.add_argument(
@@ -51,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     told.add_argument("--size", type=size_of, metavar="N|WxH", help="working size (default: the model's)")
     told.add_argument("--seed", type=int, default=0)
     told.add_argument("--steps", type=int, choices=range(1, 5), help="denoising steps")
-    told.add_argument("--strength", type=float, help="0.1 is a touch of the style, 1 all the model can do")
+    told.add_argument("--strength", type=float, help="low is a touch of the style, 1 all the model can do")
     told.add_argument("--t-index-list", type=t_index_list_of, metavar="30,36,42", help="the steps one by one")
     told.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the fastest there is")
     told.add_argument("--sheet", type=Path, metavar="FILE", help="write a contact sheet, .png or .jpg")
