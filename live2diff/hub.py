@@ -66,8 +66,8 @@ def find(name: str, checkpoints: str | Path = CHECKPOINTS) -> Path:
         raise ValueError(f"The Hub has no public repository {repository!r}: check the name.") from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise OSError(
-            f"{name} is not at hand, and the Hub cannot be reached. Connect to the network, or name a folder "
-            "or file that holds it."
+            f"{name} is not on this machine, and the Hub cannot be reached, or has no weights for it in full "
+            "precision. Connect to the network, or name a folder or file that holds it."
         ) from None
     except EntryNotFoundError:
         raise ValueError(f"{repository} on the Hub has no file {'/'.join(inside)!r}.") from None

@@ -1,6 +1,7 @@
 """Live2DiffPipeline: the weights, and what they do to tensors. Nothing of any viewer is kept here."""
 
 import math
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,6 @@ from .attention import KVCache, Window
 from .config import MAX_DENOISING_STEPS
 from .depth import inverse_depth
 from .restyle import Restyler
-from .safety import ContentFilter
 from .sampler import make_schedule, spread_indices, timesteps_of_indices
 from .scene import SCENE_CUT
 from .slots import SlotTable
@@ -22,6 +22,7 @@ from .vae import VAE, cell_side, decode, encode
 
 if TYPE_CHECKING:
     from .runtime import Runtime
+    from .safety import ContentFilter
 
 # Of the working size; beyond it a viewer's cache alone takes over 12 GB with SD 1.5's UNet.
 LARGEST_SIDE = 1024
@@ -31,7 +32,8 @@ LONGEST_PROMPT = 4000  # characters; the tokenizer keeps 77 tokens in any case
 
 
 class Live2DiffPipeline(DiffusionPipeline):
-    """Text encoder, VAE, depth estimator and UNet of one model, shared by all streams and never written to.
+    """Text encoder, VAE, depth estimator and UNet of one model, shared by all streams; only a change of
+    style writes to its weights.
 
     Args:
         size: default working size: a frame is worked on at about `size` x `size` pixels, in its own aspect.
@@ -153,7 +155,8 @@ class Live2DiffPipeline(DiffusionPipeline):
             ValueError: there is none, or this model cannot wear it.
         """
         if style in STYLES and style not in self.styles:
-            needs = STYLES[style].base if self.restyler else "the full model (--model live2diff)"
+            full = self.config.few_step_lora
+            needs = " and ".join(STYLES[style].files) if full else "the full model (--model live2diff)"
             raise ValueError(f"The style {style!r} needs {needs}. Choose one of: {', '.join(self.styles)}.")
         return find_style(style, self.styles)
 
@@ -201,16 +204,16 @@ class Live2DiffPipeline(DiffusionPipeline):
             raise ValueError(f"strength is {strength!r}; it must be above 0 and at most 1.")
         if steps is None and strength is None:
             return own
-        first = own[0] if strength is None else last - round(strength * (last - self.config.strongest_index))
+        first = own[0] if strength is None else last - int(strength * (last - self.config.strongest_index))
         return spread_indices(first, own[-1] if len(own) > 1 else last, steps or len(own))
 
     @torch.no_grad()
     def __call__(self, frames, **settings) -> list:
         """Translate a clip: an iterable of uint8 `[height, width, 3]` frames to a list of as many; settings
         as `stream`'s."""
-        stream = self.stream(**settings)
-        out = [translated for frame in frames for translated in stream.push(frame)]
-        return out + stream.flush()
+        with closing(self.stream(**settings)) as stream:
+            out = [translated for frame in frames for translated in stream.push(frame)]
+            return out + stream.flush()
 
     @property
     def cell(self) -> int:
@@ -253,7 +256,9 @@ class Live2DiffPipeline(DiffusionPipeline):
             ValueError: an unknown style, or a prompt over 4000 characters.
         """
         if len(prompt) > LONGEST_PROMPT:
-            raise ValueError(f"The prompt has {len(prompt)} characters; at most {LONGEST_PROMPT} are read.")
+            raise ValueError(
+                f"The prompt has {len(prompt)} characters; at most {LONGEST_PROMPT} are possible."
+            )
         return self.tokenizer(
             self._text(style, prompt),
             padding="max_length",

@@ -3,8 +3,8 @@
 PyTorch calls some 1,000 small kernels a frame, and convolutions pack their weights anew at each. A compiled
 graph has them packed, joins what belongs together, and computes most layers in 8 bits where the processor
 can. `accelerate` traces the graphs once for a model and keeps them on the disk; they are compiled,
-in a second or so, for each size of picture and number of steps. The warmup, a few calls a visit, stays with
-PyTorch.
+in a second or so, for each size of picture and number of steps. The UNet's call of the warmup, one a visit,
+stays with PyTorch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OPTIONS = {
     "PERFORMANCE_HINT": "LATENCY",
     "INFERENCE_PRECISION_HINT": "f32",
 }
-MOST_SHAPES = 4
+MOST_SHAPES = 8  # more than the visitors and clips that take turns on a CPU, each with sizes of their own
 
 
 class Part:

@@ -57,7 +57,7 @@ def hidden(pictures: torch.Tensor) -> torch.Tensor:
     return torch.where(cross, 1.0, blurred).to(pictures.dtype)
 
 
-def load_content_filter(device: str, dtype: torch.dtype, name: str = CHECKER) -> ContentFilter:
+def load_content_filter(device: torch.device | str, dtype: torch.dtype, name: str = CHECKER) -> ContentFilter:
     """The filter with the weights in a folder or of a Hub name.
 
     Raises:

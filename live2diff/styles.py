@@ -40,9 +40,14 @@ class Style:
     thumbnail: str | None = None
 
     @property
+    def files(self) -> list[str]:
+        """The weights that it brings, by the names it gives them."""
+        return [*([self.base] if self.base else []), *(name for name, _ in self.loras)]
+
+    @property
     def has_weights(self) -> bool:
         """Whether the model's own weights are not enough for it."""
-        return self.base is not None or bool(self.loras)
+        return bool(self.files)
 
     def prompt(self, words: str) -> str:
         """The whole prompt; without the viewer's words, that of the style alone."""

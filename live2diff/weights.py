@@ -23,7 +23,6 @@ from .hub import CHECKPOINTS, find, is_hub_name
 from .pipeline import Live2DiffPipeline
 from .published import PUBLISHED, Report, Sources, convert, converted_folder, reading
 from .restyle import Restyler, parts_of
-from .safety import ABOUT, CHECKER, load_content_filter
 from .styles import STYLES, Style
 
 NANO = Path(__file__).parent / "nano"
@@ -91,28 +90,41 @@ def load(
     if safety_checker is None:
         safety_checker = bool(pipeline.config.few_step_lora and os.environ.get("SPACE_ID"))
     if safety_checker:
-        report("Loading the content filter")
-        name = safety_checker if isinstance(safety_checker, str) else CHECKER
-        pipeline.content_filter = load_content_filter(device, dtype, name)
-        pipeline.about += ABOUT
+        give_content_filter(pipeline, safety_checker, report)
     pipeline.default_style = style
-    give_styles(pipeline, folder, STYLES | (styles or {}), loras, checkpoints)
+    give_styles(pipeline, folder, styles or {}, loras, checkpoints, report)
     if style:
         report("Putting on the style")
     pipeline.wear(style)
+    if not eager:
+        give_runtime(pipeline, folder, report)
+    return pipeline
+
+
+def give_content_filter(pipeline: Live2DiffPipeline, safety_checker: bool | str, report: Report) -> None:
+    """Have what goes out looked at, by the checker in a folder or of a Hub name, or by the usual one."""
+    from .safety import ABOUT, CHECKER, load_content_filter
+
+    report("Loading the content filter")
+    name = safety_checker if isinstance(safety_checker, str) else CHECKER
+    pipeline.content_filter = load_content_filter(pipeline.unet.device, pipeline.unet.dtype, name)
+    pipeline.about += ABOUT
+
+
+def give_runtime(pipeline: Live2DiffPipeline, folder: Path, report: Report) -> None:
+    """Have a pipeline read from `folder` computed faster than by PyTorch's own kernels, if there is a way."""
     ranges = folder / RANGES
-    if not eager and ranges.is_file() and can_be_compiled(pipeline):
+    if pipeline.unet.device.type == "cuda":
+        from . import cuda
+
+        cuda.accelerate(pipeline, report=report)
+    elif ranges.is_file() and can_be_compiled(pipeline):
         from .runtime import accelerate
 
         try:
             accelerate(pipeline, json.loads(ranges.read_text()), report=report)
         except OSError as error:  # a disk that is full or may not be written to
             report(f"Going on with PyTorch's own kernels, which are slower: {error}")
-    elif not eager and torch.device(device).type == "cuda":
-        from . import cuda
-
-        cuda.accelerate(pipeline, report=report)
-    return pipeline
 
 
 def can_be_compiled(pipeline: Live2DiffPipeline) -> bool:
@@ -128,8 +140,10 @@ def give_styles(
     styles: dict[str, Style],
     loras: Sequence[tuple[str, float]],
     checkpoints: str | Path,
+    report: Report,
 ) -> None:
-    """Tell a pipeline read from `folder` which styles it can wear, and who changes its weights for them."""
+    """Tell a pipeline read from `folder` which styles it can wear, the presets and `styles`, and who changes
+    its weights for them."""
     few_step = pipeline.config.few_step_lora
     if few_step or loras:
         always = [*loras, *([(str(folder / few_step), 1.0)] if few_step else [])]
@@ -137,9 +151,12 @@ def give_styles(
         pipeline.restyler = Restyler(parts_of(pipeline), folder, locate, always)
     pipeline.styles = {
         name: style
-        for name, style in styles.items()
-        if not style.has_weights or (few_step and can_be_had(style, checkpoints))
+        for name, style in (STYLES | styles).items()
+        if not style.has_weights or (few_step and not missing(style, checkpoints))
     }
+    for name in sorted(styles.keys() - pipeline.styles.keys()):
+        lacks = ", ".join(missing(styles[name], checkpoints)) or "the full model"
+        report(f"The style {name!r} is left out, as it needs what is not there: {lacks}")
 
 
 def folder_of(model: str, sources: Sources, report: Report) -> Path:
@@ -161,10 +178,10 @@ def folder_of(model: str, sources: Sources, report: Report) -> Path:
     return folder
 
 
-def can_be_had(style: Style, checkpoints: str | Path) -> bool:
-    """Whether the weights of a style are on the disk, or have a Hub name."""
-    names = [name for name in (style.base, *(lora for lora, _ in style.loras)) if name]
-    return all(Path(n).exists() or (Path(checkpoints) / n).exists() or is_hub_name(n) for n in names)
+def missing(style: Style, checkpoints: str | Path) -> list[str]:
+    """The weights of a style that are neither on the disk nor have a Hub name."""
+    places = Path(), Path(checkpoints)
+    return [n for n in style.files if not is_hub_name(n) and not any((p / n).exists() for p in places)]
 
 
 def choose(device: str, sources: Sources, report: Report) -> tuple[str, str]:

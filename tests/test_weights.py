@@ -370,9 +370,12 @@ def test_a_style_brings_its_steps_and_one_that_needs_the_full_model_says_so(full
         nano.stream(style="ghibli")
     with pytest.raises(ValueError, match=r"'toonyou' needs toonyou_beta6.safetensors"):
         full.stream(style="toonyou")
-    with pytest.raises(OSError, match="nitrosocke/Ghibli-Diffusion is not at hand, and the Hub cannot"):
+    with pytest.raises(
+        OSError, match="nitrosocke/Ghibli-Diffusion is not on this machine, and the Hub cannot"
+    ):
         full.stream(style="ghibli")
-    with pytest.raises(OSError, match="some/base is not at hand"):  # although there is a folder live2diff/
+    # Although there is a folder live2diff/ here.
+    with pytest.raises(OSError, match="some/base is not on this machine"):
         live2diff.load("live2diff", "cpu", sources=Sources(base="some/base"))
     assert "there is no CUDA GPU" in live2diff.load("auto", "cpu").about
 
