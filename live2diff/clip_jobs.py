@@ -67,7 +67,7 @@ class ClipJobs:
         self._lock = threading.Lock()
         self._line: list[object] = []
         self._files: list[Path] = []  # that jobs read and write now
-        self._stops: dict[str, threading.Event] = {}
+        self._stops: dict[str, list[threading.Event]] = {}  # of the jobs of each key
 
     def new_result(self) -> Result:
         """A place for a result; what is too old is deleted on the way."""
@@ -135,20 +135,23 @@ class ClipJobs:
                     result.frames = 0
 
     def stop(self, key: str) -> None:
-        """End the clip of `key`, if there is one, at its next frame."""
-        stop = self._stops.get(key)
-        if stop is not None:
+        """End the clips of `key`, the one that runs at its next frame."""
+        for stop in list(self._stops.get(key, ())):
             stop.set()
         self.engine.close(key)
 
     @contextmanager
     def _stoppable(self, key: str) -> Iterator[threading.Event]:
-        stop = self._stops[key] = threading.Event()
+        stop = threading.Event()
+        with self._lock:
+            self._stops.setdefault(key, []).append(stop)
         try:
             yield stop
         finally:
-            if self._stops.get(key) is stop:
-                del self._stops[key]
+            with self._lock:
+                self._stops[key].remove(stop)
+                if not self._stops[key]:
+                    del self._stops[key]
 
     @contextmanager
     def _in_line(self, files: list[Path]) -> Iterator[Any]:

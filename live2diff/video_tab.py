@@ -237,7 +237,7 @@ def more_fields() -> tuple[gr.Number, gr.Dropdown, gr.Slider]:
     """Seed, steps and strength."""
     with gr.Accordion("More", open=False, elem_id="more"), gr.Row():
         seed = gr.Number(0, label="Seed", info="The same seed gives the same result.", precision=0)
-        choices = [("As the style has it", 0), *((str(count), count) for count in range(1, 5))]
+        choices = [("Style default", 0), *((str(count), count) for count in range(1, 5))]
         steps = gr.Dropdown(choices, value=0, label="Steps", info="More are slower.")
         info = "1 is the most; 0 leaves it to the style."
         strength = gr.Slider(0, 1, 0, step=0.05, label="Strength", info=info)
@@ -259,7 +259,7 @@ def wire(controls: Controls, jobs: ClipJobs) -> None:
             cut, address = cut_of(start, end), address_of(request)
             for told in translated(jobs, clip_key(request), clip, cut, settings, address):
                 yield told, gr.skip(), gr.skip()
-        except ClipError as error:  # a cut that is none
+        except (ClipError, OSError) as error:  # a cut that is none, a disk that cannot be written to
             told = said("error", str(error))
         yield told, on, off
 
@@ -267,7 +267,7 @@ def wire(controls: Controls, jobs: ClipJobs) -> None:
         """A new clip: nothing of the one before is true of it."""
         jobs.tidy()
         try:
-            seconds = None if clip is None else round(probe(clip, ANY_LENGTH).duration, 2)
+            seconds = None if clip is None else rounded_up(probe(clip, ANY_LENGTH).duration)
         except ClipError as error:
             return said("error", str(error)), None, None
         return gr.skip(), None, seconds
@@ -298,6 +298,11 @@ def wire(controls: Controls, jobs: ClipJobs) -> None:
         api_visibility="private",
         show_progress="hidden",
     )
+
+
+def rounded_up(seconds: float) -> float:
+    """In hundredths: a cut that ends where the clip does is to lose no frame."""
+    return math.ceil(round(100 * seconds, 3)) / 100
 
 
 def example_gallery(engine: Engine, offered: list[dict]) -> gr.Gallery:

@@ -32,7 +32,7 @@ async function openSource(source) {
     return stream.getVideoTracks()[0];
   } catch (error) {
     if (source !== "screen") throw new Error(cameraWords(error));
-    throw new Error("No screen or window was chosen. Press Start to choose one, or take the camera.");
+    throw new Error("No screen or window was chosen. Start again to choose one, or take the camera.");
   }
 }
 

@@ -59,10 +59,11 @@ function setState(state, text = "") {
   stage.dataset.paused = paused ? "yes" : "no";
   notice.textContent = paused ? "Paused" : text;
   for (const name of ["stop", "pause", "restart"]) find(`.${name}`).disabled = state === "idle";
-  for (const name of ["record", "still"]) find(`.${name}`).disabled = screen.isEmpty;
+  find(".still").disabled = screen.isEmpty;
+  find(".record").disabled = screen.isEmpty && !recording;
   find(".pause").disabled ||= !isOpen && state !== "over";
   find(".restart").disabled ||= state !== "running";
-  find(".pause").textContent = paused || state === "over" ? "Go on" : "Pause";
+  find(".pause").textContent = paused || state === "over" ? "Resume" : "Pause";
   find(".pause").setAttribute("aria-pressed", paused);
 }
 
@@ -204,7 +205,7 @@ async function start() {
     else if (data.picture) onPicture(data);
     else if (data.gathered) setState("warmup", gathering(data.gathered + 1));
     else if (data.counted) tick(data.counted);
-    else if ("closed" in data) stop(`${data.closed} Press Start to try again.`);
+    else if ("closed" in data) stop(`${data.closed} Start the camera to try again.`);
   };
   worker.postMessage({ prefer: { side: Number(stage.dataset.side), skipSimilar: find(".similar").checked } });
   try {
