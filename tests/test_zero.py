@@ -420,7 +420,7 @@ def test_a_space_in_zerogpu_mode_asks_once_for_each_visit_and_clip_and_gives_bac
     """See zerogpu_space.py: `spaces` itself, but for its scheduler and the weights' way to the GPU."""
     pytest.importorskip("spaces")
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "zerogpu_space.py"], capture_output=True, text=True, timeout=150
+        [sys.executable, ROOT / "tests" / "zerogpu_space.py"], capture_output=True, text=True, timeout=400
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout + done.stderr
