@@ -79,11 +79,13 @@ def test_the_vae_begins_with_the_principal_components_of_patches():
 def test_the_recipe_trains_saves_and_resumes(tmp_path):
     steps = list(train_nano(tmp_path / "work", tmp_path / "model", scale=1e-6))
     assert [(stage, step) for stage, step, _ in steps] == [
-        (stage, step) for stage in ("depth", "vae", "image", "large", "motion", "joint") for step in (0, 1)
+        (stage, step)
+        for stage in ("depth", "vae", "image", "large", "motion", "joint", "steady")
+        for step in (0, 1)
     ]
     assert all(np.isfinite(list(losses.values())).all() for _, _, losses in steps)
     assert (tmp_path / "work" / "previews" / "joint-000002.png").stat().st_size > 1000
-    pipeline = live2diff.load(str(tmp_path / "model"), device="cpu")
+    pipeline = live2diff.load(str(tmp_path / "model"), device="cpu", eager=True)
     stream = pipeline.stream(style="oil", size=64)
     frames = [np.full((64, 64, 3), 100, np.uint8)] * 9
     assert len([out for frame in frames for out in stream.push(frame)] + stream.flush()) == 9

@@ -12,12 +12,10 @@ import cv2
 import torch
 
 from ..config import WINDOW
+from ..options import BAD_INPUT, INTERRUPTED
 from ..published import Sources, load_added, load_base
 from ..weights import NANO
 from .loop import Losses
-
-BAD_INPUT = 2
-INTERRUPTED = 130
 
 
 def positive(text: str) -> int:

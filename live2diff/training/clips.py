@@ -18,7 +18,7 @@ SCENES = 0.4  # this part of the clips is rendered, the rest is photographs and 
 # Styles whose strokes follow the picture alone. A dab of paint jumps when a pixel changes; here it is to stay
 # on the thing it was put on, so each target keeps most of the one before, carried along by the clip's motion:
 # only a memory can know it. The other styles have a pattern that belongs to the paper and may not be carried.
-CARRIED = ("ink", "watercolour", "oil", "comic", "neon")
+CARRIED = ("ink", "watercolour", "neon")
 KEPT = 0.7  # of the carried target; older strokes fade within three frames or so
 
 

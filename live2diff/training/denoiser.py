@@ -28,14 +28,15 @@ from .vae import picture_loss, to_tensor
 
 # A stream may start anywhere in this range, more often at its lower end. It lies below SD's: a latent of
 # 32 x 32 cells is drowned by the noise that one of 64 x 64 bears.
-FIRST_TIMESTEPS = (9, 120)
+FIRST_TIMESTEPS = (4, 64)
 LAST_TIMESTEP = 4
 LATENT_WEIGHT = 0.1  # the latents' finest channels count as much as the coarsest, but nobody sees them
-FLICKER_WEIGHT = 3.0  # a flicker of a tenth of the error is what the eye goes to
+FLICKER_WEIGHT = 5.0  # a flicker of a tenth of the error is what the eye goes to
+CONTRAST_WEIGHT = 1.0  # a model that is not sure draws the mean, which is grey where there should be a line
 SECOND_STEPS = 0.3  # of all batches; the others learn the first step, which is the harder one
 SLOW_CLIPS = 0.5  # of all clips; before a webcam most things hardly move
 SIMILARITY_GAIN = 1.2  # the same frame then weighs 50 times one that has nothing in common with it
-FULL_STRENGTH = 19  # from this first timestep on the target is all style; below, the camera shines through
+FULL_STRENGTH = 9  # from this first timestep on the target is all style; below, the camera shines through
 
 
 def strength_of(first: torch.Tensor) -> torch.Tensor:
@@ -47,8 +48,9 @@ def build_unet() -> StreamUNet:
     """An untrained UNet of three levels.
 
     Text enters by cross-attention at the coarsest level and, pooled, as scale and shift of every resnet: the
-    style has to reach the fine strokes too. Motion modules are at the finest level alone: the noise that
-    makes a picture boil is in every cell of the latents, and passes the coarser levels by on the skips.
+    style has to reach the fine strokes too. Most resnets are at the finest level: what a style makes of 64
+    pixels is a matter of one cell. The one motion module is at its end: the noise that makes a picture boil
+    is in every cell of the latents, and passes the coarser levels by on the skips.
     """
     unet = StreamUNet(
         in_channels=32,
@@ -56,7 +58,7 @@ def build_unet() -> StreamUNet:
         block_out_channels=(64, 96, 160),
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
+        layers_per_block=(3, 1, 1),
         norm_num_groups=8,
         cross_attention_dim=64,
         addition_embed_type="text",
@@ -64,6 +66,7 @@ def build_unet() -> StreamUNet:
         resnet_time_scale_shift="scale_shift",
         depth_channels=(32, 32),
         motion_module_resolutions=(1,),
+        motion_module_last_only=True,
     )
     begin_as_copy(unet)
     for module in unet.modules():
@@ -218,17 +221,31 @@ def denoise_batch(
     return clean, decode(vae, clean), wanted_latents, wanted
 
 
-def denoising_loss(denoiser: Denoiser, batch: Batch) -> tuple[torch.Tensor, Losses]:
-    """The error of the clean latents and of the pictures; with clips, the flicker as well."""
+def contrast(pictures: torch.Tensor) -> torch.Tensor:
+    """How much the pixels of each small square differ from each other, `[n, 3, squares, squares]`."""
+    mean, square = (functional.avg_pool2d(power, 8, stride=4) for power in (pictures, pictures.square()))
+    return ((square - mean.square()).clamp(min=0) + 1e-3).sqrt()
+
+
+def denoising_loss(
+    denoiser: Denoiser, batch: Batch, flicker_weight: float = FLICKER_WEIGHT
+) -> tuple[torch.Tensor, Losses]:
+    """The error of the clean latents, of the pictures and of their contrast; with clips, the flicker as
+    well."""
     latents, output, wanted_latents, wanted = denoise_batch(denoiser, batch)
     latent_error, pixel_error = (latents - wanted_latents).square().mean(), picture_loss(output, wanted)
-    loss = LATENT_WEIGHT * latent_error + pixel_error
-    losses = {"latent": latent_error.item(), "pixel": pixel_error.item()}
+    contrast_error = (contrast(output) - contrast(wanted)).abs().mean()
+    loss = LATENT_WEIGHT * latent_error + pixel_error + CONTRAST_WEIGHT * contrast_error
+    losses = {
+        "latent": latent_error.item(),
+        "pixel": pixel_error.item(),
+        "contrast": contrast_error.item(),
+    }
     if batch.frames > 1:
         # What changes from frame to frame must be what changes in the target: anything else is flicker.
         error = (output - wanted).unflatten(0, (-1, batch.frames))
         flicker = (error[:, 1:] - error[:, :-1]).abs().mean()
-        loss, losses["flicker"] = loss + FLICKER_WEIGHT * flicker, flicker.item()
+        loss, losses["flicker"] = loss + flicker_weight * flicker, flicker.item()
     return loss, losses
 
 
@@ -250,6 +267,7 @@ def train_denoiser(
     *,
     steps: int,
     peak: float,
+    flicker_weight: float = FLICKER_WEIGHT,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[int, Losses]]:
@@ -272,7 +290,7 @@ def train_denoiser(
         name,
         denoiser,
         batch_of,
-        lambda batch: denoising_loss(denoiser, batch.to(device)),
+        lambda batch: denoising_loss(denoiser, batch.to(device), flicker_weight),
         moving,
         steps=steps,
         peak=peak,

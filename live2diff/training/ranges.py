@@ -18,8 +18,9 @@ def measure_ranges(
 ) -> dict[str, tuple[float, float]]:
     """The smallest and the largest value that enters each layer, by its name, over a clip in each style.
 
-    Left out are the first and the last convolution of each part, which cost 5 to 10 dB if rounded and make
-    what stands still flicker, and what is small or called with more than frames: embeddings, keys and values.
+    Left out are the first and the last convolution of each part, and what leads straight to the UNet's last,
+    which cost 5 to 10 dB if rounded and make what stands still flicker, and what is small or called with more
+    than frames: embeddings, keys and values.
     """
     layers = {
         f"{part}.{name}": module
@@ -31,8 +32,10 @@ def measure_ranges(
         last = len(getattr(pipeline.vae, coder).layers) - 1
         for edge in (0, last):
             layers.pop(f"vae.{coder}.layers.{edge}", None)
-    for edge in ("unet.conv_in", "unet.conv_out"):
-        layers.pop(edge)
+    blocks = pipeline.unet.up_blocks
+    last_resnet = f"unet.up_blocks.{len(blocks) - 1}.resnets.{len(blocks[-1].resnets) - 1}"
+    for edge in ("unet.conv_in", "unet.conv_out", f"{last_resnet}.conv2", f"{last_resnet}.conv_shortcut"):
+        layers.pop(edge, None)
     seen: dict[str, tuple[float, float]] = {}
 
     def watch(name: str):

@@ -6,8 +6,10 @@ Numbers have their reasons beside them; what was tried before, with its figures,
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import CLIPTokenizer, DPTForDepthEstimation
 
 from ..config import WINDOW
 from ..pipeline import Live2DiffPipeline
@@ -28,7 +30,8 @@ VAE_STEPS = 900  # it begins with the principal components of patches, so little
 IMAGE_STEPS = 8500  # most of the time: the styles, and then the small features, come from here
 LARGE_STEPS = 400  # enough for the coarsest level to get used to four times its cells
 MOTION_STEPS = 400  # begun as an average of like frames: most of the flicker is gone after 200
-JOINT_STEPS = 1800
+JOINT_STEPS = 4800  # its loss still falls at the end
+STEADY_STEPS = 300
 
 # How many clips are made to draw from, for single pictures, for those at the default size, and in motion.
 # Each is drawn a few times, with new noise, depth errors and timesteps: too seldom to be known by heart.
@@ -38,9 +41,9 @@ CLIPS = 400
 POOL_SEEDS = {"pictures": 1000, "large": 2000, "clips": 3000}  # no clip may be in two pools
 
 SIZE = 256  # default working size
-NUM_INFERENCE_STEPS = 100  # twice SD's: a step of 20 timesteps would go from no style to all of it
-T_INDEX_LIST = (98,)  # timestep 19, the first at full style; a second step costs a third of a frame more
-STRONGEST_INDEX = 94  # timestep 59: beyond it more noise makes blur, not style
+NUM_INFERENCE_STEPS = 200  # steps of 5 timesteps: there has to be one below full style, for a touch of it
+T_INDEX_LIST = (198,)  # timestep 9, the least noise of full style; a second step costs a third more
+STRONGEST_INDEX = 188  # timestep 59: beyond it more noise makes blur, not style
 
 
 def is_motion(name: str) -> bool:
@@ -85,34 +88,56 @@ def train_nano(
         yield "vae", step, losses
     large = pool("large", LARGE_PICTURES, frames=1, size=SIZE)
     clips = pool("clips", CLIPS, frames=WINDOW, size=128)
-    stages = {
+    for name, stage in stages(pictures, large, clips).items():
+        stage["steps"] = steps(stage["steps"])
+        for step, losses in train_denoiser(name, denoiser, folder=work, seed=seed, device=device, **stage):
+            yield name, step, losses
+    save(denoiser, tokenizer, estimator, target, scale, seed)
+
+
+def stages(pictures: Pool, large: Pool, clips: Pool) -> dict[str, dict[str, Any]]:
+    """How the denoiser is trained, one stage after the other: arguments of `train_denoiser` by name."""
+    return {
         # Single pictures: few a step, for more steps in the same time.
         "image": dict(
             trains=lambda name: not name.startswith("vae.") and not is_motion(name),
-            sources=[(pictures, 6)], steps=steps(IMAGE_STEPS), peak=8e-4,
+            sources=[(pictures, 6)], steps=IMAGE_STEPS, peak=8e-4,
         ),
         # At the default size: what fills a cell there, and how far the attention of the coarsest level sees.
         "large": dict(
             trains=lambda name: not name.startswith("vae.encoder") and not is_motion(name),
-            sources=[(large, 4)], steps=steps(LARGE_STEPS), peak=4e-4,
+            sources=[(large, 4)], steps=LARGE_STEPS, peak=4e-4,
         ),
         # Clips that fill the window of 16 under the warmup/causal mask; the picture part is frozen.
         "motion": dict(
             trains=is_motion,
-            sources=[(clips, 1)], steps=steps(MOTION_STEPS), peak=2e-3,
+            sources=[(clips, 1)], steps=MOTION_STEPS, peak=2e-3,
         ),
-        # Everything together, gently, with the decoder: it learns what predicted latents look like. Clips
-        # and large pictures by turns: clips alone would make it forget the default size.
+        # Everything together, gently, with the decoder: it learns what predicted latents look like. By turns:
+        # clips alone would make it forget the default size, and the large pictures are few.
         "joint": dict(
             trains=lambda name: not name.startswith("vae.encoder"),
-            sources=[(clips, 1), (large, 4)], steps=steps(JOINT_STEPS), peak=5e-4,
+            sources=[(large, 4), (clips, 1), (large, 4), (pictures, 12)], steps=JOINT_STEPS, peak=6e-4,
+        ),
+        # Who has learnt to draw lines boils more: the memory has to catch up.
+        "steady": dict(
+            trains=is_motion,
+            sources=[(clips, 1)], steps=STEADY_STEPS, peak=1e-3, flicker_weight=12.0,
         ),
     }  # fmt: skip
-    for name, stage in stages.items():
-        for step, losses in train_denoiser(name, denoiser, folder=work, seed=seed, device=device, **stage):
-            yield name, step, losses
+
+
+def save(
+    denoiser: Denoiser,
+    tokenizer: CLIPTokenizer,
+    estimator: DPTForDepthEstimation,
+    target: Path,
+    scale: float,
+    seed: int,
+) -> None:
+    """Put the parts together and write them to `target`, in half the size: they are loaded as float32."""
     pipeline = Live2DiffPipeline(
-        vae=vae,
+        vae=denoiser.vae,
         text_encoder=denoiser.text_encoder,
         tokenizer=tokenizer,
         unet=denoiser.unet,
@@ -123,7 +148,7 @@ def train_nano(
         num_inference_steps=NUM_INFERENCE_STEPS,
         strongest_index=STRONGEST_INDEX,
     )
-    styles = list(pipeline.styles)[: steps(len(pipeline.styles))]
+    styles = list(pipeline.styles)[: max(2, round(scale * len(pipeline.styles)))]
     ranges = measure_ranges(pipeline.to("cpu"), styles, SIZE, seed)
-    pipeline.to(torch.float16).save_pretrained(target)  # half the size; loaded as float32
+    pipeline.to(torch.float16).save_pretrained(target)
     (target / RANGES).write_text(json.dumps(ranges, indent=1) + "\n")

@@ -72,46 +72,54 @@ def pencil(picture: np.ndarray) -> np.ndarray:
     return mix(ink, (250, 245, 233), (84, 82, 88))
 
 
+def rise(values: np.ndarray, at: np.ndarray | float, gain: float) -> np.ndarray:
+    """From 0 to 1 where `values` pass `at`: a step with a soft edge."""
+    return 1 / (1 + np.exp((at - values) * gain))
+
+
 def comic(picture: np.ndarray) -> np.ndarray:
-    """Flat, strong colours in few steps, under black ink."""
+    """Strong colours in three steps, printed with dots where it is darker, under black ink."""
     smooth = picture
     for _ in range(2):
         smooth = cv2.bilateralFilter(smooth, 7, 40, 4)
+    colour = saturate(smooth, 1.9)
+    hue = colour / (colour.max(axis=2, keepdims=True) + 1)
     grey = luminance(picture)
-    colour = saturate(smooth, 2.1)
-    level = colour.max(axis=2, keepdims=True) / 255
-    step = level * 4
-    flat = (np.floor(step) + 0.5 + 0.5 * np.tanh((step - np.floor(step) - 0.5) * 9)) / 4  # soft-edged steps
-    colour = colour / (level + 1e-3) * np.clip(flat * 1.05 + 0.06, 0, 1)
-    ink = np.clip(lines(grey, 1.3, 20) + np.clip((0.16 - grey) * 12, 0, 1), 0, 1)
-    return mix(ink, np.clip(colour, 0, 255), (14, 12, 20))
+    tone = cv2.GaussianBlur(grey, (0, 0), 1.2)
+    light = (0.55 + 0.25 * rise(tone, 0.3, 40) + 0.2 * rise(tone, 0.5, 40))[..., None]
+    white = 0.8 * rise(tone, 0.78, 40)[..., None]
+    dots = (waves(grey.shape, (1, 1)) + waves(grey.shape, (1, -1))) / 2
+    dots = rise(dots, np.clip(0.05 + 1.5 * tone, 0.2, 1), 14) * rise(0.5, tone, 30)
+    flat = 255 * light * (hue * (1 - white) + white) * (1 - 0.45 * dots[..., None])
+    return mix(np.clip(lines(grey, 1.4, 24, 0.01) + rise(0.11, tone, 60), 0, 1), flat, (14, 12, 20))
 
 
 def neon(picture: np.ndarray) -> np.ndarray:
-    """Glowing contours, cyan to magenta by brightness, on night blue."""
+    """Glowing lines, cyan in dark places and magenta in bright ones, on night blue."""
     grey = luminance(picture)
-    smooth = cv2.GaussianBlur(grey, (0, 0), 1.0)
-    slope = np.hypot(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1))
-    edge = np.clip(slope * 2.4 - 0.12, 0, 1)
-    glow = cv2.GaussianBlur(edge, (0, 0), 3.5) * 1.1
-    tone = cv2.GaussianBlur(grey, (0, 0), 3)[..., None]
-    colour = (1 - tone) * np.array([20, 220, 255], np.float32) + tone * np.array([255, 40, 190], np.float32)
-    night = np.array([10, 8, 34], np.float32) + tone * np.array([16, 6, 40], np.float32)
-    light = (
-        night
-        + colour * np.clip(edge + glow * 0.75, 0, 1)[..., None]
-        + 120 * np.clip(edge - 0.55, 0, 1)[..., None]
-    )
-    return np.clip(light, 0, 255).astype(np.uint8)
+    tube = lines(grey, 1.8, 18, 0.006)
+    glow = cv2.GaussianBlur(tube, (0, 0), 4)
+    bright = np.clip(2.2 * cv2.GaussianBlur(grey, (0, 0), 6) - 0.6, 0, 1)[..., None]
+    colour = np.array([10, 210, 255], np.float32) + bright * np.array([245, -160, -65], np.float32)
+    night = np.array([8, 8, 32], np.float32) + bright * np.array([52, 10, 78], np.float32)
+    light = night + colour * np.clip(0.9 * tube + 0.7 * glow, 0, 1)[..., None]
+    return np.clip(light + 110 * np.clip(tube - 0.6, 0, 1)[..., None], 0, 255).astype(np.uint8)
 
 
 def oil(picture: np.ndarray) -> np.ndarray:
-    """Thick paint: dabs of colour, deep and warm, lit from the upper left."""
-    source = kuwahara(kuwahara(saturate(picture, 1.7), 3), 2)
-    relief = cv2.GaussianBlur(source.mean(axis=2), (0, 0), 0.8)
-    emboss = np.clip(relief - np.roll(relief, (2, 2), (0, 1)), -40, 40)
-    deep = 255 * (source / 255) ** 1.35 * np.array([1.12, 0.98, 0.74], np.float32)
-    return np.clip(deep + np.array([14, 8, 0], np.float32) + 1.1 * emboss[..., None], 0, 255).astype(np.uint8)
+    """Thick paint: dabs of warm colour over a dark drawing, lit from the upper left, and the ridges that the
+    bristles left, which bend with the tones."""
+    bright = saturate(picture, 1.5)
+    dabs = kuwahara(kuwahara(bright, 3), 2)
+    dabs += 0.5 * np.clip(cv2.GaussianBlur(bright, (0, 0), 1.0) - dabs, -60, 30)  # or eyes are painted over
+    dabs *= 1 - 0.4 * lines(luminance(picture), 1.2, 14, 0.008)[..., None]
+    tone = cv2.GaussianBlur(dabs.mean(axis=2), (0, 0), 3)
+    y, x = np.mgrid[: tone.shape[0], : tone.shape[1]].astype(np.float32) / PATTERN_PERIOD
+    ridges = np.cos(2 * np.pi * (x + y + tone / 128)) * (5 + 0.07 * tone)
+    relief = cv2.GaussianBlur(dabs.mean(axis=2), (0, 0), 0.8)
+    emboss = 1.2 * np.clip(relief - np.roll(relief, (2, 2), (0, 1)), -40, 40)
+    deep = 255 * (dabs / 255) ** 1.2 * (1.08, 1, 0.84) + (12, 8, 2)
+    return np.clip(deep + (emboss + ridges)[..., None], 0, 255).astype(np.uint8)
 
 
 def woodcut(picture: np.ndarray) -> np.ndarray:
@@ -126,16 +134,12 @@ def woodcut(picture: np.ndarray) -> np.ndarray:
 
 
 def blueprint(picture: np.ndarray) -> np.ndarray:
-    """White construction lines on blue paper with a faint grid."""
+    """White construction lines on blue paper with a faint grid, paler where the thing is light."""
     grey = luminance(picture)
-    smooth = cv2.GaussianBlur(grey, (0, 0), 0.8)
-    slope = np.hypot(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1))
     grid = np.zeros_like(grey)
     grid[::16] = 1
     grid[:, ::16] = 1
-    ink = (
-        np.clip(slope * 1.7 - 0.1, 0, 1) + lines(grey) * 0.5 + (1 - grey) * -0.06 + grid * 0.16 + grey * 0.12
-    )
+    ink = 0.9 * lines(grey, 1.3, 18, 0.007) + 0.16 * grid + 0.22 * cv2.GaussianBlur(grey, (0, 0), 1.5)
     return mix(np.clip(ink, 0, 1), (22, 62, 140), (232, 242, 255))
 
 
@@ -155,9 +159,10 @@ def watercolour(picture: np.ndarray) -> np.ndarray:
     smooth = kuwahara(kuwahara(saturate(picture, 1.9), 3), 2)
     grey = smooth.mean(axis=2) / 255
     edge = np.abs(cv2.GaussianBlur(grey, (0, 0), 0.8) - cv2.GaussianBlur(grey, (0, 0), 2.2))
-    pigment = np.clip(1.35 - grey, 0.25, 1) * (0.62 + 3 * edge)
+    pigment = np.clip(1.3 - grey, 0.2, 1) * (0.6 + 4 * edge)
     washes = 255 - (255 - smooth) * pigment[..., None]
-    return mix(lines(luminance(picture), 0.9, 12, 0.016) * 0.75, washes * (1, 0.99, 0.965) + 4, (66, 52, 60))
+    pen = 0.75 * lines(luminance(picture), 1.1, 16, 0.01)
+    return mix(pen, washes * (1, 0.99, 0.965) + 4, (66, 48, 60))
 
 
 PALETTE = np.array(
