@@ -72,7 +72,7 @@ def pencil(picture: np.ndarray) -> np.ndarray:
     return mix(ink, (250, 245, 233), (84, 82, 88))
 
 
-def rise(values: np.ndarray, at: np.ndarray | float, gain: float) -> np.ndarray:
+def rise(values: np.ndarray | float, at: np.ndarray | float, gain: float) -> np.ndarray:
     """From 0 to 1 where `values` pass `at`: a step with a soft edge."""
     return 1 / (1 + np.exp((at - values) * gain))
 
@@ -148,7 +148,7 @@ def ink(picture: np.ndarray) -> np.ndarray:
     grey = kuwahara(picture.astype(np.float32), 2).mean(axis=2) / 255
     local = grey - 0.6 * (cv2.GaussianBlur(grey, (0, 0), 16) - 0.45)
     soft = cv2.GaussianBlur(local, (0, 0), 1.0)
-    wash = sum(1 / (1 + np.exp((soft - level) * 40)) for level in (0.2, 0.33, 0.46)) / 3
+    wash = sum(rise(level, soft, 40) for level in (0.2, 0.33, 0.46)) / 3
     rim = np.abs(wash - cv2.GaussianBlur(wash, (0, 0), 2.5))
     brush = lines(grey, 1.5, 26, 0.01)
     return mix(np.clip(wash * 0.9 + rim * 0.5 + brush * 0.8, 0, 1), (238, 241, 240), (16, 18, 26))
