@@ -24,21 +24,21 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from live2diff import log
-from live2diff.api import add_endpoints
-from live2diff.clip_jobs import ClipJobs
-from live2diff.engine import Engine
-from live2diff.housekeeping import KEPT_SECONDS, MOST_BYTES, keep_tidy
-from live2diff.limits import VisitorLimits
-from live2diff.line import WaitingLine
-from live2diff.live_view import connect, live_view
-from live2diff.look import STYLESHEET, THEME
-from live2diff.options import add_model_options, load_model, operator_options
-from live2diff.stop import GRACE_SECONDS, serve_until_stopped
+from live2diff.cli import add_model_options, load_model, operator_options
+from live2diff.serving import event_log
+from live2diff.serving.admission import WaitingLine
+from live2diff.serving.clip_queue import ClipJobs
+from live2diff.serving.engine import Engine
+from live2diff.serving.limits import VisitorLimits
+from live2diff.serving.shutdown import GRACE_SECONDS, serve_until_stopped
+from live2diff.serving.temp_files import KEPT_SECONDS, MOST_BYTES, keep_tidy
 from live2diff.styles import THUMBNAILS, thumbnail_of
-from live2diff.video_tab import EXAMPLES, UPLOAD_MEGABYTES, clip_key, video_tab
-from live2diff.visit_button import visit_button
-from live2diff.zero import space_engine
+from live2diff.ui.api import add_endpoints
+from live2diff.ui.live_tab import connect, live_view
+from live2diff.ui.theme import STYLESHEET, THEME
+from live2diff.ui.video_tab import EXAMPLES, UPLOAD_MEGABYTES, clip_key, video_tab
+from live2diff.zerogpu.button import visit_button
+from live2diff.zerogpu.engine import space_engine
 
 ENGINE = space_engine()  # on ZeroGPU the weights are loaded at import; elsewhere nothing is
 HEADER = """<h1>Live<span>2</span>Diff</h1>
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     where = {"server_name": options.host, "server_port": options.port, "share": options.share}
-    log.begin()
+    event_log.begin()
     page = serve(engine, limits, mcp_server=options.mcp or None, **where)
     serve_until_stopped(page, engine, options.grace_seconds)
 

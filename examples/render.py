@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import live2diff  # noqa: E402 - started as a script, it does not find the package beside its folder
-from live2diff.clip import read_frames  # noqa: E402
 from live2diff.pipeline import Live2DiffPipeline  # noqa: E402
 from live2diff.styles import SAMPLES, THUMBNAILS  # noqa: E402
-from live2diff.video import translate  # noqa: E402
+from live2diff.video.reader import read_frames  # noqa: E402
+from live2diff.video.translate import translate  # noqa: E402
 
 EXAMPLES = ROOT / "examples"
 FACE = EXAMPLES / "admiral.mp4", (slice(66, 306), slice(32, 352))  # rows and columns, 4:3

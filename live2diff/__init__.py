@@ -4,14 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .loading import load
     from .pipeline import Live2DiffPipeline
-    from .stream import Stream
+    from .streaming.stream import Stream
     from .styles import STYLES
-    from .weights import load
 
 __all__ = ["STYLES", "Live2DiffPipeline", "Stream", "load"]
 
-_MODULES = {"STYLES": "styles", "Live2DiffPipeline": "pipeline", "Stream": "stream", "load": "weights"}
+_MODULES = {
+    "STYLES": "styles",
+    "Live2DiffPipeline": "pipeline",
+    "Stream": "streaming.stream",
+    "load": "loading",
+}
 
 
 def __getattr__(name: str):

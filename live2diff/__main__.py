@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-from .clip import ClipInfo, probe
-from .options import BAD_INPUT, INTERRUPTED, add_model_options, load_model, size_of, t_index_list_of
-from .places import BrokenPicture
-from .scene import SCENE_CUT
-from .video import Progress, check_target, even, translate
+from .cli import BAD_INPUT, INTERRUPTED, add_model_options, load_model, size_of, t_index_list_of
+from .errors import BrokenPicture
+from .streaming.scene_change import SCENE_CUT
+from .video.reader import ClipInfo, probe
+from .video.translate import Progress, translate
+from .video.writer import check_target, even
 
 SECONDS_BETWEEN_LINES = 5.0  # of progress, where the output is no terminal
 

@@ -8,21 +8,22 @@ import torch
 from diffusers import DiffusionPipeline, LCMScheduler
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
-from .attention import KVCache, Window
 from .config import MAX_DENOISING_STEPS
-from .depth import inverse_depth
-from .restyle import Restyler
-from .sampler import make_schedule, spread_indices, timesteps_of_indices
-from .scene import SCENE_CUT
-from .slots import SlotTable
-from .stream import Stream
+from .model.attention import Window
+from .model.depth import inverse_depth
+from .model.kv_cache import KVCache
+from .model.lcm import make_schedule, spread_indices, timesteps_of_indices
+from .model.unet import StreamUNet
+from .model.vae import VAE, cell_side, decode, encode
+from .streaming.cache_pool import SlotTable
+from .streaming.scene_change import SCENE_CUT
+from .streaming.stream import Stream
 from .styles import STYLES, Style, find_style
-from .unet import StreamUNet
-from .vae import VAE, cell_side, decode, encode
+from .weights.swap import Restyler
 
 if TYPE_CHECKING:
-    from .runtime import Runtime
-    from .safety import ContentFilter
+    from .runtime.openvino import Runtime
+    from .streaming.content_filter import ContentFilter
 
 # Of the working size; beyond it a viewer's cache alone takes over 12 GB with SD 1.5's UNet.
 LARGEST_SIDE = 1024

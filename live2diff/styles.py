@@ -55,7 +55,7 @@ class Style:
         return ", ".join(part for part in (self.trigger_words, whole.strip(" ,")) if part)
 
 
-THUMBNAILS = Path(__file__).parent / "page" / "styles"  # NAME.jpg; made by examples/render.py
+THUMBNAILS = Path(__file__).parent / "ui" / "static" / "styles"  # NAME.jpg; made by examples/render.py
 SAMPLES = THUMBNAILS / "large"  # half a picture as it was, half of it in the style; as well
 QUALITY = "masterpiece, best quality"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from helpers.paths import ROOT
 
 from live2diff.__main__ import main
-from live2diff.video import probe, read_frames
+from live2diff.video.reader import probe, read_frames
 
-ROOT = Path(__file__).parent.parent
 FRAMES = 12
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import diffusers
 import torch
 
+from ..cli import BAD_INPUT, INTERRUPTED, size_of
 from ..config import WARMUP_FRAMES
-from ..cuda import CudaRuntime
-from ..options import BAD_INPUT, INTERRUPTED, size_of
 from ..pipeline import Live2DiffPipeline
+from ..runtime.cuda_graphs import CudaRuntime
 from .measure import (
     Settings,
     Viewers,

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import torch
 
-from .. import batch
 from ..config import WARMUP_FRAMES
-from ..engine import Engine
 from ..pipeline import Live2DiffPipeline
+from ..serving.engine import Engine
+from ..streaming import steps
 
 Call = Callable[[], Any]
 Settings = dict[str, Any]
@@ -99,12 +99,12 @@ def stage_clock(pipeline: Live2DiffPipeline) -> Iterator[dict[str, list[float]]]
     camera and depth picture in one; resizing belongs to "upload" and "download"."""
     device = pipeline.unet.device
     places = {
-        "upload": (batch, "upload"),
+        "upload": (steps, "upload"),
         "depth": (pipeline, "inverse_depth"),
         "encode": (pipeline, "encode"),
         "unet": (pipeline, "predict"),
         "decode": (pipeline, "decode"),
-        "download": (batch, "download"),
+        "download": (steps, "download"),
     }
     seconds: dict[str, list[float]] = {stage: [] for stage in places}
     with ExitStack() as undone:

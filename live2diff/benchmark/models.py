@@ -17,13 +17,13 @@ from transformers import (
     DPTForDepthEstimation,
 )
 
-from .. import cuda
+from ..loading import NANO, best_device, load
+from ..model.lcm import build_scheduler
+from ..model.unet import StreamUNet
 from ..pipeline import Live2DiffPipeline
-from ..published import PUBLISHED, converted_folder
-from ..safety import ContentFilter
-from ..sampler import build_scheduler
-from ..unet import StreamUNet
-from ..weights import NANO, best_device, load
+from ..runtime import cuda_graphs
+from ..streaming.content_filter import ContentFilter
+from ..weights.convert import PUBLISHED, converted_folder
 
 CPU_WARNING = (
     "live2diff: the full model on a CPU takes 15 GB of memory and a minute or more for each frame; "
@@ -46,7 +46,7 @@ def open_model(name: str, device: str | None, eager: bool = False) -> tuple[Live
         return load(name, device, eager=eager), "published"
     pipeline = random_model(device)
     if not eager and torch.device(device).type == "cuda":
-        cuda.accelerate(pipeline, report=partial(print, file=sys.stderr))
+        cuda_graphs.accelerate(pipeline, report=partial(print, file=sys.stderr))
     return pipeline, "random"
 
 

@@ -10,13 +10,13 @@ import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline, LCMScheduler, UNet2DConditionModel
 from PIL import Image
 
-from ..attention import Window
 from ..config import WINDOW
+from ..model.attention import Window
+from ..model.lcm import Schedule
+from ..model.vae import cell_side, patch_side
 from ..pipeline import Live2DiffPipeline
-from ..published import quiet
-from ..restyle import is_added
-from ..sampler import Schedule
-from ..vae import cell_side, patch_side
+from ..weights.convert import quiet
+from ..weights.swap import is_added
 
 # What the stock UNet's configuration lacks.
 OURS = ("depth_channels", "motion_module_resolutions", "motion_module_last_only")

@@ -11,10 +11,10 @@ from pathlib import Path
 import cv2
 import torch
 
+from ..cli import BAD_INPUT, INTERRUPTED
 from ..config import WINDOW
-from ..options import BAD_INPUT, INTERRUPTED
-from ..published import Sources, load_added, load_base
-from ..weights import NANO
+from ..loading import NANO
+from ..weights.convert import Sources, load_added, load_base
 from .loop import Losses
 
 

@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextModel
 
-from ..attention import TemporalTransformer, Window
-from ..depth import depth_pictures
-from ..sampler import build_scheduler
-from ..unet import StreamUNet
-from ..vae import decode, encode
+from ..model.attention import TemporalTransformer, Window
+from ..model.depth import depth_pictures
+from ..model.lcm import build_scheduler
+from ..model.unet import StreamUNet
+from ..model.vae import decode, encode
 from .loop import Losses, fit
 from .pool import Pool
 from .vae import picture_loss, to_tensor

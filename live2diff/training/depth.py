@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 from transformers import DPTConfig, DPTForDepthEstimation
 
-from ..depth import inverse_depth
+from ..model.depth import inverse_depth
 from .clips import sample_clip, through_camera
 from .loop import Losses, fit
 from .vae import picture_loss, to_tensor

@@ -25,12 +25,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from ..attention import Window
 from ..config import WINDOW
-from ..depth import DepthRange, depth_pictures, inverse_depth
+from ..model.attention import Window
+from ..model.depth import DepthRange, depth_pictures, inverse_depth
+from ..model.unet import StreamUNet
 from ..pipeline import LONGEST_PROMPT, Live2DiffPipeline
-from ..published import added_weights
-from ..unet import StreamUNet
+from ..weights.convert import added_weights
 from .loop import Losses, write_whole
 from .videos import Clip, VideoFolder
 

@@ -13,7 +13,7 @@ import torch
 from numpy.lib.format import open_memmap
 from transformers import CLIPTokenizer, DPTForDepthEstimation
 
-from ..depth import inverse_depth
+from ..model.depth import inverse_depth
 from . import data
 from .clips import Styled, sample_styled
 

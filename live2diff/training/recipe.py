@@ -12,9 +12,9 @@ import torch
 from transformers import CLIPTokenizer, DPTForDepthEstimation
 
 from ..config import WINDOW
+from ..loading import RANGES
+from ..model.lcm import build_scheduler
 from ..pipeline import Live2DiffPipeline
-from ..sampler import build_scheduler
-from ..weights import RANGES
 from . import data
 from .denoiser import PREDICTION_TYPE, Denoiser, build_unet, train_denoiser
 from .depth import build_depth_estimator, train_depth

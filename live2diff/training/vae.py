@@ -10,8 +10,8 @@ from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from torch import nn
 from torch.nn.functional import pixel_unshuffle
 
-from ..depth import depth_pictures
-from ..vae import decode, encode, patch_side
+from ..model.depth import depth_pictures
+from ..model.vae import decode, encode, patch_side
 from .loop import Losses, fit
 from .pool import Pool
 

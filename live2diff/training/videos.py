@@ -14,7 +14,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ..clip import DEFAULT_RATE, ClipError, Image, Limits, Source, resized
+from ..errors import ClipError
+from ..video.reader import DEFAULT_RATE, Image, Limits, Source, resized
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
 LIMITS = Limits(max_frames=10**8, max_seconds=1e7, max_bytes=10**12)  # one's own files may be long

@@ -1,0 +1,1 @@
+"""How good is the output? `python -m live2diff.evaluation CLIP ...`; `figures.py` says what is measured."""

@@ -1,0 +1,224 @@
+"""Uni-directional temporal attention: who sees whom, the cache of keys and values, and the motion module.
+
+Shapes: B streams x denoising steps (or clips, in training), Q frames per call, K frames that may be seen, P
+pixels, C channels, H heads, D channels of one head. Everything is `[B, frames, P, C]`: a frame's entry in the
+cache is one piece of memory, and so are its channels at each pixel.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.attention import FeedForward
+from torch import nn
+from torch.nn import functional
+
+from ..config import POSITIONS, RECENT_FRAMES, TEMPORAL_HEADS, WARMUP_FRAMES, WINDOW
+from .kv_cache import KVCache, Pieces
+
+
+@dataclass(frozen=True)
+class Window:
+    """Who sees whom in one call, and at which position (paper, section 4.2).
+
+    Attributes:
+        mask: bool `[B or 1, Q, K]`, true where frame q sees frame k.
+        positions: int64 `[B or 1, Q, K]` in `[0, 16)`, the position of frame k as frame q sees it.
+        own: int64 `[B or 1, Q]`, the position of frame q itself.
+        slots: int64 `[B or 1, Q]`, where the cache keeps frame q; unused without a cache.
+    """
+
+    mask: torch.Tensor
+    positions: torch.Tensor
+    own: torch.Tensor
+    slots: torch.Tensor
+
+    @property
+    def frames(self) -> int:
+        """Q, the number of frames that enter together."""
+        return self.own.shape[1]
+
+    @staticmethod
+    def clip(frames: int, device: torch.device | str = "cpu") -> "Window":
+        """The window of a whole clip at once, without a cache: what training uses, and the slow way to
+        stream.
+
+        The 8 warmup frames see each other; frame f >= 8 sees them and the last 8 frames up to itself.
+        """
+        index = torch.arange(frames, device=device)
+        query, key = index[:, None], index[None, :]
+        age = query - key
+        recent = (query >= WARMUP_FRAMES) & (key >= WARMUP_FRAMES) & (age >= 0) & (age < RECENT_FRAMES)
+        own = index.clamp(max=WINDOW - 1)
+        positions = torch.where(key < WARMUP_FRAMES, key, own[:, None] - age)
+        mask = (key < WARMUP_FRAMES) | recent
+        positions = torch.where(mask, positions, 0)
+        return Window(mask[None], positions[None], own[None], index[None])
+
+    @staticmethod
+    def warmup(device: torch.device | str = "cpu") -> "Window":
+        """The 8 warmup frames together, with a cache: they fill slots 0-7 and see nothing else."""
+        index = torch.arange(WARMUP_FRAMES, device=device)
+        slot = torch.arange(WINDOW, device=device)
+        mask = (slot < WARMUP_FRAMES).expand(WARMUP_FRAMES, -1)
+        positions = slot.expand(WARMUP_FRAMES, -1)
+        return Window(mask[None], positions[None], index[None], index[None])
+
+    @staticmethod
+    def stream(count: torch.Tensor) -> "Window":
+        """One new frame per row, with a cache; `count`, int64 `[B]`, is how many frames each row has streamed
+        before.
+
+        Slots 8-15 are a ring. Entries stay where they were written; their positions slide as they age.
+        """
+        slot = torch.arange(WINDOW, device=count.device)
+        write = WARMUP_FRAMES + count % RECENT_FRAMES
+        age = (write[:, None] - slot) % RECENT_FRAMES
+        own = WARMUP_FRAMES + count.clamp(max=RECENT_FRAMES - 1)
+        warmup = slot < WARMUP_FRAMES
+        mask = warmup | (age <= count[:, None])
+        positions = torch.where(warmup, slot, (own[:, None] - age).clamp(min=0))
+        return Window(mask[:, None], positions[:, None], own[:, None], write[:, None])
+
+
+def positional_table(channels: int) -> torch.Tensor:
+    """The usual sinusoid, float32 `[24, channels]`: sine on even channels, cosine on odd ones, base 10000."""
+    position = torch.arange(POSITIONS)[:, None]
+    frequency = torch.exp(torch.arange(0, channels, 2) * (-math.log(10000.0) / channels))
+    table = torch.zeros(POSITIONS, channels)
+    table[:, 0::2] = torch.sin(position * frequency)
+    table[:, 1::2] = torch.cos(position * frequency)
+    return table
+
+
+def attend(
+    query: torch.Tensor,
+    keys: Pieces,
+    values: Pieces,
+    position_key: torch.Tensor,
+    position_value: torch.Tensor,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """Attention of several frames: query `[B, Q, P, C]`, scaled; keys and values of K frames; what their
+    positions add, as each query sees them, `[B, Q, K, C]`; mask `[B or 1, Q, K]`. Gives `[B, Q, P, C]`."""
+
+    def heads(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.unflatten(-1, (TEMPORAL_HEADS, -1))
+
+    key, value = torch.cat(keys, dim=1), torch.cat(values, dim=1)
+    query, key, value = (heads(tensor).permute(0, 2, 3, 1, 4) for tensor in (query, key, value))
+    position_key, position_value = heads(position_key), heads(position_value)  # [B, Q, K, H, D]
+    score = query @ key.transpose(-1, -2) + torch.einsum("bphqd,bqkhd->bphqk", query, position_key)
+    weight = score.masked_fill(~mask[:, None, None], -torch.inf).softmax(dim=-1)  # [B, P, H, Q, K]
+    out = weight @ value + torch.einsum("bphqk,bqkhd->bphqd", weight, position_value)
+    return out.permute(0, 3, 1, 2, 4).flatten(-2)
+
+
+def attend_once(
+    query: torch.Tensor,
+    keys: Pieces,
+    values: Pieces,
+    position_key: torch.Tensor,
+    position_value: torch.Tensor,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """`attend` for Q = 1, in passes over the cache as it lies: for a single query, P x H products of a row
+    and a matrix of 16 columns take a CPU longer.
+
+    What the positions add is added on the way: compiled, each pass is one, with nothing laid out anew.
+    """
+    channels, lengths = query.shape[-1], [key.shape[1] for key in keys]
+    head = torch.arange(channels, device=query.device) // (channels // TEMPORAL_HEADS)
+    sum_heads = functional.one_hot(head, TEMPORAL_HEADS).to(query)  # [C, H]
+    position_keys, position_values = (
+        position.transpose(1, 2).split(lengths, dim=1) for position in (position_key, position_value)
+    )  # [B, K, 1, C]
+    score = torch.cat(
+        [((key + at) * query) @ sum_heads for key, at in zip(keys, position_keys, strict=True)], dim=1
+    )  # [B, K, P, H]
+    unseen = torch.zeros_like(mask, dtype=score.dtype).masked_fill_(~mask, -torch.inf)  # [B, 1, K]
+    weights = (score + unseen.transpose(1, 2)[..., None]).softmax(dim=1).split(lengths, dim=1)
+    parts = [
+        ((weight @ sum_heads.T) * (value + at)).sum(dim=1, keepdim=True)
+        for weight, value, at in zip(weights, values, position_values, strict=True)
+    ]
+    return sum(parts[1:], start=parts[0])
+
+
+class TemporalAttention(nn.Module):
+    """Self-attention over the frames at one pixel; the same for training, warmup and streaming.
+
+    Positions are added to the input of q, k and v. As `to_k` and `to_v` have no bias, `W(x + pe) = Wx + W
+    pe`: the cache holds `Wx`, and `W pe`, small and the same for all pixels, comes in here.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(channels, channels, bias=False)
+        self.to_v = nn.Linear(channels, channels, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.register_buffer("positions", positional_table(channels), persistent=False)
+
+    def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
+        """`x` is `[B, Q, P, C]`, and so is the result; `layer` is this attention's number in the cache."""
+        query = self.to_q(x + self.positions[window.own][:, :, None])
+        query = query * (query.shape[-1] // TEMPORAL_HEADS) ** -0.5
+        keys, values = [self.to_k(x)], [self.to_v(x)]
+        if cache is not None:
+            keys, values = cache.write(layer, *keys, *values, window.slots)
+        position = self.positions[window.positions].expand(x.shape[0], -1, -1, -1)  # [B, Q, K, C]
+        once = window.frames == 1 and not torch.is_grad_enabled()
+        out = (attend_once if once else attend)(
+            query, keys, values, self.to_k(position), self.to_v(position), window.mask
+        )
+        return self.to_out[0](out)
+
+
+class TemporalTransformerBlock(nn.Module):
+    """Two temporal attentions and a feed-forward, each on a normed input with a residual."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.attention_blocks = nn.ModuleList([TemporalAttention(channels) for _ in range(2)])
+        self.norms = nn.ModuleList([nn.LayerNorm(channels) for _ in range(2)])
+        self.ff = FeedForward(channels, activation_fn="geglu")
+        self.ff_norm = nn.LayerNorm(channels)
+
+    def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
+        for offset, (attention, norm) in enumerate(zip(self.attention_blocks, self.norms, strict=True)):
+            x = x + attention(norm(x), window, cache, layer + offset)
+        return x + self.ff(self.ff_norm(x))
+
+
+class TemporalTransformer(nn.Module):
+    """Norm of each frame on its own (a norm over the clip would leak the future), projections, one block."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.transformer_blocks = nn.ModuleList([TemporalTransformerBlock(channels)])
+        self.proj_out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.proj_out.weight)  # before training, a motion module changes nothing
+        nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
+        y = self.norm(x).permute(0, 2, 3, 1)  # as it lies, channels last
+        y = self.proj_in(y.flatten(1, 2).unflatten(0, (-1, window.frames)))  # [B, Q, P, C]
+        for block in self.transformer_blocks:
+            y = block(y, window, cache, layer)
+        return x + self.proj_out(y).reshape(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
+
+
+class MotionModule(nn.Module):
+    """What the method adds after each (resnet + spatial attention) pair of the UNet."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.temporal_transformer = TemporalTransformer(channels, groups)
+
+    def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
+        """`x` is `[B * Q, C, height, width]`; attentions `layer` and `layer + 1` of the cache are this
+        module's."""
+        return self.temporal_transformer(x, window, cache, layer)

@@ -1,0 +1,68 @@
+"""How the page looks, within Gradio's means: ink on warm paper, in the system's own fonts."""
+
+from pathlib import Path
+
+import gradio as gr
+from gradio.themes.utils import colors, sizes
+
+STYLESHEET = Path(__file__).parent / "static" / "app.css"
+FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+
+THEME = gr.themes.Base(
+    primary_hue=colors.indigo,
+    secondary_hue=colors.indigo,
+    neutral_hue=colors.stone,
+    spacing_size=sizes.spacing_md,
+    radius_size=sizes.radius_lg,
+    text_size=sizes.text_md,
+    font=FONTS,
+    font_mono=("ui-monospace", "monospace"),
+).set(
+    body_background_fill="#faf8f4",
+    body_background_fill_dark="#161412",
+    body_text_color="#26221d",
+    body_text_color_dark="#ece7df",
+    body_text_color_subdued="#6b645b",
+    body_text_color_subdued_dark="#a59d92",
+    background_fill_primary="#fffefb",
+    background_fill_primary_dark="#1f1c19",
+    background_fill_secondary="#f4f0e9",
+    background_fill_secondary_dark="#262320",
+    block_background_fill="#fffefb",
+    block_background_fill_dark="#1f1c19",
+    block_border_color="#e6dfd4",
+    block_border_color_dark="#3a352f",
+    block_border_width="1px",
+    block_radius="14px",
+    block_shadow="none",
+    block_label_background_fill="#fffefb",
+    block_label_background_fill_dark="#1f1c19",
+    block_label_text_color="*body_text_color_subdued",
+    block_title_text_color="*body_text_color",
+    block_title_text_weight="600",
+    border_color_primary="#e0d8cb",
+    border_color_primary_dark="#433d36",
+    border_color_accent="*primary_500",
+    color_accent="*primary_600",
+    input_background_fill="#fffefb",
+    input_background_fill_dark="#262320",
+    input_border_color="#d9d0c2",
+    input_border_color_dark="#4a443c",
+    input_border_width="1px",
+    input_radius="10px",
+    input_placeholder_color="#8b8379",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    button_primary_background_fill_dark="*primary_500",
+    button_primary_background_fill_hover_dark="*primary_400",
+    button_primary_text_color="white",
+    button_secondary_background_fill="#efe9df",
+    button_secondary_background_fill_hover="#e6dfd2",
+    button_secondary_background_fill_dark="#332f2a",
+    button_secondary_background_fill_hover_dark="#403b35",
+    button_large_radius="12px",
+    button_medium_radius="10px",
+    button_small_radius="8px",
+    slider_color="*primary_600",
+    slider_color_dark="*primary_400",
+)

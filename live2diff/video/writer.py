@@ -1,0 +1,207 @@
+"""Write an mp4 with the sound of its source."""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+
+from ..errors import ClipError
+from .reader import WHOLE, ClipInfo, Cut, Image, Limits, Source
+
+ENCODER_OPTIONS = {"preset": "veryfast", "mbtree": "0"}
+QUALITY = 18  # x264's crf: nearly that of the frames
+COPIED_SOUND = ("aac", "mp3")  # every browser plays these two in an mp4; any other sound becomes AAC
+SOUND_RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000)
+CODER_DELAY = Fraction(1, 5)  # seconds; sound starting this little before the picture is coder delay
+
+
+def check_target(source: str | Path, target: str | Path) -> None:
+    """Raises `ClipError` when no result of `source` can be written to `target`."""
+    source, target = Path(source), Path(target)
+    if target.suffix.lower() != ".mp4":
+        raise ClipError(f"{target.name} must end in .mp4: the result is always an mp4.")
+    if not target.parent.is_dir():
+        raise ClipError(f"The folder {target.parent} does not exist: make it first, or write elsewhere.")
+    if target.is_dir():
+        raise ClipError(f"{target} is a folder: name a file in it that ends in .mp4.")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ClipError(f"{target} is the clip itself: give the result another name.")
+
+
+def even(length: int) -> int:
+    """The nearest even length that is not smaller: H.264 with 4:2:0 colour has no odd ones."""
+    return length + length % 2
+
+
+class ClipWriter:
+    """An mp4 being written: H.264 at the times it is told, beside it the sound of the source.
+
+    It is written under a temporary name and takes its own at `finish`; left before that, it vanishes.
+    """
+
+    def __init__(
+        self, target: Path, source: str | Path, info: ClipInfo, limits: Limits, cut: Cut, quality: int
+    ):
+        self.target, self.info = target, info
+        self.whole = cut == WHOLE
+        self.options = ENCODER_OPTIONS | {"crf": str(quality)}
+        self.partial = target.with_name(f".{target.stem}-{uuid.uuid4().hex[:8]}.part.mp4")
+        self.written = 0
+        self.latest: Image | None = None
+        self.sound = SoundTrack(source, info, limits, cut) if info.has_sound else None
+        self.lead = self.sound.lead if self.sound else Fraction(0)
+        self.end = Fraction(0)  # of the newest frame, in the result
+        self.pts = -1  # of the newest frame
+        self.container = None
+
+    def __enter__(self) -> "ClipWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self.container is not None:
+                self.container.close()
+            if self.sound is not None:
+                self.sound.source.container.close()
+        finally:
+            self.partial.unlink(missing_ok=True)
+
+    def write(self, image: Image, moment: Fraction) -> None:
+        """Appends a frame to be shown `moment` seconds after the first one, and the sound up to then."""
+        self.latest = image
+        with self._writing():
+            if self.container is None:
+                self._open(even(image.shape[1]), even(image.shape[0]))
+            rows, columns = self.video.height - image.shape[0], self.video.width - image.shape[1]
+            if (rows, columns) != (0, 0):
+                image = np.pad(image, ((0, rows), (0, columns), (0, 0)), mode="edge")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame = frame.reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            )
+            frame.time_base = self.info.tick
+            # Times that increase may be the same tick: 10,000 frames a second, in milliseconds.
+            frame.pts = self.pts = max(self.pts + 1, round((moment + self.lead) / self.info.tick))
+            self.end = moment + self.lead + 1 / self.info.rate
+            self._mux(self.video.encode(frame))
+            if self.sound is not None:
+                self.sound.write_until(moment + self.lead)
+        self.written += 1
+
+    def finish(self, complete: bool) -> None:
+        """The last frames and the rest of the sound, which ends with them if they are not the whole clip's;
+        the file takes its name."""
+        with self._writing():
+            self._mux(self.video.encode(None))
+            if self.sound is not None:
+                self.sound.write_until(self.sound.limit if complete and self.whole else self.end)
+            self.container.close()
+            self.partial.replace(self.target)
+
+    def _open(self, width: int, height: int) -> None:
+        self.container = av.open(
+            str(self.partial), "w", format="mp4", container_options={"movflags": "+faststart"}
+        )
+        self.video = self.container.add_stream("libx264", rate=self.info.rate, options=self.options)
+        encoder = self.video.codec_context
+        encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+        encoder.time_base = self.info.tick
+        encoder.colorspace, encoder.color_range = Colorspace.ITU709, ColorRange.MPEG
+        encoder.color_primaries, encoder.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        if self.sound is not None:
+            self.sound.open(self.container)
+
+    def _mux(self, packets: list[av.Packet]) -> None:
+        for packet in packets:
+            # A player shows the last frame for as long as this says.
+            packet.duration = packet.duration or round(1 / self.info.rate / packet.time_base)
+            self.container.mux(packet)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (av.FFmpegError, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ClipError(f"{self.target.name} cannot be written: {reason}.") from error
+
+
+class SoundTrack:
+    """The sound of a clip on its way into an mp4: copied as it is where that plays, else made AAC.
+
+    `lead` is how many seconds the sound starts before the first picture; the pictures wait that long. Where
+    they begin later in the clip, with a cut, so does the sound.
+    """
+
+    def __init__(self, source: str | Path, info: ClipInfo, limits: Limits, cut: Cut):
+        self.source = Source(source, limits)
+        self.track = self.source.sound
+        first = (self.track.start_time or 0) * self.track.time_base
+        ahead = info.start - first
+        self.lead = ahead if ahead > CODER_DELAY and not cut.start else Fraction(0)
+        self.earliest = Fraction(0) if cut.start else -CODER_DELAY
+        self.shift = self.lead - info.start
+        self.limit = Fraction(limits.max_seconds)
+        self.copied = self.track.codec_context.name in COPIED_SOUND
+
+    def open(self, container: av.container.OutputContainer) -> None:
+        """Adds the track to the file; nothing is written yet."""
+        self.container = container
+        if self.copied:
+            self.output = container.add_stream_from_template(self.track)
+        else:
+            decoder = self.track.codec_context
+            rate = decoder.rate if decoder.rate in SOUND_RATES else SOUND_RATES[0]
+            self.output = container.add_stream("aac", rate=rate)
+            self.output.codec_context.layout = "mono" if decoder.channels == 1 else "stereo"
+            self.output.codec_context.bit_rate = 160_000
+        self.packets = self._copied() if self.copied else self._coded()
+        self.waiting = next(self.packets, None)
+
+    def write_until(self, moment: Fraction) -> None:
+        """Writes the sound up to `moment`, so that sound and pictures lie beside each other in the file."""
+        while self.waiting is not None and self.waiting[0] <= moment:
+            self.container.mux(self.waiting[1])
+            self.waiting = next(self.packets, None)
+
+    def _copied(self) -> Iterator[tuple[Fraction, av.Packet]]:
+        for packet in self.source.packets(self.track):
+            base = packet.time_base
+            if packet.pts is None or packet.pts * base + self.shift < self.earliest:
+                continue
+            packet.pts += round(self.shift / base)
+            packet.dts = packet.pts
+            packet.stream = self.output
+            yield packet.pts * base, packet
+
+    def _coded(self) -> Iterator[tuple[Fraction, av.Packet]]:
+        encoder = self.output.codec_context
+        # async=1 fills gaps with silence, so that a hole in the sound does not pull the rest forward.
+        resampler = av.AudioResampler("fltp", encoder.layout, encoder.rate, options={"async": "1"})
+        for frame in chain(self._decoded(), [None]):
+            for piece in resampler.resample(frame):
+                for packet in self.output.encode(piece):
+                    yield packet.pts * packet.time_base, packet
+        for packet in self.output.encode(None):
+            yield packet.pts * packet.time_base, packet
+
+    def _decoded(self) -> Iterator[av.AudioFrame]:
+        for packet in chain(self.source.packets(self.track), [None]):
+            try:
+                frames = self.track.codec_context.decode(packet)
+            except av.FFmpegError:
+                continue  # a damaged packet: silence in its place
+            for frame in frames:
+                if frame.pts is not None:
+                    # Counted in samples from here on: milliseconds, as in webm, are too coarse.
+                    moment = frame.pts * self.track.time_base + self.shift
+                    if moment < self.earliest:
+                        continue
+                    frame.pts, frame.time_base = round(moment * frame.rate), Fraction(1, frame.rate)
+                yield frame

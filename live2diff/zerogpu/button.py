@@ -1,0 +1,37 @@
+"""The hidden button by which the page borrows a GPU: ZeroGPU lends one to whoever clicks, within that click.
+
+The page's script sets `window.live2diffVisit` to the key of the visitor's stream and clicks `#visit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gradio as gr
+
+from ..errors import StreamGone
+from .engine import ZeroEngine
+
+KEY_OF_THE_PAGE = "() => [window.live2diffVisit ?? '']"
+
+
+def visit_button(engine: ZeroEngine) -> None:
+    """Put it on the page, with `#visit-left`, the seconds left, beside it; within `gr.Blocks`."""
+
+    def visit(key: str) -> Iterator[float | None]:
+        try:
+            yield from engine.visit(key)
+        except StreamGone as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    key = gr.Textbox(visible="hidden", label="Stream")
+    left = gr.Number(visible="hidden", label="Seconds left", elem_id="visit-left")
+    gr.Button("Visit", visible="hidden", elem_id="visit").click(
+        visit,
+        key,
+        left,
+        js=KEY_OF_THE_PAGE,
+        api_visibility="private",
+        concurrency_limit=engine.capacity,
+        show_progress="hidden",
+    )

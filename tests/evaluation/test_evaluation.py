@@ -1,0 +1,337 @@
+"""The figures of `python -m live2diff.evaluation` where they are known, the variants, and the command."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from live2diff.evaluation.__main__ import main
+from live2diff.evaluation.figures import (
+    change_in_percent,
+    colour_statistics,
+    depth_error,
+    edge_agreement,
+    find_edges,
+    find_motion,
+    look,
+    style_distances,
+    there_and_back,
+    warp_error,
+)
+from live2diff.evaluation.measure import make_scene, measure, measure_drift
+from live2diff.evaluation.report import COLUMNS, averages, summaries
+from live2diff.evaluation.variants import VARIANTS, variant
+from live2diff.model.unet import StreamUNet
+from live2diff.streaming.images import resize
+from live2diff.training.targets import TARGETS
+
+STYLE = next(iter(TARGETS))
+SIDE = 96
+STEP = (2, 3)  # pixels a frame, down and right
+
+
+def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Soft coloured blobs of some ten pixels."""
+    random = np.random.default_rng(seed)
+    return resize(random.integers(0, 256, (height // 10, width // 10, 3), dtype=np.uint8), (height, width))
+
+
+def noise(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def moving() -> list[np.ndarray]:
+    """A clip in which everything moves by STEP."""
+    frames, (down, right) = 12, STEP
+    picture = texture(SIDE + down * frames, SIDE + right * frames)
+    corners = [(down * (frames - i), right * (frames - i)) for i in range(frames)]
+    return [np.ascontiguousarray(picture[y : y + SIDE, x : x + SIDE]) for y, x in corners]
+
+
+@pytest.fixture(scope="module")
+def motions(moving):
+    return [find_motion(before, after) for before, after in pairwise(moving)]
+
+
+def test_the_flow_is_the_known_shift(motions):
+    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    for motion in motions:
+        flow = (motion.origin - np.dstack([x, y]))[motion.valid]
+        np.testing.assert_allclose(np.median(flow, axis=0), (-STEP[1], -STEP[0]), atol=0.1)
+        assert motion.valid[8:, 8:].mean() > 0.95
+        assert not motion.valid[:, 0].any() and not motion.valid[0].any()  # these came in from outside
+
+
+def test_what_moves_along_has_no_warp_error_and_what_stays_on_the_screen_has(moving, motions):
+    assert warp_error(moving, motions) < 0.01
+    assert warp_error([255 - picture for picture in moving], motions) < 0.01  # another style of it, as steady
+    assert warp_error([moving[0]] * len(moving), motions) > 0.05
+
+
+def test_warp_error_of_known_pictures(moving, motions):
+    still = [replace(motion, origin=motions_of_nothing(SIDE)) for motion in motions]
+    boiling = [noise(seed) for seed in range(len(moving))]
+    assert warp_error(boiling, still) == pytest.approx(1 / 3, rel=0.02)  # E|a - b| of uniform a and b
+    blinking = [np.full((SIDE, SIDE, 3), 51 * (i % 2), np.uint8) for i in range(len(moving))]
+    assert warp_error(blinking, motions) == pytest.approx(0.2, rel=1e-4)
+
+
+def motions_of_nothing(side: int) -> np.ndarray:
+    return np.dstack(np.meshgrid(np.arange(side), np.arange(side))).astype(np.float32)
+
+
+def test_what_was_hidden_is_left_out():
+    """A square moves 12 pixels to the right over a still ground: what it uncovers was not seen before."""
+    ground, square = texture(SIDE, SIDE), texture(40, 40, seed=1)
+    before, after = ground.copy(), ground.copy()
+    before[28:68, 20:60], after[28:68, 32:72] = square, square
+    motion = find_motion(before, after)
+    uncovered, elsewhere = motion.valid[30:66, 21:30], motion.valid[:, 76:]
+    assert uncovered.mean() < 0.2 and elsewhere.mean() > 0.95
+    painted = after.copy()
+    painted[30:66, 20:32][~motion.valid[30:66, 20:32]] = 255  # whatever stands where it does not count ...
+    assert warp_error([before, painted], [motion]) == warp_error([before, after], [motion])  # ... does not
+
+
+def test_depth_is_compared_whatever_its_scale_and_shift():
+    depth = cv2.GaussianBlur(np.random.default_rng(0).random((32, 32)), (0, 0), 3)
+    variance = ((depth - depth.min()) / np.ptp(depth)).var()
+    assert depth_error(depth, 7 * depth - 3) < 1e-9
+    assert depth_error(depth, -depth) == depth_error(depth, np.ones_like(depth)) == pytest.approx(variance)
+    assert (
+        0.01 * variance
+        < depth_error(depth, depth + 0.3 * np.random.default_rng(1).random((32, 32)))
+        < variance
+    )
+
+
+def test_edges_are_compared_whatever_their_contrast():
+    picture = texture(SIDE, SIDE)
+    edges = find_edges(picture)
+    assert edge_agreement(edges, edges) == pytest.approx(1)
+    assert edge_agreement(edges, find_edges(255 - picture // 3)) > 0.98
+    assert edge_agreement(edges, find_edges(np.roll(picture, 1, axis=1))) > 0.9
+    assert abs(edge_agreement(edges, find_edges(texture(SIDE, SIDE, seed=1)))) < 0.2
+    assert edge_agreement(edges, find_edges(np.full_like(picture, 9))) == 0
+
+
+def test_each_target_is_nearest_to_itself(moving):
+    looks = {name: look(map(target, moving)) for name, target in TARGETS.items()} | {"source": look(moving)}
+    for name, own in looks.items():
+        distances = style_distances(own, looks)
+        assert distances[name].max() == 0
+        assert all((distance > 0).all() for other, distance in distances.items() if other != name)
+
+
+def test_a_look_is_mean_colour_and_contrast():
+    grey = np.zeros((32, 32, 3), np.uint8)
+    grey[:, ::2] = 255  # half black, half white: mean 0.5 in each channel, deviation 0.5
+    np.testing.assert_allclose(look([grey]), 0.5, atol=1e-3)
+
+
+@pytest.mark.parametrize(("frames", "at_least"), [(1, 80), (2, 80), (9, 100), (64, 600), (900, 600)])
+def test_a_clip_played_there_and_back_ends_as_it_began(frames, at_least):
+    order = there_and_back(frames, at_least)
+    assert at_least <= len(order) < 2 * at_least
+    assert order[8:40] == order[-32:]
+    assert min(order) == order[0] == 0 and max(order) < frames
+    assert max(np.abs(np.diff(order))) <= 1  # no jumps
+    if frames <= at_least // 2 - 20:
+        assert set(order) == set(range(frames))
+
+
+def test_drift_in_percent():
+    picture = np.random.default_rng(0).integers(20, 200, (SIDE, SIDE, 3)).astype(np.uint8)
+    first = colour_statistics(picture)
+    assert not change_in_percent(first, first).any()
+    brighter = colour_statistics(np.round(picture * 1.1).astype(np.uint8))
+    np.testing.assert_allclose(change_in_percent(first, brighter), 10, atol=0.1)  # mean and deviation alike
+
+
+class Fading:
+    """A stream that gives frames back as they are, two pushes late, or a little darker each time."""
+
+    def __init__(self, factor: float):
+        self.factor, self.count, self.held, self.warm = factor, 0, [], True
+
+    def push(self, frame):
+        self.held.append((frame * self.factor**self.count).astype(np.uint8))
+        self.count += 1
+        return [self.held.pop(0)] if len(self.held) > 2 else []
+
+    def flush(self):
+        return self.held
+
+    def close(self):
+        pass
+
+
+def test_the_drift_of_a_stream_is_its_own_and_not_the_clips(tiny_pipeline, moving, monkeypatch):
+    pictures = [np.clip(frame * (0.5 + 0.05 * i), 0, 255).astype(np.uint8) for i, frame in enumerate(moving)]
+    scene = make_scene(tiny_pipeline, pictures, SIDE)  # the clip itself grows brighter
+    monkeypatch.setattr(type(tiny_pipeline), "stream", lambda self, **settings: Fading(1.0))
+    steady = measure_drift(tiny_pipeline, scene, STYLE, {}, 100)
+    assert steady["drift_percent"] == 0 and steady["frames"] >= 100
+    monkeypatch.setattr(type(tiny_pipeline), "stream", lambda self, **settings: Fading(0.999))
+    fading = measure_drift(tiny_pipeline, scene, STYLE, {}, 100)
+    expected = 100 * (0.999 ** (fading["frames"] - 40) - 1)
+    np.testing.assert_allclose(fading["mean_percent"], expected, atol=0.7)  # whole grey values
+
+
+def test_the_target_itself_and_the_source_itself_get_perfect_figures(tiny_pipeline, moving):
+    scene = make_scene(tiny_pipeline, moving, SIDE)
+    target = measure(tiny_pipeline, scene, STYLE, [TARGETS[STYLE](picture) for picture in scene.pictures])
+    assert target["nearest"] == STYLE and target["style_distance"] == 0
+    assert target["own_style_nearest"] == target["own_style_frames"] == 1
+    source = measure(tiny_pipeline, scene, STYLE, scene.pictures)
+    assert source["nearest"] == "source" and source["own_style_nearest"] == source["own_style_frames"] == 0
+    assert source["edge_agreement"] == pytest.approx(1) and source["depth_error"] < 1e-6
+
+
+def run(pipeline, frames, name: str = "model") -> np.ndarray:
+    """The clip in that variant of the pipeline."""
+    with variant(pipeline, name):
+        return np.stack(pipeline(frames, prompt="a cat", seed=3))
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_pipeline, moving) -> np.ndarray:
+    return np.stack(tiny_pipeline(moving, prompt="a cat", seed=3))
+
+
+def test_without_motion_is_a_unet_whose_motion_modules_were_never_there(
+    tiny_pipeline, moving, whole, monkeypatch
+):
+    left_out = run(tiny_pipeline, moving, "without motion")
+    unet = tiny_pipeline.unet
+    never_there = StreamUNet.from_config({**unet.config, "motion_module_resolutions": ()}).eval()
+    kept = {name: weight for name, weight in unet.state_dict().items() if "motion_modules" not in name}
+    assert len(kept) < len(unet.state_dict())
+    never_there.load_state_dict(kept)  # strict: nothing is missing, nothing is left over
+    monkeypatch.setattr(tiny_pipeline, "unet", never_there)
+    np.testing.assert_array_equal(left_out, np.stack(tiny_pipeline(moving, prompt="a cat", seed=3)))
+    assert not np.array_equal(left_out, whole)
+
+
+def test_without_depth_is_a_depth_mapping_that_says_nothing(tiny_pipeline, moving, whole):
+    left_out = run(tiny_pipeline, moving, "without depth")
+    silent = tiny_pipeline.unet.flow_conv_in.register_forward_hook(lambda module, call, output: 0 * output)
+    expected = run(tiny_pipeline, moving)
+    silent.remove()
+    np.testing.assert_array_equal(left_out, expected)
+    assert not np.array_equal(left_out, whole)
+
+
+def test_without_warmup_no_later_frame_sees_the_warmup_frames(tiny_pipeline, moving, whole):
+    left_out = run(tiny_pipeline, moving, "without warmup")
+    np.testing.assert_array_equal(left_out[:8], whole[:8])  # the first 8 come out all the same
+    assert not np.array_equal(left_out[8:], whole[8:])
+    stream = tiny_pipeline.stream(prompt="a cat", seed=3)
+    with variant(tiny_pipeline, "without warmup"):
+        out = [output for frame in moving[:8] for output in stream.push(frame)]
+        for tensor in (*stream._cache.keys, *stream._cache.values):
+            tensor[:, :8] = torch.randn_like(tensor[:, :8])  # [B, 16, P, C]
+        out += [output for frame in moving[8:] for output in stream.push(frame)] + stream.flush()
+    np.testing.assert_array_equal(out, left_out)
+
+
+def test_a_variant_leaves_no_trace(tiny_pipeline, moving, whole):
+    for name in VARIANTS:
+        with pytest.raises(KeyboardInterrupt), variant(tiny_pipeline, name):
+            raise KeyboardInterrupt
+    np.testing.assert_array_equal(np.stack(tiny_pipeline(moving, prompt="a cat", seed=3)), whole)
+
+
+def test_averages_and_ratios():
+    figures = dict.fromkeys(COLUMNS, 0.0)
+    records = [
+        {
+            **figures,
+            "clip": clip,
+            "style": style,
+            "variant": name,
+            "own_style_nearest": own,
+            "warp_error": warp,
+        }
+        for style, clip, own, warps in (
+            ("ink", "one", 1.0, (0.1, 0.4, 0.2)),
+            ("ink", "two", 0.0, (0.3, 0.4, 0.2)),
+            ("oil", "one", 1.0, (0.2, 0.1, 0.4)),
+        )
+        for name, warp in zip(("model", "without motion", "target"), warps, strict=True)
+    ]
+    assert [record["warp_error"] for record in averages(records)] == pytest.approx(
+        [0.2, 0.4, 0.2, 0.2, 0.1, 0.4]
+    )
+    drifts = [{"style": "ink", "drift_percent": 2.0}, {"style": "ink", "drift_percent": 5.0}]
+    ink, oil, everything = summaries(records, drifts)
+    assert (ink["style"], oil["style"], everything["style"]) == ("ink", "oil", "all")
+    assert ink["warp_error_to_without_motion"] == pytest.approx(0.5)
+    assert ink["warp_error_to_target"] == pytest.approx(1.0)
+    assert ink["own_style_nearest"] == 0.5 and ink["drift_percent"] == 5.0
+    assert oil["warp_error_to_without_motion"] == pytest.approx(2.0) and oil["drift_percent"] is None
+    assert everything["warp_error_to_without_motion"] == pytest.approx(0.6 / 0.9)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_pipeline, moving, tmp_path_factory):
+    """A model in `model`, a clip `clip.mp4` and a too short one `short.mp4`."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    tiny_pipeline.save_pretrained(folder / "model")
+    for name, frames in (("clip.mp4", moving), ("short.mp4", moving[:5])):
+        with av.open(str(folder / name), "w") as target:
+            video = target.add_stream("libx264", rate=25)
+            video.width, video.height, video.pix_fmt = SIDE, SIDE, "yuv420p"
+            for frame in frames:
+                target.mux(video.encode(av.VideoFrame.from_ndarray(frame)))
+            target.mux(video.encode(None))
+    return folder
+
+
+def test_the_command_measures_every_variant(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    words = ["clip.mp4", "--model", "model", "--styles", STYLE, "--device", "cpu", "--size", "64x32"]
+    words += ["--frames", "10", "--drift", "72", "--sheet", "sheet.png", "--json", "report.json"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    report = json.loads(lines[-1])
+    assert report == json.loads((folder / "report.json").read_text())
+    assert report["clips"][0]["size"] == [32, 64] and report["clips"][0]["frames"] == 10
+    assert [record["variant"] for record in report["records"]] == [*VARIANTS, "target"]
+    for record in report["records"]:
+        assert record["style"] == STYLE and set(record["distances"]) == {*TARGETS, "source"}
+        assert 0 <= record["warp_error"] < 1 and -1 <= record["edge_agreement"] <= 1
+        assert any(record["variant"] in line and f"{record['warp_error']:.4f}" in line for line in lines)
+    assert report["drift"][0]["frames"] >= 72
+    assert report["summary"][0]["drift_percent"] == report["drift"][0]["drift_percent"]
+    assert report["frames_per_second"] > 0 and report["threads"] == torch.get_num_threads()
+    sheet = cv2.imread("sheet.png")
+    assert sheet.shape[0] > 6 * 168 and sheet.std() > 10  # source, style, four variants of it
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["missing.mp4"], "no file"),
+        (["short.mp4"], "at least 9"),
+        (["clip.mp4", "--styles", "crayon"], STYLE),
+        (["clip.mp4", "--frames", "3"], "at least 9"),
+        (["clip.mp4", "--drift", "50"], "at least 72"),
+        (["clip.mp4", "--sheet", "sheet.gif"], ".png"),
+        (["clip.mp4", "--json", "nowhere/report.json"], "does not exist"),
+        (["clip.mp4", "--model", "no-such-model"], "no-such-model"),
+        (["clip.mp4", "--model", "model", "--size", "4096"], "4096"),
+        (["clip.mp4", "--model", "model", "--t-index-list", "42,30"], "42"),
+    ],
+)
+def test_bad_input_is_answered_in_one_line_and_code_2(folder, words, answer, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert answer in told.err and len(told.err.splitlines()) == 1 and told.out == ""

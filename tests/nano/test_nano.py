@@ -1,0 +1,108 @@
+"""The shipped model does what it is shipped for."""
+
+from itertools import combinations, islice
+
+import cv2
+import numpy as np
+import pytest
+from helpers.paths import EXAMPLES
+
+import live2diff
+from live2diff import Live2DiffPipeline
+from live2diff.evaluation.figures import look, style_distances
+from live2diff.loading import NANO
+from live2diff.training.targets import TARGETS
+from live2diff.training.text import SYNONYMS
+from live2diff.video.reader import read_frames
+
+FRAMES = 9
+CLIP = EXAMPLES / "admiral.mp4"  # not among the training pictures
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Live2DiffPipeline:
+    return live2diff.load("nano", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def source() -> list[np.ndarray]:
+    frames = [frame for frame, _ in islice(read_frames(CLIP), FRAMES)]
+    return [cv2.resize(frame, (192, 256), interpolation=cv2.INTER_AREA) for frame in frames]
+
+
+@pytest.fixture(scope="module")
+def translated(pipeline, source) -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
+    return source, {style: pipeline(source, prompt="a woman", style=style) for style in pipeline.styles}
+
+
+def nearest(pictures: list[np.ndarray], source: list[np.ndarray]) -> str:
+    """The style whose targets they are nearest to, or the source."""
+    references = {name: look([target(frame) for frame in source]) for name, target in TARGETS.items()}
+    references["the source"] = look(source)
+    distances = style_distances(look(pictures), references)
+    return min(distances, key=lambda name: distances[name].mean())
+
+
+@pytest.mark.parametrize("style", TARGETS)
+def test_a_style_looks_like_itself_and_like_no_other(translated, style):
+    source, outputs = translated
+    assert nearest(outputs[style], source) == style
+
+
+def test_no_two_styles_give_like_pictures(translated):
+    """Comic and oil, the nearest to each other and to the camera, differ in strokes more than in colours."""
+    source, outputs = translated
+    pictures = {**outputs, "the source": source}
+    for one, other in combinations(pictures, 2):
+        difference = np.abs(np.stack(pictures[one]).astype(np.float32) - np.stack(pictures[other])).mean()
+        assert difference > 8, f"{one} and {other} differ by {difference:.1f} of 255"
+
+
+def test_the_picture_follows_the_camera(translated):
+    _, outputs = translated
+    for frames in outputs.values():
+        assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 0.5
+
+
+@pytest.mark.long
+def test_everyday_words_choose_the_style(pipeline, source):
+    missed = []
+    for style, phrases in SYNONYMS.items():
+        for phrase in phrases:
+            found = nearest(pipeline(source, prompt=f"a {phrase} of a man with glasses"), source)
+            if found != style:
+                missed.append((phrase, found))
+    print(f"{len(missed)} of {sum(map(len, SYNONYMS.values()))} missed: {missed}")
+    assert not missed
+
+
+@pytest.mark.long
+def test_half_and_half_lies_between(pipeline, source):
+    looks = {style: look(pipeline(source, style=style)).mean(axis=0) for style in SYNONYMS}
+    shares = {}
+    for one, other in combinations(SYNONYMS, 2):
+        way = looks[other] - looks[one]
+        mixed = look(pipeline(source, prompt=f"half {one}, half {other}")).mean(axis=0)
+        shares[one, other] = float((mixed - looks[one]) @ way / (way @ way))
+    outside = {pair: round(share, 2) for pair, share in shares.items() if not 0.2 < share < 0.8}
+    print(f"{len(outside)} of {len(shares)} mixtures are not between 0.2 and 0.8 of the way: {outside}")
+    assert len(outside) < 0.2 * len(shares)
+
+
+@pytest.mark.long
+def test_words_for_things_do_no_harm(pipeline, source):
+    words = ["a dog on a beach", "xylophone quartz 1234", "a red car, masterpiece, best quality", "🙂 ¿qué?"]
+    differences = {}
+    for style in SYNONYMS:
+        without = np.stack(pipeline(source, style=style)).astype(np.float32)
+        for prompt in words:
+            with_words = np.stack(pipeline(source, prompt=prompt, style=style))
+            differences[style, prompt] = float(np.abs(with_words - without).mean())
+            assert nearest(list(with_words), source) == style, (style, prompt)
+    print({key: round(value, 1) for key, value in differences.items()})
+
+
+def test_it_is_small_and_safe():
+    files = list(NANO.rglob("*"))
+    assert sum(file.stat().st_size for file in files) < 30e6
+    assert not [file for file in files if file.suffix in (".bin", ".pt", ".ckpt", ".pkl")]

@@ -1,0 +1,124 @@
+"""Compiled and captured, a model gives what it gives without. All but one of these need a GPU."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_models import build_tiny_pipeline
+
+from live2diff import Live2DiffPipeline
+from live2diff.runtime.cuda_graphs import CudaRuntime, accelerate, filled_up
+from live2diff.streaming.cache_pool import SlotTable
+from live2diff.streaming.steps import push_together
+
+on_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+FRAMES = 20
+
+
+def frames(seed: int, count: int = FRAMES) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 256, (count, 48, 64, 3), dtype=np.uint8))
+
+
+def near(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+    """Whether no pixel differs by more than two grey levels, and few by more than one."""
+    differing = np.abs(np.stack(first).astype(int) - np.stack(second))
+    return differing.max() <= 2 and (differing > 1).mean() < 1e-3
+
+
+@pytest.fixture(scope="module")
+def on_cuda(tmp_path_factory) -> Iterator[Live2DiffPipeline]:
+    """In single precision, so that what differs is not the rounding."""
+    exact = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield build_tiny_pipeline(tmp_path_factory.mktemp("tokenizer")).to("cuda")
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = exact
+
+
+@pytest.fixture(params=[False, True], ids=["graphs", "compiled"])
+def fast(request, on_cuda) -> Iterator[Live2DiffPipeline]:
+    """The same with its runtime."""
+    on_cuda.runtime = CudaRuntime(on_cuda, compiled=request.param)
+    yield on_cuda
+    on_cuda.runtime = None
+
+
+def plainly(pipeline: Live2DiffPipeline, *arguments, **settings) -> list[np.ndarray]:
+    """What it gives without its runtime."""
+    runtime, pipeline.runtime = pipeline.runtime, None
+    try:
+        return pipeline(*arguments, **settings)
+    finally:
+        pipeline.runtime = runtime
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8])
+def test_a_batch_is_filled_up_to_a_power_of_two(rows):
+    batch = torch.arange(rows)[:, None]
+    filled = filled_up(batch)
+    assert len(filled) in (1, 2, 4, 8)
+    assert torch.equal(filled[:rows], batch) and len(filled) < 2 * rows
+
+
+class TestOnGpu:
+    pytestmark = on_gpu
+
+    @pytest.mark.parametrize(
+        "settings", [{"steps": 1}, {"steps": 2}, {"steps": 4}, {"cache_dtype": torch.int8}], ids=str
+    )
+    def test_pictures_are_those_of_eager_code(self, fast, settings):
+        clip = frames(0)
+        assert near(fast(clip, seed=1, **settings), plainly(fast, clip, seed=1, **settings))
+
+    def test_a_restart_and_another_prompt_capture_nothing_anew(self, fast):
+        stream = fast.stream(steps=2)
+        for frame in frames(1, 12):
+            stream.push(frame)
+        captured = len(fast.runtime._graphs)
+        assert captured > 0
+        stream.update(prompt="a cat", style="neon")
+        stream.restart()
+        for frame in frames(2, 10):
+            stream.push(frame)
+        assert len(fast.runtime._graphs) == captured
+
+    def test_streams_pushed_together_give_what_each_gives_alone(self, fast):
+        """With a slot that moves and an allocation that grows on the way."""
+        table, clips = SlotTable(most=4), [frames(seed) for seed in range(3)]
+        streams = [fast.stream(seed=seed, steps=2, table=table) for seed in range(3)]
+        outs: list[list[np.ndarray]] = [[], [], []]
+        for turn in range(FRAMES):
+            if turn == 14:
+                streams[0].close()
+            there = [number for number in range(3) if number or turn < 14]
+            arrivals = [streams[number].receive(clips[number][turn]) for number in there]
+            waves = [arrivals] if streams[1].warm else [[arrival] for arrival in arrivals]
+            given = [out for wave in waves for out in push_together(wave)]
+            for number, out in zip(there, given, strict=True):
+                outs[number] += out
+        for number in range(3):
+            expected = plainly(fast, clips[number], seed=number, steps=2)
+            assert near(outs[number], expected[: len(outs[number])])
+
+    def test_graphs_are_trusted_only_if_they_draw_the_same(self, on_cuda, monkeypatch):
+        told: list[str] = []
+        accelerate(on_cuda, report=told.append)
+        assert on_cuda.runtime is not None and told == []
+        decoded = CudaRuntime.decode
+        monkeypatch.setattr(CudaRuntime, "decode", lambda runtime, latents: -decoded(runtime, latents))
+        accelerate(on_cuda, report=told.append)
+        assert on_cuda.runtime is None and len(told) == 1
+
+    def test_another_thread_may_make_the_graphs(self, fast):
+        """The engine's thread warms up, captures and replays."""
+        from live2diff.serving.engine import Engine
+
+        clip = frames(4)
+        engine = Engine(fast, capacity=2)
+        engine.open("ann", seed=3, steps=1).result()
+        outs = [out for frame in clip for out in engine.push("ann", frame).result().frames]
+        engine.shutdown()
+        assert near(outs, plainly(fast, clip, seed=3, steps=1))

@@ -1,0 +1,229 @@
+"""The waiting line: who is let in, for how long, and in which order; by a clock that the tests move."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from live2diff.errors import EngineBusy, StreamGone
+from live2diff.serving import sessions
+from live2diff.serving.admission import NOTICE_SECONDS, RESERVED_SECONDS, SILENCE_SECONDS, Place, WaitingLine
+from live2diff.serving.engine import Engine
+
+PATIENCE = 30.0
+SLICE = 100.0
+FRAME = np.zeros((32, 32, 3), np.uint8)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def engine(tiny_pipeline) -> Iterator[Engine]:
+    engine = Engine(tiny_pipeline, capacity=2)
+    yield engine
+    engine.shutdown()
+
+
+@pytest.fixture
+def line(engine, clock) -> WaitingLine:
+    return WaitingLine(engine, slice_seconds=SLICE, clock=clock)
+
+
+def enter(line: WaitingLine, engine: Engine, *keys: str) -> None:
+    for key in keys:
+        assert line.join(key) == Place(0, 0.0)
+        engine.open(key, style="pencil").result(PATIENCE)
+
+
+def positions(line: WaitingLine, *keys: str) -> list[int]:
+    return [line.join(key).position for key in keys]
+
+
+def pass_time(line: WaitingLine, clock: Clock, seconds: float, *asking: str) -> None:
+    """While these go on asking once a second."""
+    end = clock.now + seconds
+    while clock.now < end:
+        clock.now = min(end, clock.now + 1.0)
+        positions(line, *asking)
+
+
+def test_who_comes_first_is_let_in_first_and_the_next_one_by_itself(line, engine):
+    enter(line, engine, "ann", "bob")
+    assert positions(line, "cid", "dee", "eve") == [1, 2, 3]
+    assert positions(line, "eve", "cid", "dee") == [3, 1, 2]  # asking again changes nothing
+    line.leave("ann")
+    assert engine.visitors() == {"bob"}
+    assert positions(line, "eve", "dee", "cid") == [2, 1, 0]
+
+
+def test_as_long_as_nobody_waits_everybody_stays(line, engine, clock):
+    enter(line, engine, "ann", "bob")
+    clock.now += 50 * SLICE
+    assert line.time_left("ann") is None
+    assert engine.push("ann", FRAME).result(PATIENCE).frames_in == 1
+
+
+def test_a_used_up_slice_ends_when_somebody_waits_but_never_without_notice(line, engine, clock):
+    enter(line, engine, "ann", "bob")
+    clock.now += 2 * SLICE
+    assert line.join("cid") == Place(1, NOTICE_SECONDS)
+    assert line.time_left("ann") == NOTICE_SECONDS
+    assert line.time_left("bob") is None, "one waits, and one must give way for them"
+    pass_time(line, clock, NOTICE_SECONDS - 1, "cid")
+    assert (line.time_left("ann"), engine.visitors()) == (1.0, {"ann", "bob"})
+    pass_time(line, clock, 1, "cid")
+    assert engine.visitors() == {"bob"}
+    with pytest.raises(StreamGone):
+        engine.push("ann", FRAME)
+    enter(line, engine, "cid")
+    assert positions(line, "ann") == [1], "who was put out waits at the end of the line"
+    assert line.time_left("bob") == NOTICE_SECONDS
+
+
+def test_a_newcomer_has_a_whole_slice_from_when_they_were_let_in(line, engine, clock):
+    enter(line, engine, "ann")
+    clock.now += 30
+    enter(line, engine, "bob")
+    positions(line, "cid", "dee")
+    assert (line.time_left("ann"), line.time_left("bob")) == (SLICE - 30, SLICE)
+    pass_time(line, clock, SLICE - 30, "cid", "dee")
+    enter(line, engine, "cid")
+    assert line.time_left("bob") == 30
+    assert line.time_left("cid") is None
+    positions(line, "ann")
+    assert line.time_left("cid") == SLICE
+
+
+def test_opening_again_while_inside_keeps_the_place_and_the_slice(line, engine, clock):
+    enter(line, engine, "ann", "bob")
+    positions(line, "cid")
+    pass_time(line, clock, 60, "cid")
+    engine.open("ann", style="neon", steps=1).result(PATIENCE)
+    assert line.time_left("ann") == SLICE - 60
+    assert positions(line, "ann", "bob", "cid") == [0, 0, 1]
+
+
+def test_a_place_that_is_not_taken_up_goes_to_the_next(line, engine, clock):
+    enter(line, engine, "ann", "bob")
+    positions(line, "cid", "dee")
+    line.leave("ann")
+    assert positions(line, "cid", "dee") == [0, 1]
+    pass_time(line, clock, RESERVED_SECONDS, "dee")
+    assert positions(line, "dee") == [1]
+    pass_time(line, clock, 1, "dee")
+    assert positions(line, "dee", "cid") == [0, 1]
+
+
+def test_nobody_gets_in_past_the_line(line, engine, clock):
+    enter(line, engine, "ann", "bob")
+    positions(line, "cid")
+    line.leave("ann")
+    for _ in range(2):  # a place is kept for cid, and taken by cid
+        with pytest.raises(EngineBusy, match="Wait in line"):
+            engine.open("eve", style="pencil")
+        engine.open("cid", style="pencil").result(PATIENCE)
+    line.leave("cid")
+    engine.open("eve", style="pencil").result(PATIENCE)  # nobody waits, there is room: no need to ask first
+    assert positions(line, "eve") == [0]
+
+
+def test_leaving_from_the_middle_moves_up_those_behind(line, engine):
+    enter(line, engine, "ann", "bob")
+    positions(line, "cid", "dee", "eve")
+    line.leave("dee")
+    line.leave("dee")
+    line.leave("nobody")
+    assert positions(line, "cid", "eve", "dee") == [1, 2, 3]
+
+
+def test_who_waits_in_silence_has_left_the_line(line, engine, clock):
+    enter(line, engine, "ann", "bob")
+    positions(line, "cid", "dee")
+    pass_time(line, clock, SILENCE_SECONDS + 1, "dee")
+    assert positions(line, "dee", "cid") == [1, 2]
+    clock.now += SILENCE_SECONDS + 1
+    assert len(line) == 0
+    assert line.time_left("ann") is None, "nobody waits any more"
+
+
+def test_whoever_left_without_a_word_makes_room(line, engine, clock, monkeypatch):
+    enter(line, engine, "ann", "bob")
+    clock.now += RESERVED_SECONDS + 1
+    engine.close("ann").result(PATIENCE)  # as the engine does after a silence
+    assert positions(line, "cid") == [0]
+    engine.open("cid", style="pencil").result(PATIENCE)
+    monkeypatch.setattr(sessions, "QUIET_SECONDS", 0.0)
+    assert positions(line, "dee") == [0], "a silent visitor gives way at once"
+
+
+def test_a_stream_that_could_not_be_opened_leaves_time_to_try_another(line, engine):
+    enter(line, engine, "ann")
+    line.join("bob")
+    positions(line, "cid")
+    with pytest.raises(ValueError, match="no style"):
+        engine.open("bob", style="no such style").result(PATIENCE)
+    assert positions(line, "cid", "bob") == [1, 0]
+    engine.open("bob", style="pencil").result(PATIENCE)
+
+
+def test_the_expected_wait_follows_from_the_slices_ahead(line, engine, clock):
+    enter(line, engine, "ann")
+    clock.now += 10
+    enter(line, engine, "bob")
+    clock.now += 30
+    waits = [line.join(key).seconds for key in ("cid", "dee", "eve", "fay")]
+    assert waits == [60, 70, 160, 170]
+    line.leave("bob")
+    assert [line.join(key).seconds for key in ("dee", "eve", "fay")] == [60, 100, 160]
+
+
+def test_streams_that_are_open_before_there_is_a_line_are_inside(engine, clock):
+    engine.open("ann", style="pencil").result(PATIENCE)
+    line = WaitingLine(engine, slice_seconds=SLICE, clock=clock)
+    assert positions(line, "bob", "cid", "ann") == [0, 1, 0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_people_do_nobody_jumps_the_line_and_nobody_starves(line, engine, clock, seed):
+    """Two hundred random joins, openings, leavings and steps in time, with every rule checked after each."""
+    random = np.random.default_rng(seed)
+    people = [f"visitor {number}" for number in range(7)]
+    waiting: dict[str, float] = {}  # those who wait, in order of arrival, and when they came
+    for _ in range(200):
+        action, who = random.choice(["join", "open", "leave", "time"]), str(random.choice(people))
+        if action == "leave":
+            line.leave(who)
+            waiting.pop(who, None)
+        elif action == "time":
+            clock.now += float(random.uniform(0, 9))  # under SILENCE_SECONDS: everybody asks in time
+        else:
+            position = line.join(who).position
+            if position:
+                waiting.setdefault(who, clock.now)
+            if action == "open" and position:
+                with pytest.raises(EngineBusy):
+                    engine.open(who, style="pencil")
+            elif action == "open":
+                engine.open(who, style="pencil")
+        places = {key: line.join(key) for key in list(waiting)}
+        admitted = [key for key, place in sessions.items() if place.position == 0]
+        assert admitted == list(waiting)[: len(admitted)], "somebody was let in before others who came first"
+        for key in admitted:
+            assert clock.now - waiting.pop(key) <= len(people) * (SLICE + RESERVED_SECONDS + 9), "starved"
+        assert [places[key].position for key in waiting] == list(range(1, len(waiting) + 1))
+        waits = [places[key].seconds for key in waiting]
+        assert waits == sorted(waits) and all(0 <= wait <= len(people) * SLICE for wait in waits)
+        assert len(engine.visitors()) <= engine.capacity
+        assert len(line._inside) <= engine.capacity
+        assert engine.visitors() <= line._inside.keys()

@@ -1,0 +1,309 @@
+"""The engine: streams that share one device and nothing else, and are freed whatever happens."""
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from live2diff.errors import EngineBusy, StreamGone
+from live2diff.serving import sessions
+from live2diff.serving.engine import Engine
+
+PATIENCE = 30.0  # seconds that a condition may take
+
+
+def frames(seed: int, count: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 256, (count, 48, 64, 3), dtype=np.uint8))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.005)
+
+
+def alone(pipe, clip: list[np.ndarray], **settings) -> list[np.ndarray]:
+    stream = pipe.stream(**settings)
+    return [out for frame in clip for out in stream.push(frame)]
+
+
+def assert_same(first: list[np.ndarray], second: list[np.ndarray]) -> None:
+    assert len(first) == len(second) > 0
+    for left, right in zip(first, second, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.fixture
+def engine(tiny_pipeline) -> Iterator[Engine]:
+    engine = Engine(tiny_pipeline, capacity=3)
+    yield engine
+    engine.shutdown()
+
+
+@contextmanager
+def held_device(pipe) -> Iterator[threading.Event]:
+    """The UNet waits at its next call until the block ends; the event says that it has got there."""
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        arrived.set()
+        go_on.wait(PATIENCE)
+
+    hook = pipe.unet.register_forward_pre_hook(wait)
+    try:
+        yield arrived
+    finally:
+        hook.remove()
+        go_on.set()
+
+
+def warm_up(engine: Engine, key: str, clip: list[np.ndarray]) -> None:
+    for frame in clip[:8]:
+        answer = engine.push(key, frame).result(PATIENCE)
+    assert answer.warm and len(answer.frames) == 8
+
+
+def test_two_visitors_who_take_turns_get_what_each_would_get_alone(engine, tiny_pipeline):
+    settings = {"ann": {"style": "pencil", "seed": 1}, "bob": {"style": "neon", "prompt": "a cat", "seed": 2}}
+    clips = {"ann": frames(1, 10), "bob": frames(2, 10)}
+    outs: dict[str, list[np.ndarray]] = {"ann": [], "bob": []}
+    for key in clips:
+        engine.open(key, **settings[key]).result(PATIENCE)
+    for pair in zip(clips["ann"], clips["bob"], strict=True):
+        answers = [engine.push(key, frame) for key, frame in zip(clips, pair, strict=True)]
+        for key, answer in zip(clips, answers, strict=True):
+            outs[key] += answer.result(PATIENCE).frames
+    for key in clips:
+        assert_same(outs[key], alone(tiny_pipeline, clips[key], **settings[key]))
+
+
+def test_while_a_frame_is_worked_on_only_the_newest_of_the_later_ones_waits(engine, tiny_pipeline):
+    engine.open("ann", style="pencil", steps=1).result(PATIENCE)
+    clip = frames(3, 12)
+    warm_up(engine, "ann", clip)
+    with held_device(tiny_pipeline) as arrived:
+        working = engine.push("ann", clip[8], tag=8)
+        assert arrived.wait(PATIENCE)
+        waiting = [engine.push("ann", frame, tag=tag) for tag, frame in enumerate(clip[9:], start=9)]
+    assert working.result(PATIENCE).tag == 8
+    assert [answer.result(PATIENCE).tag for answer in waiting] == [11, 11, 11]
+    assert engine.stats()["dropped"] == 2
+    assert waiting[0].result().frames_in == 10
+
+
+def test_an_answer_names_the_frame_it_shows_with_several_steps(engine):
+    engine.open("ann", style="pencil", steps=3).result(PATIENCE)
+    answers = [engine.push("ann", frame, tag=tag).result(PATIENCE) for tag, frame in enumerate(frames(4, 13))]
+    assert [answer.tag for answer in answers] == [None] * 7 + [7, None, None, 8, 9, 10]
+
+
+def test_a_stream_closed_during_a_frame_is_freed_and_the_device_goes_on(engine, tiny_pipeline):
+    for key in ("ann", "bob"):
+        engine.open(key, style="pencil").result(PATIENCE)
+        warm_up(engine, key, frames(5, 8))
+    stream = weakref.ref(engine._visitors["ann"].stream)
+    with held_device(tiny_pipeline) as arrived:
+        working = engine.push("ann", frames(6, 1)[0])
+        assert arrived.wait(PATIENCE)
+        waiting = engine.push("ann", frames(7, 1)[0])
+        closed = engine.close("ann")
+        assert engine.stats()["streams"] == 1
+    closed.result(PATIENCE)
+    working.result(PATIENCE)
+    with pytest.raises(StreamGone):
+        waiting.result(PATIENCE)
+    assert stream() is None, "the stream is still held by somebody"
+    engine.close("ann").result(PATIENCE)  # again does no harm
+    assert engine.push("bob", frames(8, 1)[0]).result(PATIENCE).warm
+
+
+def test_a_silent_stream_is_freed_and_its_next_frame_says_so(tiny_pipeline):
+    engine = Engine(tiny_pipeline, idle_seconds=0.2)
+    engine.open("ann", style="pencil").result(PATIENCE)
+    wait_for(lambda: engine.stats()["streams"] == 0)
+    with pytest.raises(StreamGone):
+        engine.push("ann", frames(9, 1)[0])
+    engine.shutdown()
+
+
+def test_a_visitor_too_many_is_refused_until_one_leaves_or_falls_silent(tiny_pipeline, monkeypatch):
+    engine = Engine(tiny_pipeline, capacity=1)
+    engine.open("ann", style="pencil").result(PATIENCE)
+    with pytest.raises(EngineBusy, match="All 1 places are taken"):
+        engine.open("bob", style="pencil")
+    engine.open("ann", style="neon").result(PATIENCE)  # one's own place may be taken again
+    engine.close("ann")
+    engine.open("bob", style="pencil").result(PATIENCE)
+    monkeypatch.setattr(sessions, "QUIET_SECONDS", 0.0)
+    engine.open("cid", style="pencil").result(PATIENCE)
+    assert engine.stats()["streams"] == 1
+    engine.shutdown()
+
+
+def test_what_fails_for_one_visitor_costs_nobody_else_anything(engine, tiny_pipeline):
+    clip = frames(10, 10)
+    engine.open("bob", style="pencil", seed=3).result(PATIENCE)
+    outs = [out for frame in clip[:8] for out in engine.push("bob", frame).result(PATIENCE).frames]
+    with pytest.raises(ValueError, match="no style"):
+        engine.open("ann", style="no such style").result(PATIENCE)
+    engine.open("ann", style="pencil").result(PATIENCE)
+    with pytest.raises(ValueError, match="uint8"):
+        engine.push("ann", clip[0].astype(np.float32)).result(PATIENCE)
+    warm_up(engine, "ann", clip)
+    hook = tiny_pipeline.unet.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.push("ann", clip[8]).result(PATIENCE)
+    hook.remove()
+    outs += [out for frame in clip[8:] for out in engine.push("bob", frame).result(PATIENCE).frames]
+    assert_same(outs, alone(tiny_pipeline, clip, style="pencil", seed=3))
+    assert engine.stats()["streams"] == 2
+
+
+def test_style_and_prompt_change_while_it_runs_and_a_long_prompt_is_told(engine):
+    engine.open("ann", style="pencil").result(PATIENCE)
+    warm_up(engine, "ann", frames(11, 8))
+    assert engine.update("ann", style="neon", prompt="a cat").result(PATIENCE) == ""
+    assert engine.update("ann", prompt="word " * 300).result(PATIENCE) != ""
+    with pytest.raises(ValueError):
+        engine.update("ann", style="no such style").result(PATIENCE)
+    engine.restart("ann").result(PATIENCE)
+    assert engine.push("ann", frames(12, 1)[0]).result(PATIENCE).warm
+
+
+def test_a_clip_takes_turns_with_a_live_visitor_and_neither_changes_the_other(engine, tiny_pipeline):
+    clip, live = frames(13, 10), frames(14, 10)
+    engine.open("ann", style="pencil", seed=5).result(PATIENCE)
+
+    def translate() -> list[np.ndarray]:
+        with engine.clip("ann/clip", style="neon", seed=6) as stream:
+            return [out for frame in clip for out in stream.push(frame)]
+
+    with ThreadPoolExecutor(1) as clips:
+        translated: Future = clips.submit(translate)
+        outs = [out for frame in live for out in engine.push("ann", frame).result(PATIENCE).frames]
+    assert_same(outs, alone(tiny_pipeline, live, style="pencil", seed=5))
+    assert_same(translated.result(PATIENCE), alone(tiny_pipeline, clip, style="neon", seed=6))
+    assert engine.stats()["clips"] == 0
+
+
+def test_a_clip_that_is_closed_from_elsewhere_stops_and_is_freed(engine):
+    with pytest.raises(StreamGone), engine.clip("ann/clip", style="pencil") as stream:
+        stream.push(frames(15, 1)[0])
+        engine.close("ann/clip")
+        stream.push(frames(15, 1)[0])
+    assert engine.stats()["clips"] == 0
+
+
+def test_fifty_visitors_who_come_and_go_leave_nothing_behind(engine):
+    streams = []
+    for number in range(50):
+        key = f"visitor {number}"
+        engine.open(key, style="pencil").result(PATIENCE)
+        engine.push(key, frames(16, 1)[0]).result(PATIENCE)
+        streams.append(weakref.ref(engine._visitors[key].stream))
+        engine.close(key).result(PATIENCE)
+    assert [stream() for stream in streams] == [None] * 50
+    assert engine.stats()["streams"] == 0
+
+
+def test_the_numbers_tell_rate_and_delay(engine):
+    assert engine.stats()["fps"] == engine.stats()["delay_p95"] == 0
+    engine.open("ann", style="pencil", steps=1).result(PATIENCE)
+    for frame in frames(17, 10):
+        engine.push("ann", frame).result(PATIENCE)
+    stats = engine.stats()
+    assert stats["fps"] > 0 and 0 < stats["delay_p50"] <= stats["delay_p95"]
+    assert (stats["streams"], stats["clips"], stats["capacity"]) == (1, 0, 3)
+    assert engine.device == "cpu"
+
+
+@pytest.fixture
+def together(tiny_pipeline) -> Iterator[Engine]:
+    """As on a GPU: frames that wait at the same time are one batch."""
+    engine = Engine(tiny_pipeline, capacity=4, together=True)
+    yield engine
+    engine.shutdown()
+
+
+@contextmanager
+def unet_rows(pipe) -> Iterator[list[int]]:
+    """How many rows each call of the UNet has."""
+    rows: list[int] = []
+    hook = pipe.unet.register_forward_pre_hook(lambda _, arguments: rows.append(len(arguments[0])))
+    try:
+        yield rows
+    finally:
+        hook.remove()
+
+
+def test_visitors_of_one_batch_each_get_what_they_would_get_alone(together, tiny_pipeline):
+    keys = ("ann", "bob", "cid")
+    clips = {key: frames(seed, 14) for seed, key in enumerate(keys)}
+    settings = {key: {"style": "pencil", "seed": seed, "steps": 2} for seed, key in enumerate(keys)}
+    outs: dict[str, list[np.ndarray]] = {key: [] for key in keys}
+    for key in keys:
+        together.open(key, **settings[key]).result(PATIENCE)
+        for frame in clips[key][:8]:
+            outs[key] += together.push(key, frame).result(PATIENCE).frames
+    for number in range(8, 14):
+        answers = {key: together.push(key, clips[key][number], tag=(key, number)) for key in keys}
+        for key, answer in answers.items():
+            told = answer.result(PATIENCE)
+            outs[key] += told.frames
+            assert told.tag in (None, (key, number - 1))
+    for key in keys:
+        expected = np.stack(alone(tiny_pipeline, clips[key], **settings[key])).astype(int)
+        assert np.abs(np.stack(outs[key]) - expected).max() <= 1
+
+
+def test_whoever_waits_while_the_device_is_busy_goes_in_one_call(together, tiny_pipeline):
+    keys = ("ann", "bob", "cid")
+    for key in keys:
+        together.open(key, style="pencil", steps=2).result(PATIENCE)
+        warm_up(together, key, frames(1, 8))
+    with unet_rows(tiny_pipeline) as rows:
+        with held_device(tiny_pipeline) as arrived:
+            answers = [together.push("ann", frames(2, 1)[0])]
+            assert arrived.wait(PATIENCE)
+            answers += [together.push(key, frames(3, 1)[0]) for key in ("bob", "cid")]
+            answers.append(together.push("ann", frames(4, 1)[0], tag="newest"))
+        for answer in answers:
+            answer.result(PATIENCE)
+    # Ann alone, then all three in a block of four slots, of two rows each.
+    assert rows == [2, 8]
+
+
+def test_a_frame_does_not_overtake_a_change_that_was_asked_for_before_it(together, tiny_pipeline):
+    for key in ("ann", "bob"):
+        together.open(key, style="pencil", steps=1).result(PATIENCE)
+        warm_up(together, key, frames(1, 8))
+    with unet_rows(tiny_pipeline) as rows:
+        with held_device(tiny_pipeline) as arrived:
+            working = together.push("ann", frames(2, 1)[0])
+            assert arrived.wait(PATIENCE)
+            together.push("ann", frames(3, 1)[0])
+            changed = together.update("bob", style="neon")
+            answer = together.push("bob", frames(4, 1)[0])
+        assert changed.result(PATIENCE) == ""
+        assert len(answer.result(PATIENCE).frames) == len(working.result(PATIENCE).frames) == 1
+    assert rows == [1, 1, 1]
+
+
+def test_a_bad_frame_in_a_batch_is_only_its_own_visitors_trouble(together, tiny_pipeline):
+    for key in ("ann", "bob"):
+        together.open(key, style="pencil", steps=1).result(PATIENCE)
+        warm_up(together, key, frames(1, 8))
+    with held_device(tiny_pipeline) as arrived:
+        together.push("bob", frames(2, 1)[0])
+        assert arrived.wait(PATIENCE)
+        bad = together.push("ann", np.zeros((4, 4), np.uint8))
+        good = together.push("bob", frames(3, 1)[0])
+    with pytest.raises(ValueError, match="uint8"):
+        bad.result(PATIENCE)
+    assert len(good.result(PATIENCE).frames) == 1

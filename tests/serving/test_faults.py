@@ -1,0 +1,277 @@
+"""Faults put in on purpose, NaN and infinity, a device without memory: they cost one visitor a frame or a
+stream, and nobody else anything."""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from helpers.gpu_visits import visiting
+from helpers.paths import EXAMPLES
+from torch import nn
+
+from live2diff import Live2DiffPipeline
+from live2diff.errors import BrokenPicture, ClipStopped, NoMemory, VisitOver
+from live2diff.serving.clip_queue import ClipJobs
+from live2diff.serving.engine import Engine
+from live2diff.video.reader import Cut, probe
+from live2diff.zerogpu.engine import ZeroEngine
+
+ROOM = EXAMPLES / "room.mp4"
+SIZE = 16  # pixels: quick
+PATIENCE = 60.0  # seconds that an answer may take
+CURSED = np.full((48, 64, 3), 255, np.uint8)  # the one picture that is all white
+
+
+def frames(seed: int, count: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 200, (count, 48, 64, 3), dtype=np.uint8))
+
+
+@contextmanager
+def spoilt(module: nn.Module, number: float, when: Callable[[tuple], torch.Tensor | bool]) -> Iterator[None]:
+    """What `module` gives is `number` wherever `when` says so, of its arguments: once, or row by row."""
+
+    def spoil(module: nn.Module, arguments: tuple, output: torch.Tensor) -> torch.Tensor:
+        rows = torch.as_tensor(when(arguments)).reshape(-1, *[1] * (output.ndim - 1))
+        return torch.where(rows, number, output)
+
+    hook = module.register_forward_hook(spoil)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def is_white(arguments: tuple) -> torch.Tensor:
+    return (arguments[0].flatten(1) >= 0.999).all(1)
+
+
+class Once:
+    """True at one call, or from it on; false before."""
+
+    def __init__(self, at: int, for_good: bool = False):
+        self.calls, self.at, self.for_good = 0, at, for_good
+
+    def __call__(self, _: object) -> bool:
+        self.calls += 1
+        return self.calls > self.at if self.for_good else self.calls == self.at + 1
+
+
+def out_of(stream, clip: list[np.ndarray]) -> list[np.ndarray]:
+    return [out for frame in clip for out in stream.push(frame)] + stream.flush()
+
+
+def parts_of(pipe: Live2DiffPipeline) -> dict[str, nn.Module]:
+    return {
+        "camera": pipe.vae.encoder,
+        "depth": pipe.depth_estimator.head,
+        "unet": pipe.unet,
+        "memory": pipe.unet.down_blocks[0].motion_modules[0].temporal_transformer.proj_in,
+        "picture": pipe.vae.decoder,
+    }
+
+
+@pytest.mark.parametrize(
+    ("number", "steps", "parts"),
+    [
+        (float("nan"), 2, ("camera", "depth", "unet", "memory", "picture")),
+        (float("inf"), 1, ("camera", "unet")),
+    ],
+)
+def test_one_bad_number_costs_no_frame_and_leaves_nothing_black(tiny_pipeline, number, steps, parts):
+    clip = frames(1, 11)
+    expected = out_of(tiny_pipeline.stream(size=SIZE, steps=steps, seed=4), clip)
+    for part in parts:
+        module = parts_of(tiny_pipeline)[part]
+        at = 10 if part in ("camera", "depth") else 2
+        with spoilt(module, number, once := Once(at)):
+            out = out_of(tiny_pipeline.stream(size=SIZE, steps=steps, seed=4), clip)
+        assert once.calls > at and len(out) == len(expected), part
+        for mine, good in zip(out, expected, strict=True):
+            # A picture of this scene in these colours; a black or a grey one is far away.
+            assert mine.std() > good.std() / 2, part
+            assert abs(mine.mean() - good.mean()) < 25, part
+
+
+@pytest.mark.parametrize(
+    ("part", "at", "words"),
+    [
+        ("camera", 10, "VAE encoder"),
+        ("camera", 0, "VAE encoder"),
+        ("depth", 10, "the depth"),
+        ("unet", 5, "what the UNet made"),
+        ("picture", 0, "VAE decoder"),
+    ],
+)
+def test_bad_numbers_for_good_end_in_an_error_that_names_the_part(tiny_pipeline, part, at, words):
+    stream, clip = tiny_pipeline.stream(size=SIZE, steps=2), frames(2, 14)
+    with spoilt(parts_of(tiny_pipeline)[part], float("nan"), Once(at, for_good=True)):
+        with pytest.raises(BrokenPicture, match="NaN or infinity") as error:
+            out_of(stream, clip)
+    assert words in str(error.value)
+    with pytest.raises(RuntimeError, match="closed"):
+        stream.push(clip[0])
+
+
+def test_a_broken_frame_of_one_visitor_is_not_seen_by_another_in_the_same_batch(tiny_pipeline):
+    engine = Engine(tiny_pipeline, capacity=2, together=True)
+    clip, other = frames(3, 12), frames(4, 12)
+    for key in ("ann", "bob"):
+        engine.open(key, size=SIZE, steps=2, seed=1).result(PATIENCE)
+    alone = {
+        "ann": tiny_pipeline.stream(size=SIZE, steps=2, seed=1),
+        "bob": tiny_pipeline.stream(size=SIZE, steps=2, seed=1),
+    }
+    expected = {key: out_of(stream, clip if key == "ann" else other) for key, stream in alone.items()}
+    given: dict[str, list[np.ndarray]] = {"ann": [], "bob": []}
+    with spoilt(tiny_pipeline.vae.encoder, float("nan"), is_white):
+        for turn, (frame, of_bob) in enumerate(zip(clip, other, strict=True)):
+            answers = {
+                "ann": engine.push("ann", CURSED if turn == 9 else frame),
+                "bob": engine.push("bob", of_bob),
+            }
+            for key, answer in answers.items():
+                given[key] += answer.result(PATIENCE).frames
+    engine.shutdown()
+    for mine, good in zip(given["bob"], expected["bob"], strict=False):
+        assert np.abs(mine.astype(int) - good).max() <= 1  # a grey level, as always in a batch
+    for mine, good in zip(given["ann"], expected["ann"], strict=False):
+        assert mine.std() > good.std() / 2
+    assert len(given["ann"]) == len(given["bob"]) == 11
+
+
+class Full:
+    """A device that has no memory for some: raises, as torch does, whenever `when` says so of the module's
+    arguments; `calls` counts how often."""
+
+    def __init__(self, module: nn.Module, when: Callable[[tuple], bool]):
+        self.calls, self.when = 0, when
+        self.hook = module.register_forward_pre_hook(self.refuse)
+
+    def refuse(self, _: nn.Module, arguments: tuple) -> None:
+        if self.when(arguments):
+            self.calls += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def __enter__(self) -> "Full":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()
+
+
+@pytest.mark.parametrize(("moment", "together"), [("open", False), ("warmup", True), ("stream", True)])
+def test_without_memory_one_visitor_is_told_what_to_lower_and_nobody_else_notices(
+    tiny_pipeline, moment, together
+):
+    pipe, engine = tiny_pipeline, Engine(tiny_pipeline, capacity=3, together=together)
+    clip, mine = frames(5, 12), frames(6, 12)
+    expected = out_of(pipe.stream(size=SIZE, steps=2, seed=1), clip)
+    given: list[np.ndarray] = []
+    engine.open("bob", size=SIZE, steps=2, seed=1).result(PATIENCE)
+
+    def turn(number: int) -> None:
+        given.extend(engine.push("bob", clip[number]).result(PATIENCE).frames)
+
+    pushed = {"open": 0, "warmup": 7, "stream": 9}[moment]
+    if moment != "open":
+        engine.open("ann", size=SIZE, steps=2).result(PATIENCE)
+    for number in range(pushed):
+        engine.push("ann", mine[number]).result(PATIENCE)
+        turn(number)
+    stream = None if moment == "open" else weakref.ref(engine._visitors["ann"].stream)
+    module = pipe.text_encoder if moment == "open" else pipe.unet
+    with (
+        Full(module, lambda _: True) as full,
+        pytest.raises(NoMemory, match=r"fewer denoising steps.*--streams"),
+    ):
+        if moment == "open":
+            engine.open("ann", size=SIZE, steps=2).result(PATIENCE)
+        engine.push("ann", mine[pushed]).result(PATIENCE)
+    assert full.calls and engine.visitors() == {"bob"} and engine.capacity == 2
+    assert stream is None or stream() is None, "the stream's memory is still held"
+    engine.open("ann", size=SIZE, steps=1).result(PATIENCE)  # a new one can start
+    assert engine.push("ann", mine[0]).result(PATIENCE).frames_in == 1
+    for number in range(pushed, len(clip)):
+        turn(number)
+    engine.shutdown()
+    for out, good in zip(given, expected, strict=False):
+        assert np.abs(out.astype(int) - good).max() <= 1
+    assert len(given) == 11
+
+
+@pytest.mark.parametrize("moment", ["open", "warmup", "clip"])
+def test_where_the_gpu_is_lent_who_is_without_memory_is_told_so_as_well_and_can_begin_again(
+    tiny_pipeline, moment
+):
+    engine, frame = ZeroEngine(tiny_pipeline, capacity=1), frames(9, 1)[0]
+    module = tiny_pipeline.text_encoder if moment == "open" else tiny_pipeline.unet
+    with Full(module, lambda _: True), pytest.raises(NoMemory, match=r"fewer denoising steps.*--streams"):
+        if moment == "clip":
+            with engine.clip("ann", size=SIZE, steps=1) as stream:
+                stream.push(frame)
+                stream.flush()
+        engine.open("ann", size=SIZE, steps=1)
+        with visiting(engine, "ann") as over:
+            try:
+                for _ in range(8):
+                    engine.push("ann", frame).result(PATIENCE)
+            finally:
+                assert over.wait(PATIENCE), "the GPU was not given back"
+                with pytest.raises(VisitOver):
+                    engine.push("ann", frame)
+    engine.close("ann")
+    engine.open("ann", size=SIZE, steps=1)
+    with visiting(engine, "ann"):
+        assert engine.push("ann", frame).result(PATIENCE).frames_in == 1
+    assert len(engine._free) == len(engine._slots) - 1
+    engine.shutdown()
+
+
+def test_without_memory_for_a_batch_its_streams_are_worked_on_one_by_one(tiny_pipeline):
+    engine = Engine(tiny_pipeline, capacity=2, together=True)
+    clips = {"ann": frames(7, 12), "bob": frames(8, 12)}
+    given: dict[str, list[np.ndarray]] = {"ann": [], "bob": []}
+    for key in clips:
+        engine.open(key, size=SIZE, steps=1, seed=1).result(PATIENCE)
+    with Full(tiny_pipeline.unet, lambda arguments: 1 < len(arguments[0]) < 8) as full:  # not the warmup
+        for pair in zip(*clips.values(), strict=True):
+            with held(engine):  # both wait: they go together
+                answers = [engine.push(key, frame) for key, frame in zip(clips, pair, strict=True)]
+            for key, answer in zip(clips, answers, strict=True):
+                given[key] += answer.result(PATIENCE).frames
+    assert full.calls == 4 and engine.capacity == 2
+    engine.shutdown()
+    for key, clip in clips.items():
+        for out, good in zip(
+            given[key], out_of(tiny_pipeline.stream(size=SIZE, steps=1, seed=1), clip), strict=True
+        ):
+            assert np.abs(out.astype(int) - good).max() <= 1
+
+
+def test_a_clip_without_memory_says_so_and_keeps_what_is_done(tiny_pipeline, tmp_path):
+    engine = Engine(tiny_pipeline, capacity=2)
+    jobs = ClipJobs(engine, tmp_path / "results")
+    result = jobs.new_result()
+    settings = {"style": "pencil", "steps": 1}
+    full = Full(tiny_pipeline.unet, lambda _: result.frames >= 8)  # the warmup is through
+    with full, pytest.raises(ClipStopped, match="not enough memory"):
+        for _ in jobs.run("clip/ann", ROOM, result, Cut(0, 1), settings):
+            pass
+    assert full.calls == 1 and result.frames == 8 and probe(result.path).frame_count == 8
+    assert engine.stats()["clips"] == 0 and engine.capacity == 2  # clips take no place
+    engine.shutdown()
+
+
+@contextmanager
+def held(engine: Engine) -> Iterator[None]:
+    """The device waits until the block ends."""
+    go_on = threading.Event()
+    engine._device.submit(go_on.wait, PATIENCE)
+    try:
+        yield
+    finally:
+        go_on.set()

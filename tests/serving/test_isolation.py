@@ -1,0 +1,191 @@
+"""Several visitors on one engine, who come, change their minds and go in any order: each gets, bit for bit,
+what the same calls give a stream that has the model to itself."""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import strategies as some
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+from live2diff import Live2DiffPipeline
+from live2diff.errors import EngineBusy, StreamGone
+from live2diff.serving import sessions
+from live2diff.serving.engine import Engine
+
+PATIENCE = 60.0  # seconds that an answer may take
+AGES = 1e6  # seconds: nobody falls silent for so long unless the test says so
+CAPACITY = 3
+NAMES = ("ann", "bob", "cid", "dan")  # one more than there are places
+FRAMES = [
+    np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+    for number, shape in enumerate([(24, 32, 3)] * 4 + [(40, 24, 3)])
+]
+NOT_A_FRAME = np.zeros((24, 32), np.uint8)
+
+names = some.sampled_from(NAMES)
+inside = some.runner().flatmap(lambda machine: some.sampled_from(sorted(machine.lives)))
+styles = some.sampled_from(["pencil", "neon", "comic", ""])
+prompts = some.sampled_from(["", "a cat", "a house by the sea"])
+openings = some.fixed_dictionaries(
+    {
+        "style": styles,
+        "prompt": prompts,
+        "seed": some.integers(0, 3),
+        "steps": some.integers(1, 3),
+        "size": some.sampled_from([16, 24, (16, 32)]),
+    }
+)
+changes = some.fixed_dictionaries({"style": styles, "prompt": prompts, "blend": some.sampled_from([0, 3])})
+
+
+@dataclass
+class Life:
+    """One stream of a visitor: what was asked of it, what it gave, and what it still owes."""
+
+    opening: dict[str, Any]
+    calls: list[tuple[str, tuple, dict[str, Any]]] = field(default_factory=list)
+    given: list[np.ndarray] = field(default_factory=list)
+    owed: Future | None = None
+
+    def settle(self) -> None:
+        if self.owed is not None:
+            owed, self.owed = self.owed, None
+            try:
+                self.given += owed.result(PATIENCE).frames
+            except StreamGone:  # closed while the frame waited
+                self.calls.pop()
+
+    def replayed(self, pipe: Live2DiffPipeline) -> Iterator[np.ndarray]:
+        """The same calls on a stream that is alone."""
+        stream = pipe.stream(**self.opening)
+        for name, arguments, keywords in self.calls:
+            yield from getattr(stream, name)(*arguments, **keywords) or ()
+        stream.close()
+
+
+class Visitors(RuleBasedStateMachine):
+    """Every rule leaves the frames of the other visitors on their way: the engine has several at once."""
+
+    def __init__(self, pipe: Live2DiffPipeline, compared: Counter):
+        super().__init__()
+        self.pipe, self.compared = pipe, compared
+        self.engine = Engine(pipe, capacity=CAPACITY, idle_seconds=AGES)
+        self.lives: dict[str, Life] = {}
+        self.past: list[Life] = []
+
+    def end(self, name: str) -> None:
+        if name in self.lives:
+            self.past.append(self.lives.pop(name))
+
+    @rule(name=names, opening=openings)
+    def open(self, name: str, opening: dict[str, Any]) -> None:
+        if len(self.lives.keys() - {name}) == CAPACITY:
+            with pytest.raises(EngineBusy):
+                self.engine.open(name, **opening)
+            return
+        self.end(name)
+        self.engine.open(name, **opening).result(PATIENCE)
+        self.lives[name] = Life(opening)
+
+    @precondition(lambda self: self.lives)
+    @rule(left_out=some.sets(names, max_size=1), frame=some.sampled_from(FRAMES), times=some.integers(4, 12))
+    def push(self, left_out: set[str], frame: np.ndarray, times: int) -> None:
+        """To several at once, a few times."""
+        for turn in range(times):
+            for name in sorted(self.lives.keys() - left_out):
+                life = self.lives[name]
+                life.settle()
+                picture = np.roll(frame, turn, axis=1)
+                life.calls.append(("push", (picture,), {}))
+                life.owed = self.engine.push(name, picture)
+
+    @precondition(lambda self: self.lives)
+    @rule(name=inside)
+    def push_what_is_no_frame(self, name: str) -> None:
+        self.lives[name].settle()
+        with pytest.raises(ValueError, match="frame"):
+            self.engine.push(name, NOT_A_FRAME).result(PATIENCE)
+
+    @precondition(lambda self: self.lives)
+    @rule(name=inside, change=changes)
+    def update(self, name: str, change: dict[str, Any]) -> None:
+        self.lives[name].settle()
+        self.lives[name].calls.append(("update", (), change))
+        self.engine.update(name, **change).result(PATIENCE)
+
+    @precondition(lambda self: self.lives)
+    @rule(name=inside)
+    def restart(self, name: str) -> None:
+        self.lives[name].settle()
+        self.lives[name].calls.append(("restart", (), {}))
+        self.engine.restart(name).result(PATIENCE)
+
+    @precondition(lambda self: self.lives)
+    @rule(name=inside)
+    def close(self, name: str) -> None:
+        """Maybe in the middle of a frame."""
+        self.engine.close(name)
+        self.end(name)
+
+    @precondition(lambda self: self.lives)
+    @rule(name=inside)
+    def expire(self, name: str) -> None:
+        self.lives[name].settle()
+        self.engine._visitors[name].last_seen -= 2 * AGES
+        self.engine.make_room()
+        self.end(name)
+        with pytest.raises(StreamGone):
+            self.engine.push(name, FRAMES[0])
+
+    def teardown(self) -> None:
+        for name in list(self.lives):
+            self.end(name)
+        for life in self.past:
+            life.settle()
+        self.engine.shutdown()
+        for life in self.past:
+            alone = list(life.replayed(self.pipe))
+            assert len(alone) == len(life.given)
+            for mine, other in zip(life.given, alone, strict=True):
+                np.testing.assert_array_equal(mine, other)
+            self.compared["pictures"] += len(alone)
+        self.compared["streams"] += len(self.past)
+        self.compared["sequences"] += 1
+
+
+def in_any_order(
+    pipe: Live2DiffPipeline, monkeypatch: pytest.MonkeyPatch, examples: int, rules: int, number: int
+) -> None:
+    monkeypatch.setattr(sessions, "QUIET_SECONDS", AGES)
+    compared = Counter()
+    run_state_machine_as_test(
+        seed(number)(lambda: Visitors(pipe, compared)),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=rules,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],  # making a failing run shorter takes many times as long as finding it
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    assert compared["pictures"], "nobody had one"
+    print(number, dict(compared))
+
+
+def test_visitors_in_any_order_get_what_each_would_get_alone(tiny_pipeline, monkeypatch):
+    in_any_order(tiny_pipeline, monkeypatch, examples=6, rules=15, number=0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(1, 5))
+def test_visitors_in_any_order_get_what_each_would_get_alone_many_times_over(
+    tiny_pipeline, monkeypatch, number
+):
+    in_any_order(tiny_pipeline, monkeypatch, examples=50, rules=25, number=number)

@@ -1,0 +1,106 @@
+"""Frames as they come: what is plainly a picture is taken as one at the edges; `Stream.push` is strict, and
+says what to do."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from live2diff.ui.live_protocol import decode_frame
+from live2diff.video.reader import read_frames
+
+COLOUR = np.dstack(np.meshgrid(np.linspace(20, 220, 64), np.linspace(30, 200, 48))).astype(np.uint8)
+COLOUR = np.dstack([COLOUR, np.full((48, 64), 90, np.uint8)])
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (np.dstack([COLOUR, COLOUR[..., :1]]), "alpha: frame"),
+        (COLOUR[..., 0], "grey: np.repeat"),
+        (COLOUR[..., :1], "grey: np.repeat"),
+        (COLOUR.astype(np.uint16), "upper 8 bits"),
+        (COLOUR / 255, "0..1"),
+        (COLOUR[:0], "must have pixels"),
+        (COLOUR.astype(np.int64), "int64"),
+        (COLOUR[..., :2], r"uint8 \[48, 64, 2\]"),
+        ([[1, 2, 3]], "this is list"),
+    ],
+)
+def test_a_stream_refuses_what_is_no_frame_says_what_to_do_and_goes_on(tiny_pipeline, frame, words):
+    stream = tiny_pipeline.stream(steps=1)
+    stream.push(COLOUR)
+    with pytest.raises(ValueError, match=words):
+        stream.push(frame)
+    stream.push(COLOUR)
+    assert stream.frames_in == 2
+
+
+def test_the_advice_works():
+    grey = COLOUR[..., 0]
+    advised = [
+        np.dstack([COLOUR, COLOUR[..., :1]])[..., :3],
+        np.repeat(grey.reshape(*grey.shape[:2], 1), 3, axis=2),
+        (COLOUR.astype(np.uint16) * 257 >> 8).astype(np.uint8),
+        (COLOUR / 255 * 255).round().astype(np.uint8),
+    ]
+    for frame in advised:
+        assert frame.dtype == np.uint8 and frame.shape == (48, 64, 3)
+
+
+def test_any_size_any_layout_in_memory_and_changes_of_size_are_one_frame_in_and_one_out(tiny_pipeline):
+    frames = [
+        COLOUR,
+        COLOUR[::-1, ::2],  # not in one piece
+        np.asfortranarray(COLOUR),
+        np.full((1, 1, 3), 200, np.uint8),
+        np.full((1, 500, 3), 200, np.uint8),
+        np.broadcast_to(np.uint8(9), (300, 200, 3)),
+        np.frombuffer(COLOUR.tobytes(), np.uint8).reshape(COLOUR.shape),  # not to be written to
+    ]
+    for first in (0, 3):  # also as the first, which decides the working size
+        stream, order = tiny_pipeline.stream(steps=1, size=16), frames[first:] + frames[:first]
+        given = [out for frame in order for out in stream.push(frame)] + stream.flush()
+        assert [out.shape for out in given] == [frame.shape for frame in order]
+
+
+@pytest.mark.long
+def test_a_hundred_megapixels_are_a_frame_as_well(tiny_pipeline):
+    stream = tiny_pipeline.stream(steps=1)
+    stream.push(np.zeros((10_000, 10_000, 3), np.uint8))
+    (given,) = stream.flush()
+    assert given.shape == (10_000, 10_000, 3)
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixels"), [("ffv1", "gray"), ("ffv1", "gray16le"), ("ffv1", "bgra"), ("ffv1", "rgba64le")]
+)
+def test_a_clip_of_grey_deep_or_see_through_pictures_is_read_as_it_looks(tmp_path: Path, codec, pixels):
+    path = tmp_path / "in.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, pixels
+        for number in range(3):
+            frame = av.VideoFrame.from_ndarray(COLOUR, format="rgb24").reformat(format=pixels)
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    expected = COLOUR.astype(int)
+    if pixels.startswith("gray"):
+        expected = np.repeat(cv2.cvtColor(COLOUR, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2).astype(int)
+    for image, _ in read_frames(path):
+        assert np.abs(image - expected).max() <= 4
+
+
+def test_the_socket_takes_a_grey_picture_and_refuses_a_huge_one_by_its_header():
+    grey = cv2.imencode(".jpg", COLOUR[..., 0])[1].tobytes()
+    assert decode_frame(grey).shape == (48, 64, 3)
+    assert decode_frame(cv2.imencode(".jpg", COLOUR[:1, :1])[1].tobytes()).shape == (1, 1, 3)
+    large = cv2.imencode(".jpg", np.zeros((10_000, 64, 3), np.uint8))[1].tobytes()
+    with pytest.raises(ValueError, match="64x10000, the limit is 1280"):
+        decode_frame(large)
+    with pytest.raises(ValueError, match="not a readable JPEG"):
+        decode_frame(cv2.imencode(".png", COLOUR)[1].tobytes())

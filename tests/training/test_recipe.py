@@ -1,0 +1,95 @@
+"""The whole recipe, two steps a stage, to a model that loads and streams."""
+
+import numpy as np
+import pytest
+import torch
+
+import live2diff
+from live2diff.model.vae import decode, encode
+from live2diff.training.clips import CARRIED, sample_clip, styled, through_camera
+from live2diff.training.recipe import train_nano
+from live2diff.training.targets import TARGETS
+from live2diff.training.vae import begin_with_principal_components, build_vae, to_tensor
+
+
+def test_a_clip_is_a_function_of_its_seed_and_moves():
+    (first, depth), (again, _) = (sample_clip(np.random.default_rng(3), 64, 4) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == (4, 64, 64, 3) and first.dtype == np.uint8
+    assert depth.shape == (4, 64, 64) and 0 <= depth.min() and depth.max() <= 1
+    assert (first[0] != first[3]).mean() > 0.1
+
+
+def test_the_tokenizer_is_the_same_after_every_start_and_knows_each_style_s_words_whole(tmp_path):
+    from live2diff.training.text import SYNONYMS, build_tokenizer
+
+    first, other = (build_tokenizer(tmp_path / name) for name in ("first", "other"))
+    assert first.get_vocab() == other.get_vocab() == build_tokenizer(tmp_path / "first").get_vocab()
+    words = " ".join(phrase for phrases in SYNONYMS.values() for phrase in phrases).split()
+    assert all(len(first(word).input_ids) == 3 for word in words)  # between its two marks
+    assert len(first("zeppelin").input_ids) > 3  # others fall apart, and none is lost
+    (tmp_path / "first" / "merges.txt").write_text("#version: 0.2\n")
+    assert len(build_tokenizer(tmp_path / "first")("pencil").input_ids) > 3  # one that is there is kept
+
+
+def test_every_style_has_a_target_and_a_phrase_in_its_own_words():
+    from live2diff.training.text import SYNONYMS
+
+    presets = {name: style for name, style in live2diff.STYLES.items() if not style.has_weights}
+    assert set(TARGETS) == set(SYNONYMS) >= set(presets)
+    for name, style in presets.items():
+        assert any(phrase in style.prompt("") for phrase in SYNONYMS[name])
+
+
+def test_the_camera_s_noise_is_new_in_each_frame_and_the_target_knows_none_of_it():
+    clip = np.repeat(sample_clip(np.random.default_rng(3), 64, 1)[0], 12, axis=0)
+    seen = [through_camera(np.random.default_rng(seed), clip) for seed in range(8)]
+    noisy = [(frames[0] != frames[1]).mean() for frames in seen]
+    assert sum(share > 0.2 for share in noisy) >= 4
+    for style in TARGETS:
+        targets = styled(clip, style)
+        assert np.abs(targets.astype(int) - targets[0]).max() <= 2, f"{style} moves where nothing does"
+
+
+def test_carried_strokes_boil_less_than_strokes_drawn_anew():
+    random = np.random.default_rng(1)
+    clip, _ = sample_clip(random, 96, 1)
+    clip = np.repeat(clip, 8, axis=0) + random.integers(0, 14, (8, 96, 96, 3)).astype(np.uint8) // 2
+    for style in CARRIED:
+        anew = np.stack([TARGETS[style](frame) for frame in clip]).astype(int)
+        carried = styled(clip, style).astype(int)
+        assert np.abs(np.diff(carried, axis=0)).mean() < 0.7 * np.abs(np.diff(anew, axis=0)).mean(), style
+
+
+def test_the_vae_begins_with_the_principal_components_of_patches():
+    torch.manual_seed(0)
+    vae = build_vae()
+    clip, _ = sample_clip(np.random.default_rng(2), 64, 8)
+    pictures = to_tensor(np.concatenate([clip, *(styled(clip, style) for style in TARGETS)]))
+    begin_with_principal_components(vae, pictures)
+    with torch.no_grad():
+        latents = encode(vae, pictures)
+        output = decode(vae, latents)
+    assert latents.shape == (len(pictures), 32, 8, 8)
+    torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(32), atol=0.15, rtol=0)
+    assert (output - pictures).abs().mean() < 0.1  # of 2; a plain grey picture is off by 0.5 and more
+
+
+@pytest.mark.slow
+def test_the_recipe_trains_saves_and_resumes(tmp_path):
+    steps = list(train_nano(tmp_path / "work", tmp_path / "model", scale=1e-6))
+    assert [(stage, step) for stage, step, _ in steps] == [
+        (stage, step)
+        for stage in ("depth", "vae", "image", "large", "motion", "joint", "steady")
+        for step in (0, 1)
+    ]
+    assert all(np.isfinite(list(losses.values())).all() for _, _, losses in steps)
+    assert (tmp_path / "work" / "previews" / "joint-000002.png").stat().st_size > 1000
+    pipeline = live2diff.load(str(tmp_path / "model"), device="cpu", eager=True)
+    stream = pipeline.stream(style="oil", size=64)
+    frames = [np.full((64, 64, 3), 100, np.uint8)] * 9
+    assert len([out for frame in frames for out in stream.push(frame)] + stream.flush()) == 9
+    # All checkpoints are there: nothing is left to do, and the result is the same.
+    assert list(train_nano(tmp_path / "work", tmp_path / "again", scale=1e-6)) == []
+    for file in (tmp_path / "model").glob("*/*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "again" / file.relative_to(tmp_path / "model")).read_bytes()

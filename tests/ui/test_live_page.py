@@ -1,0 +1,359 @@
+"""The Live tab in a real browser, with a clip as its camera.
+
+What is about pictures runs on the nano model, what is about the way there and back on none. Loading the page
+takes most of the time: the tests share it, and leave it stopped.
+"""
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+
+import av
+import cv2
+import numpy as np
+import pytest
+from helpers.browser import (
+    PATIENCE,
+    READ_NUMBER,
+    Identity,
+    chromium,
+    needs_browser,
+    numbered,
+    opened,
+    pixels,
+    wait_for,
+    write_camera,
+)
+from helpers.live_tab import count_pictures, disc, marker, note_states, passes, reach, shown, start, stop
+from playwright.sync_api import Browser, Page, expect
+
+import app
+import live2diff
+from live2diff.serving import sessions
+from live2diff.serving.engine import Engine
+
+pytestmark = needs_browser
+RATE = 20
+MARKER_FRAMES = 30  # how long the marker stays where it is
+PLACES = (0.2, 0.5, 0.8)  # of the marker's middle, from the left
+
+
+def film() -> Iterator[np.ndarray]:
+    """The disc in one place after the other, and above it each frame's number."""
+    for number in range(2 * len(PLACES) * MARKER_FRAMES):
+        picture = marker(PLACES[number // MARKER_FRAMES % len(PLACES)])
+        picture[:64] = numbered(number, 320, 240)[:64]
+        yield picture
+
+
+@pytest.fixture(scope="module")
+def browser(playwright, tmp_path_factory) -> Iterator[Browser]:
+    path = tmp_path_factory.mktemp("camera") / "camera.y4m"
+    with chromium(playwright, write_camera(path, film(), RATE)) as browser:
+        yield browser
+
+
+def served(engine: Engine, **options: object) -> Iterator[tuple[Engine, str]]:
+    demo = app.serve(engine, quiet=True, server_name="127.0.0.1", **options)
+    yield engine, demo.local_url
+    demo.close()
+    engine.shutdown()
+
+
+@pytest.fixture(scope="module")
+def nano() -> Iterator[tuple[Engine, str]]:
+    yield from served(Engine(live2diff.load("nano"), capacity=2))
+
+
+@pytest.fixture(scope="module")
+def identity() -> Iterator[tuple[Engine, str]]:
+    yield from served(Engine(Identity(), capacity=1))
+
+
+@pytest.fixture(scope="module")
+def nano_pages(browser, nano) -> Iterator[Page]:
+    with opened(browser, nano[1]) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def pages(browser, identity) -> Iterator[Page]:
+    with opened(browser, identity[1]) as page:
+        page.evaluate(READ_NUMBER)
+        yield page
+
+
+@pytest.fixture
+def nano_page(nano_pages, nano) -> Iterator[Page]:
+    yield nano_pages
+    stop(nano_pages)
+    streams(nano[0])(0)
+
+
+@pytest.fixture
+def page(pages, identity) -> Iterator[Page]:
+    """A page on a model that changes nothing."""
+    yield pages
+    stop(pages)
+    streams(identity[0])(0)
+
+
+def streams(engine: Engine) -> Callable[[int], None]:
+    return lambda count: wait_for(lambda: engine.stats()["streams"] == count)
+
+
+def test_start_counts_the_warmup_and_the_pictures_follow_the_camera(nano_page, nano):
+    page = nano_page
+    page.get_by_role("tab", name="Live").click()
+    page.locator("#live .start").wait_for()
+    page.evaluate("""() => {
+      const notice = document.querySelector("#live .notice");
+      const note = () => notices.push(notice.textContent);
+      window.notices = [];
+      new MutationObserver(note).observe(notice, { childList: true });
+    }""")
+    start(page, "oil")
+    reach(page, "warmup")
+    expect(page.locator("#live video")).to_be_visible()  # the visitor's own picture, meanwhile
+    reach(page, "running")
+    warmup = {notice for notice in page.evaluate("notices") if notice.startswith("Warming up")}
+    assert [f"Warming up {number} / 8" for number in range(1, 9)] == sorted(warmup)
+    page.locator("#live .views label", has_text="Side by side").click()
+    apart: dict[float, list[float]] = {place: [] for place in PLACES}
+
+    def all_places_seen() -> bool:
+        both = pixels(page, "#live canvas", 96, 36)[12:]
+        original, translated = disc(both[:, :48]), disc(both[:, 48:])
+        for place, distances in apart.items():
+            if abs(1 - place - original) < 0.05:  # as in a mirror
+                distances.append(abs(original - translated))
+        return min(map(len, apart.values())) >= 5
+
+    wait_for(all_places_seen)
+    distances = {place: float(np.median(distances)) for place, distances in apart.items()}
+    assert max(distances.values()) < 0.12, f"how far off the disc is drawn where it is: {distances}"
+    expect(page.locator("#live .fps")).to_have_text(re.compile(r"^\d+\.\d$"))
+    expect(page.locator("#live .delay")).to_have_text(re.compile(r"^(\d+ ms|\d+\.\d s)$"))
+    expect(page.locator("#live .dropped")).to_have_text(re.compile(r"^\d+ %$"))
+    stop(page)
+    streams(nano[0])(0)
+
+
+def test_another_style_shows_while_it_runs_and_two_visitors_have_one_each(browser, nano, nano_page):
+    start(nano_page, "pencil")
+    reach(nano_page, "running")
+    with opened(browser, nano[1]) as other:
+        start(other, "blueprint")
+        reach(other, "running")
+        assert nano[0].stats()["streams"] == 2
+
+        def colour(page: Page) -> np.ndarray:
+            return pixels(page, "#live canvas").mean(axis=(0, 1))
+
+        wait_for(lambda: np.abs(colour(nano_page) - colour(other)).mean() > 12)
+        nano_page.locator("#live .styles label:has(input[value=blueprint])").click()
+        wait_for(lambda: np.abs(colour(nano_page) - colour(other)).mean() < 6)
+        expect(nano_page.locator("#live .message")).to_be_hidden()
+    streams(nano[0])(1)
+
+
+LOADED = """ending => {
+  const { src, complete, naturalWidth } = document.querySelector("#live .sample");
+  return src.endsWith(ending) && complete && naturalWidth > 0;
+}"""
+
+
+def test_what_a_style_makes_of_a_picture_is_shown_before_the_start(page):
+    for style in ("neon", "woodcut"):
+        page.locator(f"#live .styles label:has(input[value={style}])").click()
+        page.wait_for_function(LOADED, arg=f"/{style}.jpg")
+    start(page)
+    reach(page, "running")
+    expect(page.locator("#live .sample")).to_be_hidden()
+
+
+def test_the_original_beside_a_picture_is_the_very_frame_that_it_shows(page):
+    start(page)
+    page.locator("#live .mirror").uncheck()
+    page.locator("#live .views label", has_text="Side by side").click()
+    reach(page, "running")
+    both = "() => [0, 0.5].map((left) => readNumber(document.querySelector('#live canvas'), left, 0.5))"
+    pairs: set[tuple[int, int]] = set()
+    wait_for(lambda: pairs.add(tuple(page.evaluate(both))) or len(pairs) > 15)
+    readable = [pair for pair in pairs if -1 not in pair]
+    assert len(readable) > 10
+    assert [left - right for left, right in readable] == [0] * len(readable)
+    page.locator("#live .views label", has_text="Slider").click()
+    slider = page.locator("#live .split")
+    slider.focus()
+    page.keyboard.press("Home")
+    expect(slider).to_have_value("0")
+
+
+def test_without_its_own_reader_the_browser_takes_the_frames_from_the_video(browser, identity):
+    with opened(browser, identity[1], "delete window.MediaStreamTrackProcessor; " + READ_NUMBER) as page:
+        start(page)
+        page.locator("#live .mirror").uncheck()
+        reach(page, "running")
+        numbers: set[int] = set()
+        number = "readNumber(document.querySelector('#live canvas'))"
+        wait_for(lambda: numbers.add(page.evaluate(number)) or len(numbers - {-1}) > 5)
+    streams(identity[0])(0)
+
+
+def test_steps_and_seed_begin_a_new_stream_under_the_last_picture(page, identity):
+    start(page)
+    reach(page, "running")
+    note_states(page)
+    page.locator("#live .steps select").select_option("2")
+    passes(page, "warmup", "running")
+    page.locator("#live .seed input").fill("7")
+    passes(page, "warmup", "running", "warmup", "running")
+    assert identity[0].stats()["streams"] == 1
+    assert "empty" not in page.evaluate("states"), "there was nothing on the screen for a while"
+    page.locator("#live .restart").click()
+    count_pictures(page)
+    wait_for(lambda: shown(page) > 3)
+
+
+def test_words_that_are_not_read_are_shown_as_words(nano_page):
+    page = nano_page
+    page.locator("#live .prompt input").fill("word " * 85 + "<b id=bold onclick=alert(1)>bold</b>")
+    start(page)
+    reach(page, "running")
+    expect(page.locator("#live .message")).to_contain_text(re.compile("Not read: .*bold"))
+    assert page.locator("#live .message *").count() == 0
+    page.locator("#live .prompt input").fill("")
+
+
+def test_pause_keeps_the_picture_and_the_stream(page, identity, monkeypatch):
+    monkeypatch.setattr(sessions, "RATE_SECONDS", 0.5)  # ten frames of the camera
+    start(page)
+    reach(page, "running")
+    page.locator("#live .pause").click()
+    expect(page.locator("#live .notice")).to_have_text("Paused")
+    wait_for(lambda: identity[0].stats()["fps"] == 0)
+    assert identity[0].stats()["streams"] == 1
+    count_pictures(page)
+    page.locator("#live .pause").click()
+    wait_for(lambda: shown(page) > 3)
+
+
+def test_a_stream_that_was_freed_meanwhile_begins_again_by_itself(page, identity):
+    start(page)
+    reach(page, "running")
+    (key,) = identity[0].visitors()
+    note_states(page)
+    identity[0].close(key).result(PATIENCE)
+    passes(page, "warmup", "running")
+    expect(page.locator("#live .message")).to_be_hidden()
+
+
+def test_a_reload_or_a_closed_tab_frees_the_stream(browser, identity):
+    with opened(browser, identity[1]) as page:
+        for leave in (page.reload, page.close):
+            start(page)
+            reach(page, "running")
+            streams(identity[0])(1)
+            leave()
+            streams(identity[0])(0)
+
+
+def test_who_is_too_many_sees_the_place_in_line_and_is_let_in(browser, page, identity):
+    start(page)
+    reach(page, "running")
+    with opened(browser, identity[1]) as second:
+        start(second)
+        reach(second, "waiting")
+        expect(second.locator("#live .notice")).to_have_text(re.compile("You are 1st in line, about .+"))
+        expect(second.locator("#live video")).to_be_visible()
+        expect(page.locator("#live .left")).to_have_text(re.compile(r"\d+:\d\d"))
+        page.locator("#live .stop").click()
+        reach(second, "running")
+
+
+def test_a_recording_plays_and_has_the_length_that_was_recorded(page, tmp_path):
+    start(page)
+    reach(page, "running")
+    page.locator("#live .record").click()
+    expect(page.locator("#live .record")).to_have_text("Finish 0:03")
+    with page.expect_download() as download:
+        page.locator("#live .record").click()
+    name = download.value.suggested_filename
+    assert re.fullmatch(r"live2diff-pencil-[\d-]+\.(mp4|webm)", name)
+    download.value.save_as(tmp_path / name)
+    with av.open(str(tmp_path / name)) as container:
+        assert container.format.name.split(",")[0] in ({"mp4": "mov", "webm": "matroska"}[name.split(".")[1]])
+        times = [float(frame.time) for frame in container.decode(video=0)]
+        size = container.streams.video[0].width, container.streams.video[0].height
+    assert size == (320, 240) and len(times) > 4
+    assert 2 < times[-1] - times[0] < 5
+
+    with page.expect_download() as download:
+        page.locator("#live .still").click()
+    download.value.save_as(tmp_path / "still.png")
+    assert cv2.imread(str(tmp_path / "still.png")).shape == (240, 320, 3)
+
+
+INSECURE = "Object.defineProperty(window, 'isSecureContext', { value: false, configurable: true });"
+REFUSED = "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', '%s') };"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (REFUSED % "NotAllowedError", "Allow it"),
+        (REFUSED % "NotFoundError", "No camera"),
+        (INSECURE, "over https"),
+    ],
+    ids=["not allowed", "none there", "not secure"],
+)
+def test_without_a_camera_the_page_says_what_to_do(page, script, words):
+    page.evaluate(f"() => {{ {script} }}")
+    start(page)
+    expect(page.locator("#live .message")).to_contain_text(words)
+    expect(page.locator("#live .start")).to_be_visible()
+    page.evaluate(
+        f"() => {{ delete navigator.mediaDevices.getUserMedia; {INSECURE.replace('false', 'true')} }}"
+    )
+
+
+def test_a_camera_that_is_unplugged_is_told(page):
+    start(page)
+    reach(page, "running")
+    page.evaluate("""() => document.querySelector("#live video").srcObject.getTracks()[0]
+      .dispatchEvent(new Event("ended"))""")
+    expect(page.locator("#live .message")).to_contain_text("disconnected")
+    expect(page.locator("#live .start")).to_be_visible()
+
+
+def test_a_server_that_goes_away_is_told_and_one_that_comes_back_is_used(browser):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    engine = Engine(Identity())
+    demo = app.serve(engine, quiet=True, server_name="127.0.0.1", server_port=port)
+    with opened(browser, demo.local_url) as page:
+        start(page)
+        reach(page, "running")
+        demo.close()
+        expect(page.locator("#live .message")).to_contain_text("connection to the server was lost")
+        page.locator("#live .start").click()
+        expect(page.locator("#live .message")).to_contain_text("server cannot be reached")
+        demo = app.serve(engine, quiet=True, server_name="127.0.0.1", server_port=port)
+        page.locator("#live .start").click()
+        reach(page, "running")
+    demo.close()
+    engine.shutdown()
+
+
+def test_the_page_finds_its_socket_under_a_root_path(page):
+    """What Gradio tells the page where the way to the server begins with more than its name."""
+    asked: list[str] = []
+    page.on("websocket", lambda socket: asked.append(socket.url))
+    page.evaluate(
+        "window.ownRoot = gradio_config.root; gradio_config.root = location.origin + '/some/where/'"
+    )
+    start(page)
+    expect(page.locator("#live .message")).to_contain_text("server cannot be reached")
+    page.evaluate("gradio_config.root = ownRoot")
+    assert asked[0] == page.url.replace("http", "ws", 1) + "some/where/live-socket"

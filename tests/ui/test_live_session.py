@@ -1,0 +1,159 @@
+"""The Live tab's socket as programs see it, well-behaved and hostile; a tiny model, the real server."""
+
+import json
+import struct
+from collections.abc import Iterator
+from socket import SO_LINGER, SOL_SOCKET
+
+import pytest
+from helpers.browser import wait_for
+from helpers.live_socket import JPEG, PATIENCE, PICTURE_SENT, SETTINGS, answer, started, told
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+import app
+from live2diff.serving.engine import Engine
+from live2diff.ui.live_protocol import FRAME, LARGEST_FRAME, PICTURE, decode_frame
+from live2diff.ui.live_tab import PATH
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_pipeline) -> Iterator[Engine]:
+    engine = Engine(tiny_pipeline, capacity=2)
+    yield engine
+    engine.shutdown()
+
+
+@pytest.fixture(scope="module")
+def address(engine) -> Iterator[str]:
+    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
+    yield demo.local_url.rstrip("/").replace("http", "ws", 1) + PATH
+    demo.close()
+
+
+def test_frames_are_counted_while_they_warm_up_and_then_come_back_as_pictures(engine, address):
+    with started(address) as socket:
+        for number in range(1, 8):
+            (shown, taken, held, worked, gathered), jpeg = answer(socket, number)
+            assert (shown, taken, gathered, jpeg) == (0, number, number, b"")
+            assert 0 < worked <= held
+        for number in (8, 9, 12):
+            (shown, taken, *_, gathered), jpeg = answer(socket, number)
+            assert (shown, taken, gathered) == (number, number, 0)
+            assert decode_frame(jpeg).shape == PICTURE_SENT.shape
+        socket.send(json.dumps({"update": SETTINGS | {"style": "oil"}}))
+        assert told(socket, "updated")["updated"] == "oil"
+        socket.send(json.dumps({"update": SETTINGS | {"style": "nothing like it"}}))
+        assert told(socket, "refused")["style"] == "oil"
+        socket.send(json.dumps({"restart": True}))
+        assert answer(socket, 13)[0][0] == 13
+        socket.send(json.dumps({"stop": True}))
+        wait_for(lambda: engine.stats()["streams"] == 0)
+        socket.send(json.dumps({"start": SETTINGS}))  # and once more on the same socket
+        told(socket, "started")
+        assert answer(socket, 14)[0][4] == 1
+    wait_for(lambda: engine.stats()["streams"] == 0)
+
+
+def test_a_burst_of_frames_leaves_out_all_but_the_newest(engine, address):
+    with started(address) as socket:
+        for number in range(1, 9):
+            answer(socket, number)
+        for number in range(9, 60):
+            socket.send(FRAME.pack(number) + JPEG)
+        taken = 0
+        answers = 0
+        while taken < 59:
+            message = socket.recv(PATIENCE)
+            taken, answers = PICTURE.unpack_from(message)[1], answers + 1
+        assert answers < 51
+    wait_for(lambda: engine.stats()["streams"] == 0)
+
+
+def test_a_new_stream_with_other_settings_takes_the_place_of_the_old_one(engine, address):
+    with started(address) as socket:
+        for number in range(1, 9):
+            answer(socket, number)
+        socket.send(json.dumps({"start": SETTINGS | {"steps": 3, "strength": 0.4, "seed": 5}}))
+        told(socket, "started")
+        assert engine.stats()["streams"] == 1
+        assert answer(socket, 9)[0][4] == 1
+        socket.send(json.dumps({"start": SETTINGS | {"steps": 9}}))
+        assert "steps is 9" in told(socket, "error")["error"]
+    wait_for(lambda: engine.stats()["streams"] == 0)
+
+
+def promise_enormous_size(data: bytes) -> bytes:
+    start = data.index(b"\xff\xc0") + 5  # height and width in the header
+    return data[:start] + b"\xff\xdc\xff\xdc" + data[start + 4 :]
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "not JSON",
+        "[" * 15_000,
+        '"a text"',
+        json.dumps({"unknown": 1}),
+        json.dumps({"start": {"style": ["pencil"], "prompt": ""}}),
+        json.dumps({"start": SETTINGS | {"seed": 1.5}}),
+        json.dumps({"update": SETTINGS | {"prompt": "x" * 2001}}),
+        json.dumps({"update": SETTINGS | {"prompt": "x" * 30_000}}),
+        b"",
+        b"\0\0",
+        FRAME.pack(1) + b"GIF89a",
+        FRAME.pack(1) + JPEG[:30],
+        FRAME.pack(1) + promise_enormous_size(JPEG),
+        bytes(LARGEST_FRAME + 100),
+    ],
+    ids=[
+        "garbage", "deep", "no object", "unknown", "list", "float seed", "long prompt", "long text",
+        "empty", "short", "gif", "cut off", "enormous picture", "too large",
+    ],
+)  # fmt: skip
+def test_what_the_page_never_sends_ends_that_socket_and_nobody_elses(engine, address, hostile):
+    with started(address) as friend, started(address) as foe:
+        foe.send(hostile)
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                foe.recv(PATIENCE)
+        assert closed.value.rcvd.code in (1008, 1009)
+        wait_for(lambda: engine.stats()["streams"] == 1)
+        for number in range(1, 9):
+            answer(friend, number)
+    wait_for(lambda: engine.stats()["streams"] == 0)
+
+
+@pytest.mark.parametrize("origin", ["https://elsewhere.example", "null"])
+def test_pages_of_other_sites_are_refused(address, origin):
+    with pytest.raises(InvalidStatus), connect(address, origin=origin):
+        pass
+
+
+def test_our_own_page_is_known_behind_a_proxy_as_well(address):
+    own = address.replace("ws", "http", 1).removesuffix(PATH)
+    with connect(address, origin=own):
+        pass
+    forwarded = {"x-forwarded-host": "somebody-live2diff.example"}
+    with connect(address, origin="https://somebody-live2diff.example", additional_headers=forwarded):
+        pass
+
+
+def test_a_socket_that_is_cut_frees_its_stream(engine, address):
+    with started(address) as socket:
+        assert engine.stats()["streams"] == 1
+        socket.socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))  # no farewell, a reset
+        socket.socket.close()
+        wait_for(lambda: engine.stats()["streams"] == 0)
+
+
+def test_whoever_is_too_many_waits_in_line_and_is_let_in_by_itself(engine, address):
+    with started(address) as first, started(address), connect(address) as third:
+        third.send(json.dumps({"start": SETTINGS}))
+        waiting = told(third, "waiting")
+        assert waiting["waiting"] == 1 and waiting["seconds"] > 0
+        assert told(first, "time_left")["time_left"] > 0
+        first.close()
+        told(third, "started")
+        assert answer(third, 1)[0][4] == 1
+    wait_for(lambda: engine.stats()["streams"] == 0)

@@ -1,0 +1,114 @@
+"""Where the Live tab's picture comes from, and how it is seen: cameras, screens, full screen; no model."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from helpers.browser import Identity, chromium, needs_browser, opened, wait_for, write_camera
+from helpers.live_tab import count_pictures, marker, reach, shown, start, stop
+from playwright.sync_api import Browser, Page, expect
+
+import app
+from live2diff.serving.engine import Engine
+
+pytestmark = needs_browser
+CAMERA = """() => {
+  const [track] = document.querySelector("#live video").srcObject.getTracks();
+  return [track.getSettings().deviceId, track.readyState, track.getSettings().displaySurface ?? "camera"];
+}"""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    engine = Engine(Identity())
+    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
+    yield demo.local_url
+    demo.close()
+    engine.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser(playwright, tmp_path_factory) -> Iterator[Browser]:
+    """Its camera shows a disc that jumps every two seconds and stands still in between."""
+    path = tmp_path_factory.mktemp("camera") / "camera.y4m"
+    with chromium(playwright, write_camera(path, map(marker, (0.2, 0.8)), 20, 40)) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def pages(browser, address) -> Iterator[Page]:
+    with opened(browser, address) as page:
+        yield page
+
+
+@pytest.fixture
+def page(pages) -> Iterator[Page]:
+    yield pages
+    stop(pages)
+
+
+def sources(page: Page) -> list[str]:
+    return [option.get_attribute("value") for option in page.locator("#live .source option").all()]
+
+
+def test_frames_that_hardly_change_are_not_sent_if_that_is_asked_for(page):
+    start(page)
+    reach(page, "running")
+    dropped = page.locator("#live .dropped")
+    page.locator("#live .similar").check()
+    expect(dropped).to_have_text(re.compile(r"^([6-9]\d|100) %$"))
+    expect(page.locator("#live .fps")).not_to_have_text("–")  # a jump of the disc, and one a second besides
+    page.locator("#live .similar").uncheck()
+    expect(dropped).to_have_text(re.compile(r"^[1-4]?\d %$"))
+
+
+def test_full_screen_by_keyboard_has_the_whole_picture_and_its_slider(page):
+    start(page)
+    reach(page, "running")
+    page.locator("#live .views label", has_text="Slider").click()
+    page.locator("#live button.full").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.fullscreenElement?.classList.contains('screen')")
+    boxes = [page.locator(f"#live {part}").bounding_box() for part in ("canvas", ".split", ".screen")]
+    assert boxes[0] == boxes[1] and boxes[0]["width"] < boxes[2]["width"]
+    assert boxes[0]["width"] / boxes[0]["height"] == pytest.approx(320 / 240, abs=0.01)
+    count_pictures(page)
+    wait_for(lambda: shown(page) > 3)
+    page.locator("#live .split").focus()
+    page.keyboard.press("End")
+    expect(page.locator("#live .split")).to_have_value("100")
+    page.evaluate("document.exitFullscreen()")
+    page.wait_for_function("document.fullscreenElement === null")
+
+
+def test_another_camera_is_taken_while_it_runs(playwright, address):
+    flags = "--use-fake-device-for-media-stream=device-count=2"
+    with chromium(playwright, None, flags) as browser, opened(browser, address) as page:
+        start(page)
+        reach(page, "running")
+        first, state, _ = page.evaluate(CAMERA)
+        others = [source for source in sources(page) if source not in (first, "screen")]
+        assert state == "live" and len(others) == 1
+        page.locator("#live .source select").select_option(others[0])
+        wait_for(lambda: page.evaluate(CAMERA) == [others[0], "live", "camera"])
+        reach(page, "running")
+        expect(page.locator("#live .source select")).to_have_value(others[0])
+        count_pictures(page)
+        wait_for(lambda: shown(page) > 3)
+
+
+def test_a_screen_is_taken_while_it_runs_unmirrored_and_its_end_is_told(page):
+    start(page)
+    reach(page, "running")
+    page.locator("#live .source select").select_option("screen")
+    wait_for(lambda: page.evaluate(CAMERA)[1:] != ["live", "camera"])
+    assert page.evaluate(CAMERA)[1] == "live"
+    reach(page, "running")
+    expect(page.locator("#live .mirror")).not_to_be_checked()
+    expect(page.locator("#live .source select")).to_have_value("screen")
+    count_pictures(page)
+    wait_for(lambda: shown(page) > 3)
+    page.evaluate("""() => document.querySelector("#live video").srcObject.getTracks()[0]
+      .dispatchEvent(new Event("ended"))""")
+    expect(page.locator("#live .message")).to_have_text("The screen is not shared any more.")
+    expect(page.locator("#live .start")).to_be_visible()

@@ -1,0 +1,106 @@
+"""Visitors who go without a word: a browser that is killed, a network that is silently dead. Each frees its
+place within seconds, by what the connection tells; by its silence alone it would be after an hour here."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import pytest
+from helpers.browser import chromium, needs_browser, wait_for
+from helpers.live_socket import SETTINGS, answer, told
+from playwright.sync_api import sync_playwright
+from websockets.sync.client import connect
+
+import app
+from live2diff.serving.engine import Engine
+from live2diff.ui.live_tab import PATH
+
+
+@pytest.fixture
+def engine(tiny_pipeline) -> Iterator[Engine]:
+    engine = Engine(tiny_pipeline, capacity=1, idle_seconds=3600.0)
+    yield engine
+    engine.shutdown()
+
+
+@pytest.fixture
+def address(engine) -> Iterator[str]:
+    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
+    yield demo.local_url
+    demo.close()
+
+
+def seconds_until_free(engine: Engine, go: Callable[[], None]) -> float:
+    """From when the visitor goes until the place is free."""
+    assert engine.stats()["streams"] == 1
+    gone = time.monotonic()
+    go()
+    wait_for(lambda: engine.stats()["streams"] == 0)
+    return time.monotonic() - gone
+
+
+@needs_browser
+@pytest.mark.long
+def test_a_browser_that_is_killed_while_it_streams_frees_its_place(engine, address):
+    with sync_playwright() as playwright, chromium(playwright, None) as browser:
+        page = browser.new_page()
+        page.goto(address)
+        page.get_by_role("tab", name="Live").click()
+        page.locator("#live .start").click()
+        page.wait_for_selector('#live .stage[data-state="running"]', timeout=180_000)
+        processes = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
+        (process,) = [process["id"] for process in processes if process["type"] == "browser"]
+        print(f"killed: {seconds_until_free(engine, lambda: os.kill(process, signal.SIGKILL)):.2f} s")
+
+
+class Network:
+    """The way to a server: what comes in at `port` goes there, and back, until it is dead. Then nothing goes
+    anywhere, and nobody is told."""
+
+    def __init__(self, server: int) -> None:
+        self._server, self._dead = server, threading.Event()
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self._sockets = [self._door]
+        self.port = self._door.getsockname()[1]
+        threading.Thread(target=self._let_in, daemon=True).start()
+
+    def die(self) -> None:
+        self._dead.set()
+
+    def close(self) -> None:
+        for each in self._sockets:
+            each.close()
+
+    def _let_in(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                visitor, _ = self._door.accept()
+                server = socket.create_connection(("127.0.0.1", self._server))
+                self._sockets += [visitor, server]
+                for way in ((visitor, server), (server, visitor)):
+                    threading.Thread(target=self._carry, args=way, daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if self._dead.is_set():
+                    return
+                target.sendall(data)
+
+
+@pytest.mark.long
+def test_a_network_that_is_silently_dead_frees_its_place(engine, address):
+    network = Network(urlsplit(address).port)
+    with connect(f"ws://127.0.0.1:{network.port}{PATH}", close_timeout=0) as visitor:
+        visitor.send(json.dumps({"start": SETTINGS}))
+        told(visitor, "started")
+        for number in range(1, 10):
+            answer(visitor, number)
+        print(f"network dead: {seconds_until_free(engine, network.die):.2f} s")
+    network.close()

@@ -1,0 +1,177 @@
+"""The Video tab in a real browser, on a model of all the real classes at tiny width."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers.browser import chromium, needs_browser, numbered, opened, wait_for, write_camera
+from helpers.clips import RATE, sound_seconds, write_clip
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from live2diff.ui.video_tab import presets, result_of
+from live2diff.video.reader import read_frames
+
+pytestmark = needs_browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    camera = write_camera(tmp_path_factory.mktemp("camera") / "camera.y4m", map(numbered, range(20)), 20)
+    with sync_playwright() as playwright, chromium(playwright, camera) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def page(browser, address) -> Iterator[Page]:
+    """The page at the Video tab, for one test after the other: loading it takes most of the time."""
+    with opened(browser, address) as page:
+        page.get_by_role("tab", name="Video").click()
+        yield page
+
+
+def clear(page: Page) -> None:
+    """Take away the clip of the test before."""
+    remove = page.locator("#clip").get_by_label("Clear")
+    if remove.is_visible():
+        remove.click()
+    state(page, "empty")
+
+
+def upload(page: Page, clip: Path) -> None:
+    clear(page)
+    page.locator("#clip input[type=file]").set_input_files(clip)
+    page.wait_for_function("() => document.querySelector('#clip video')?.readyState >= 1")
+
+
+def open_trim(page: Page) -> None:
+    if not page.get_by_label("End, in seconds").is_visible():
+        page.get_by_role("button", name="Trim").click()
+
+
+def downloaded(page: Page, folder: Path) -> Path:
+    with page.expect_download() as download:
+        page.locator("#result a[download]").click()
+    download.value.save_as(folder / "result.mp4")
+    return folder / "result.mp4"
+
+
+def frame_count(path: Path) -> int:
+    return sum(1 for _ in read_frames(path))
+
+
+def state(page: Page, name: str) -> None:
+    page.wait_for_selector(f'#result .stage[data-state="{name}"]')
+
+
+def test_a_clip_comes_back_with_its_frames_and_its_sound_and_plays_in_step(page, engine, tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", 40, sound="aac")
+    upload(page, clip)
+    page.locator("#prompt textarea, #prompt input").first.fill("a ball")
+    page.locator("#style").get_by_label("Pencil").check()
+    page.get_by_role("button", name="Translate", exact=True).click()
+    state(page, "done")
+    expect(page.locator("#result .text")).to_have_text("40 frames.")
+    result = downloaded(page, tmp_path)
+    assert frame_count(result) == 40
+    assert sound_seconds(result) == pytest.approx(sound_seconds(clip), abs=0.05)
+    assert engine.stats()["clips"] == 0
+
+    times = "() => ['#result', '#clip'].map(id => document.querySelector(id + ' video').currentTime)"
+    playing = "() => [...document.querySelectorAll('video')].filter(video => !video.paused).length"
+    page.get_by_role("button", name="Play both").click()
+    page.wait_for_function(f"{playing} === 2")
+    page.get_by_role("button", name="Pause both").click()
+    page.wait_for_function(f"{playing} === 0")
+    page.locator("#clip video").evaluate("video => { video.currentTime = 1; }")
+    page.wait_for_function(f"() => ({times})().every(time => Math.abs(time - 1) < 0.2)")
+
+
+def test_a_preview_shows_and_cancel_keeps_a_playable_part(page, engine, tmp_path):
+    upload(page, write_clip(tmp_path / "clip.mp4", 1400, sound="aac"))
+    page.get_by_role("button", name="Translate", exact=True).click()
+    expect(page.locator("#result img")).to_be_visible()
+    expect(page.locator("#result img")).to_have_attribute("src", re.compile("^data:image/jpeg"))
+    expect(page.locator("#result .text")).to_have_text(re.compile(r"\d+ of 1400 frames"))
+    page.get_by_role("button", name="Cancel").click()
+    state(page, "done")
+    text = page.locator("#result .text").inner_text()
+    kept = int(re.fullmatch(r"Cancelled. The (\d+) frames made by then are kept, with their sound.", text)[1])
+    result = downloaded(page, tmp_path)
+    assert 8 <= frame_count(result) == kept < 1400
+    assert sound_seconds(result) == pytest.approx(kept / RATE, abs=0.06)
+    wait_for(lambda: engine.stats()["clips"] == 0)
+    expect(page.get_by_role("button", name="Translate", exact=True)).to_be_enabled()
+
+
+def test_two_visitors_clips_take_turns_and_each_gets_their_own(page, browser, address, engine, tmp_path):
+    upload(page, write_clip(tmp_path / "long.mp4", 1400))
+    page.get_by_role("button", name="Translate", exact=True).click()
+    expect(page.locator("#result .text")).to_have_text(re.compile(r"\d+ of 1400 frames"))
+    with opened(browser, address) as other:
+        other.get_by_role("tab", name="Video").click()
+        upload(other, write_clip(tmp_path / "short.mp4", 20))
+        other.get_by_role("button", name="Translate", exact=True).click()
+        expect(other.locator("#result .text")).to_have_text("1 clip is before yours. It begins by itself.")
+        page.get_by_role("button", name="Cancel").click()
+        state(other, "done")
+        assert frame_count(downloaded(other, tmp_path)) == 20
+    expect(page.locator("#result .text")).to_contain_text("Cancelled")
+    wait_for(lambda: engine.stats()["clips"] == 0)
+
+
+def test_only_the_chosen_part_is_translated_and_plays_beside_its_place(page, tmp_path):
+    upload(page, write_clip(tmp_path / "clip.mp4", 75))
+    open_trim(page)
+    expect(page.get_by_label("End, in seconds")).to_have_value("3")
+    page.get_by_label("End, in seconds").fill("2")
+    page.locator("#clip video").evaluate("video => { video.currentTime = 1; }")
+    page.get_by_role("button", name="Start where the player is").click()
+    expect(page.get_by_label("Start, in seconds")).to_have_value("1")
+    page.get_by_role("button", name="Translate", exact=True).click()
+    state(page, "done")
+    assert frame_count(downloaded(page, tmp_path)) == 25
+    page.locator("#result video").evaluate("video => { video.currentTime = 0.5; }")
+    original = "document.querySelector('#clip video').currentTime"
+    page.wait_for_function(f"() => Math.abs({original} - 1.5) < 0.2")
+
+
+def test_an_example_shows_its_finished_result_at_once_and_runs_afresh_on_request(page, engine, tmp_path):
+    preset = next(preset for preset in presets() if result_of(preset).exists())
+    page.locator("#examples button:has(img)").nth(presets().index(preset)).click()
+    page.wait_for_function("() => document.querySelector('#result video').readyState >= 1")
+    expect(page.locator("#result .text")).to_contain_text("Made before, by the nano model.")
+    assert downloaded(page, tmp_path).read_bytes() == result_of(preset).read_bytes()
+    expect(page.locator("#prompt textarea, #prompt input").first).to_have_value(preset["prompt"])
+    expect(page.locator(f"#style input[value={preset['style']}]")).to_be_checked()
+    open_trim(page)
+    page.get_by_label("End, in seconds").fill("0.4")
+    page.get_by_role("button", name="Translate", exact=True).click()
+    expect(page.locator("#result .text")).to_have_text("10 frames.")
+    assert downloaded(page, tmp_path).read_bytes() != result_of(preset).read_bytes()
+
+
+def test_what_cannot_be_translated_is_told_beside_the_clip(page, tmp_path):
+    clear(page)
+    page.get_by_role("button", name="Translate", exact=True).click()
+    expect(page.locator("#result .text")).to_contain_text("Choose a clip first")
+    broken = tmp_path / "notes.mp4"
+    broken.write_text("not a video\n" * 100)
+    page.locator("#clip input[type=file]").set_input_files(broken)
+    expect(page.locator("#result .text")).to_contain_text("is not a video")
+    page.get_by_role("button", name="Translate", exact=True).click()
+    state(page, "error")
+    expect(page.get_by_role("button", name="Translate", exact=True)).to_be_enabled()
+
+
+def test_styles_are_chosen_by_keyboard_and_nothing_is_asked_of_anybody_else(page):
+    expect(page.locator("#style label").first).to_be_visible()
+    page.locator("#style input").first.focus()
+    page.keyboard.press("Tab")  # Gradio gives each radio button a group of its own: no arrows
+    page.keyboard.press("Space")
+    expect(page.locator("#style input").nth(1)).to_be_checked()
+    picture = "label => getComputedStyle(label, '::before').backgroundImage"
+    url = page.locator("#style label").first.evaluate(picture).split('"')[1]
+    assert page.request.get(url).headers["content-type"] == "image/jpeg"
+    page.get_by_role("tab", name="Live").click()
+    expect(page.locator("#live")).to_be_visible()

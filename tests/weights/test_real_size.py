@@ -1,0 +1,93 @@
+"""The full model at its real size, 1.28 billion parameters in the UNet, with random weights.
+
+7 GB of disk, 15 GB of memory and five minutes of two cores. To run it:
+`REAL_SIZE=1 python -m pytest tests/test_real_size.py -s`.
+"""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from helpers.checkpoints import kohya_lora, random_lora, write
+from transformers import CLIPTextConfig, CLIPTextModel, DPTConfig, DPTForDepthEstimation
+
+import live2diff
+from live2diff.model.unet import StreamUNet
+from live2diff.training.text import build_tokenizer
+from live2diff.weights.convert import Sources, convert
+from live2diff.weights.swap import is_added
+
+pytestmark = pytest.mark.skipif(not os.environ.get("REAL_SIZE"), reason="large: set REAL_SIZE=1")
+
+
+class PeakMemory(threading.Thread):
+    """The most memory of its own that this process has had, in bytes; mapped files do not count."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.bytes, self.going = 0, True
+
+    def run(self) -> None:
+        while self.going:
+            status = Path("/proc/self/status").read_text()
+            self.bytes = max(self.bytes, int(status.split("RssAnon:")[1].split()[0]) * 1024)
+            time.sleep(0.05)
+
+
+def write_published(folder: Path) -> Sources:
+    """The parts as they are published, with random weights."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(cross_attention_dim=768)
+    unet.save_pretrained(folder / "base" / "unet")
+    layers = {
+        ("unet", name.removesuffix(".weight")): parameter.shape
+        for name, parameter in unet.named_parameters()
+        if "attn" in name and parameter.ndim == 2
+    }
+    sizes = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    CLIPTextModel(CLIPTextConfig(**sizes)).save_pretrained(folder / "base" / "text_encoder")
+    build_tokenizer(folder / "words").save_pretrained(folder / "base" / "tokenizer")
+    AutoencoderTiny().save_pretrained(folder / "taesd")
+    hybrid = DPTConfig(
+        is_hybrid=True,
+        backbone_featmap_shape=[1, 1024, 24, 24],
+        neck_ignore_stages=[0, 1],
+        backbone_out_indices=[2, 5, 8, 11],
+        neck_hidden_sizes=[256, 512, 768, 768],
+        readout_type="project",
+    )
+    DPTForDepthEstimation(hybrid).save_pretrained(folder / "depth")
+    write(kohya_lora(random_lora(layers, rank=64)), folder / "lcm.safetensors")
+    with torch.device("meta"):
+        outline = StreamUNet(cross_attention_dim=768)
+    added = {f"module.{n}": 0.01 * torch.randn(p.shape) for n, p in outline.named_parameters() if is_added(n)}
+    write(added, folder / "live2diff.ckpt")
+    names = ("base", "live2diff.ckpt", "lcm.safetensors", "taesd", "depth")
+    return Sources(*(str(folder / name) for name in names))
+
+
+def test_the_full_model_loads_within_its_size_and_translates_a_frame_on_a_cpu(tmp_path):
+    convert(tmp_path / "model", write_published(tmp_path))
+    peak = PeakMemory()
+    peak.start()
+    begun = time.monotonic()
+    pipeline = live2diff.load(str(tmp_path / "model"), "cpu")
+    modules = [module for module in pipeline.components.values() if isinstance(module, torch.nn.Module)]
+    weights = 4 * sum(parameter.numel() for module in modules for parameter in module.parameters())
+    print(
+        f"\nloaded {weights / 1e9:.1f} GB in {time.monotonic() - begun:.0f} s, peak {peak.bytes / 1e9:.1f} GB"
+    )
+    assert peak.bytes < 1.3 * weights
+    begun = time.monotonic()
+    stream = pipeline.stream(t_index_list=[30, 42], size=512)
+    stream.push(np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8))
+    (out,) = stream.flush()
+    print(f"the first frame took {time.monotonic() - begun:.0f} s, peak {peak.bytes / 1e9:.1f} GB")
+    peak.going = False
+    assert out.shape == (512, 512, 3) and out.std() > 0
+    assert peak.bytes < 24 * 2**30

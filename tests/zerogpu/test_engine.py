@@ -1,0 +1,417 @@
+"""An engine whose GPU is lent for each visit: in a thread, and in a process forked as `spaces` forks it."""
+
+import json
+import multiprocessing
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.queues import SimpleQueue
+
+import gradio as gr
+import numpy as np
+import pytest
+from helpers.gpu_visits import visiting
+from helpers.paths import ROOT
+from playwright.sync_api import sync_playwright
+
+from live2diff.errors import EngineBusy, StreamGone, VisitOver
+from live2diff.serving.admission import WaitingLine
+from live2diff.zerogpu import engine as zero_engine
+from live2diff.zerogpu import worker
+from live2diff.zerogpu.button import visit_button
+from live2diff.zerogpu.channel import LARGEST_FRAME
+from live2diff.zerogpu.engine import ZeroEngine, lend, seconds_of
+from live2diff.zerogpu.worker import Event, Run
+
+PATIENCE = 60.0  # seconds that a condition may take
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CONTEXT = multiprocessing.get_context("fork")
+
+
+def frames(seed: int, count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """Smooth pictures: a JPEG keeps them nearly as they are."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:height, 0:width][..., None]
+    phases = random.uniform(0, 6, (count, 1, 1, 3))
+    return list((127 + 100 * np.sin(rows / 9 + columns / 13 + phases)).astype(np.uint8))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.005)
+
+
+def alone(pipe, clip: list[np.ndarray], **settings) -> list[np.ndarray]:
+    stream = pipe.stream(**settings)
+    return [out for frame in clip for out in stream.push(frame)] + stream.flush()
+
+
+def assert_alike(first: list[np.ndarray], second: list[np.ndarray]) -> None:
+    """The same pictures, but for what a JPEG changes."""
+    assert len(first) == len(second) > 0
+    for left, right in zip(first, second, strict=True):
+        assert np.abs(left.astype(int) - right).mean() < 6
+
+
+# As in spaces/zero/wrappers.py: a process forked for the call, arguments and results pickled through pipes,
+# the generator in a thread there, a stop event looked at after each yield.
+
+
+def in_forked_process(task: Callable[[Run], Iterator[Event]], seconds: Callable[[Run], int]) -> Callable:
+    def work(arguments: SimpleQueue, results: SimpleQueue, stop) -> None:
+        def iterate() -> None:
+            generator = task(*arguments.get())
+            for result in generator:
+                if stop.is_set():
+                    generator.close()
+                    break
+                results.put(result)
+
+        with ThreadPoolExecutor() as executor:
+            done = executor.submit(iterate)
+        results.put(done.exception())
+
+    def call(*arguments: Run) -> Iterator[Event]:
+        assert seconds(*arguments) > 0
+        stop, asked, results = CONTEXT.Event(), SimpleQueue(ctx=CONTEXT), SimpleQueue(ctx=CONTEXT)
+        process = CONTEXT.Process(target=work, args=(asked, results, stop), daemon=True)
+        process.start()
+        asked.put(arguments)
+        try:
+            while isinstance(result := results.get(), Event):
+                yield result
+            if result is not None:
+                raise result
+        finally:
+            stop.set()
+            process.join(PATIENCE)
+            assert process.exitcode == 0
+
+    return call
+
+
+both_ways = pytest.mark.parametrize(
+    "engine", [lend, in_forked_process], indirect=True, ids=["thread", "fork"]
+)
+
+
+@pytest.fixture
+def engine(request, tiny_pipeline) -> Iterator[ZeroEngine]:
+    engine = ZeroEngine(tiny_pipeline, capacity=3, lender=getattr(request, "param", in_forked_process))
+    yield engine
+    engine.shutdown()
+
+
+@both_ways
+def test_a_visit_translates_what_is_pushed_and_names_the_frame_that_is_shown(engine, tiny_pipeline):
+    clip = frames(1, 11)
+    assert engine.open("ann", style="pencil", seed=1).result(PATIENCE) == ""
+    assert engine.time_left("ann") is None
+    with visiting(engine, "ann"):
+        answers = [engine.push("ann", frame, tag=tag).result(PATIENCE) for tag, frame in enumerate(clip)]
+        assert 0 < engine.time_left("ann") <= engine.visit_seconds
+        stats = engine.stats()
+    expected = alone(tiny_pipeline, clip, style="pencil", seed=1)[: len(clip) - 1]  # the last is in flight
+    assert_alike([out for answer in answers for out in answer.frames], expected)
+    assert [answer.tag for answer in answers] == [None] * 7 + [7, None, 8, 9]
+    assert [answer.frames_in for answer in answers] == list(range(1, 12))
+    assert answers[-1].warm and answers[-1].jpeg.startswith(b"\xff\xd8")
+    assert (stats["streams"], stats["clips"], stats["capacity"]) == (1, 0, 3)
+    assert stats["fps"] > 0 and 0 < stats["delay_p50"] <= stats["delay_p95"]
+
+
+def test_before_the_visit_only_the_newest_frame_waits_and_the_others_warm_it_up(engine, tiny_pipeline):
+    clip = frames(2, 12)
+    engine.open("ann", style="pencil", steps=1).result(PATIENCE)
+    waiting = [engine.push("ann", frame, tag=tag) for tag, frame in enumerate(clip[:9])]
+    assert engine.stats()["dropped"] == 8 and len(set(map(id, waiting))) == 1
+    with visiting(engine, "ann"):
+        answer = waiting[0].result(PATIENCE)
+        assert (answer.tag, answer.warm, len(answer.frames)) == (None, True, 8) or answer.tag == 8
+        assert engine.push("ann", clip[9], tag=9).result(PATIENCE).tag == 9
+
+
+def test_prompt_style_and_restart_reach_a_visit_that_runs(engine, tiny_pipeline):
+    clip = frames(3, 12)
+    engine.open("ann", style="pencil", steps=1, seed=1)
+    assert engine.update("ann", prompt="a dog").result(PATIENCE) == ""
+    with visiting(engine, "ann"):
+        for frame in clip[:8]:
+            engine.push("ann", frame).result(PATIENCE)
+        assert engine.update("ann", style="neon", blend=1).result(PATIENCE) == ""
+        assert engine.update("ann", prompt="word " * 300).result(PATIENCE) != ""
+        with pytest.raises(ValueError, match="no style"):
+            engine.update("ann", style="no such style").result(PATIENCE)
+        with pytest.raises(ValueError, match="lora_scale"):
+            engine.update("ann", lora_scale=5).result(PATIENCE)
+        engine.update("ann", prompt="a cat", blend=1).result(PATIENCE)
+        changed = engine.push("ann", clip[8]).result(PATIENCE).frames
+        engine.restart("ann").result(PATIENCE)
+        assert engine.push("ann", clip[9]).result(PATIENCE).warm
+        engine.open("ann", style="ink", steps=2).result(PATIENCE)  # in a visit: begun anew
+        assert engine.push("ann", clip[10]).result(PATIENCE).frames_in == 1
+    stream = tiny_pipeline.stream(style="pencil", prompt="a dog", steps=1, seed=1)
+    for frame in clip[:8]:
+        stream.push(frame)
+    stream.update(style="neon", prompt="a cat", blend=1)
+    assert_alike(changed, stream.push(clip[8]))
+
+
+@both_ways
+def test_a_visit_that_is_over_is_continued_from_its_last_frames(tiny_pipeline, engine):
+    clip = frames(4, 12)
+    engine.open("ann", style="pencil", steps=1, seed=1)
+    with visiting(engine, "ann"):
+        for frame in clip[:10]:
+            engine.push("ann", frame).result(PATIENCE)
+        engine.update("ann", style="neon").result(PATIENCE)
+    assert engine.time_left("ann") == 0
+    with pytest.raises(VisitOver):
+        engine.push("ann", clip[10])
+    engine.open("ann", style="neon", steps=1, seed=1).result(PATIENCE)
+    waiting = engine.push("ann", clip[10], tag=10)
+    with visiting(engine, "ann"):
+        continued = waiting.result(PATIENCE)
+    assert (continued.tag, continued.warm, continued.frames_in) == (10, True, 9)
+    assert_alike(continued.frames, alone(tiny_pipeline, clip[2:11], style="neon", steps=1, seed=1)[-1:])
+    with visiting(engine, "ann"):  # without opening it again: with the settings it had
+        wait_for(lambda: not engine._guest("ann").over)
+        assert engine.push("ann", clip[11], tag=11).result(PATIENCE).tag == 11
+
+
+def test_the_time_that_was_lent_ends_the_visit_by_itself(engine):
+    engine.visit_seconds = 1.0
+    engine.open("ann", style="pencil")
+    with visiting(engine, "ann") as over:
+        wait_for(lambda: engine.time_left("ann"))
+        wait_for(over.is_set)
+    with pytest.raises(VisitOver):
+        engine.push("ann", frames(5, 1)[0])
+
+
+def test_closing_ends_the_visit_and_leaves_nothing_in_the_slot(engine):
+    engine.open("ann", style="pencil")
+    with visiting(engine, "ann") as over:
+        engine.push("ann", frames(6, 1)[0]).result(PATIENCE)
+        slot = engine._guest("ann").slot
+        engine.close("ann").result(PATIENCE)
+        wait_for(over.is_set)
+    assert not any(any(half) for box in (slot.frames, slot.wishes) for half in box._halves)
+    assert slot in engine._free and engine.visitors() == set()
+    with pytest.raises(StreamGone):
+        engine.push("ann", frames(6, 1)[0])
+    engine.close("ann").result(PATIENCE)  # again does no harm
+
+
+def test_whoever_vanishes_gives_back_the_gpu_and_in_time_the_place(tiny_pipeline, monkeypatch):
+    engine = ZeroEngine(tiny_pipeline, capacity=1)
+    streams = []
+    original = tiny_pipeline.stream
+
+    def noted(**settings):
+        streams.append(weakref.ref(stream := original(**settings)))
+        return stream
+
+    monkeypatch.setattr(tiny_pipeline, "stream", noted)
+    engine.open("ann", style="pencil")
+    with visiting(engine, "ann") as over:
+        engine.push("ann", frames(7, 1)[0]).result(PATIENCE)
+        monkeypatch.setattr(worker, "SILENCE_SECONDS", 0.2)
+        wait_for(over.is_set)  # no frame came
+    assert [stream() for stream in streams] == [None]
+    assert engine.visitors() == {"ann"}
+    engine.idle_seconds = 0.5
+    wait_for(lambda: engine.visitors() == set())
+    assert len(engine._free) == len(engine._slots)
+    engine.shutdown()
+
+
+def test_the_page_that_goes_closes_the_stream_where_the_gpu_is(tiny_pipeline, monkeypatch):
+    engine = ZeroEngine(tiny_pipeline, capacity=1)
+    closed = threading.Event()
+    monkeypatch.setattr(worker.Session, "close", lambda _: closed.set())
+    engine.open("ann", style="pencil")
+    visit = engine.visit("ann")
+    next(visit)
+    visit.close()  # what Gradio does with the generator of a visitor who has gone
+    assert closed.wait(PATIENCE)
+    wait_for(lambda: engine._guest("ann").run is None)
+    engine.shutdown()
+
+
+@both_ways
+def test_a_clip_comes_out_as_from_a_stream_of_its_own(engine, tiny_pipeline):
+    clip = frames(8, 12)
+    with engine.clip("ann/clip", frames=600, style="pencil", seed=1) as stream:
+        assert engine.stats()["clips"] == 1
+        outs = [out for frame in clip for out in stream.push(frame)] + stream.flush()
+    for left, right in zip(outs, alone(tiny_pipeline, clip, style="pencil", seed=1), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert engine.stats()["clips"] == 0 and len(engine._free) == len(engine._slots)
+
+
+def test_a_clip_too_large_for_the_mailbox_keeps_its_size(tiny_pipeline):
+    engine = ZeroEngine(tiny_pipeline)
+    large = frames(9, 3, height=1400, width=1300)
+    assert large[0].nbytes > LARGEST_FRAME
+    with engine.clip("ann/clip", frames=600, style="pencil", steps=1) as stream:
+        outs = [out for frame in large for out in stream.push(frame)] + stream.flush()
+    assert [out.shape for out in outs] == [(1400, 1300, 3)] * 3
+    engine.shutdown()
+
+
+def test_a_clip_that_fails_is_cancelled_or_runs_out_of_time_says_so_and_is_freed(engine, monkeypatch):
+    with pytest.raises(ValueError, match="steps"), engine.clip("ann/clip", style="pencil", steps=9):
+        pass
+    with pytest.raises(StreamGone), engine.clip("ann/clip", style="pencil") as stream:
+        stream.push(frames(10, 1)[0])
+        engine.close("ann/clip")
+        stream.push(frames(10, 1)[0])
+    monkeypatch.setattr(zero_engine, "SHORTEST_CLIP", 0.0)
+    with pytest.raises(VisitOver), engine.clip("ann/clip", frames=0, style="pencil") as stream:
+        stream.flush()
+    assert len(engine._free) == len(engine._slots)
+
+
+def test_a_clip_asks_for_the_gpu_by_its_number_of_frames():
+    short, long = (seconds_of(Run(slot=0, owner=1, seconds=count * 0.1)) for count in (10, 600))
+    assert long - short == 59
+
+
+def test_what_the_lender_says_is_told_and_nobody_waits_for_ever(tiny_pipeline):
+    def no_gpu(task: Callable, seconds: Callable) -> Callable:
+        def call(run: Run) -> Iterator[Event]:
+            raise RuntimeError("You have exceeded your quota.")
+            yield
+
+        return call
+
+    engine = ZeroEngine(tiny_pipeline, lender=no_gpu)
+    engine.open("ann", style="pencil")
+    waiting = engine.push("ann", frames(11, 1)[0])
+    with pytest.raises(RuntimeError, match="quota"):
+        list(engine.visit("ann"))
+    with pytest.raises(VisitOver):
+        waiting.result(PATIENCE)
+    with pytest.raises(RuntimeError, match="quota"), engine.clip("ann/clip", style="pencil"):
+        pass
+    assert len(engine._free) == len(engine._slots) - 1
+    engine.shutdown()
+
+
+def test_a_stream_that_cannot_be_opened_there_is_told_to_who_waits(engine):
+    with pytest.raises(ValueError, match="no style"):
+        engine.open("ann", style="no such style")
+    assert engine.visitors() == set()
+    engine.open("ann", style="pencil", steps=9)  # only the pipeline judges that
+    waiting = engine.push("ann", frames(12, 1)[0])
+    with visiting(engine, "ann") as over:
+        with pytest.raises(ValueError, match="steps"):
+            waiting.result(PATIENCE)
+        wait_for(over.is_set)
+
+
+def test_two_visitors_at_once_have_each_their_own(engine, tiny_pipeline):
+    settings = {"ann": {"style": "pencil", "seed": 1}, "bob": {"style": "neon", "prompt": "a cat", "seed": 2}}
+    clips = {"ann": frames(13, 9), "bob": frames(14, 9)}
+    outs: dict[str, list[np.ndarray]] = {"ann": [], "bob": []}
+    for key in clips:
+        engine.open(key, **settings[key])
+    with visiting(engine, "ann"), visiting(engine, "bob"):
+        for pair in zip(clips["ann"], clips["bob"], strict=True):
+            answers = [engine.push(key, frame) for key, frame in zip(clips, pair, strict=True)]
+            for key, answer in zip(clips, answers, strict=True):
+                outs[key] += answer.result(PATIENCE).frames
+    for key in clips:
+        assert_alike(outs[key], alone(tiny_pipeline, clips[key], **settings[key])[:8])
+
+
+def test_a_space_takes_the_model_that_its_operator_asks_for(tiny_pipeline, monkeypatch):
+    told = {}
+
+    def load_model(options, **settings):
+        told.update(vars(options) | settings)
+        return tiny_pipeline
+
+    monkeypatch.setattr(zero_engine, "on_zero_gpu", lambda: True)
+    monkeypatch.setattr(zero_engine, "load_model", load_model)
+    monkeypatch.setenv("LIVE2DIFF_OPTIONS", "--model nano --style 'ink' --streams 3 --no-safety-checker")
+    zero_engine.space_engine().shutdown()
+    assert (told["model"], told["style"], told["safety_checker"]) == ("nano", "ink", False)
+    assert told["device"] == "cuda" and told["eager"]
+
+
+def test_a_line_stands_before_it_as_before_any_engine(tiny_pipeline):
+    engine = ZeroEngine(tiny_pipeline, capacity=1, visit_seconds=30.0)
+    line = WaitingLine(engine)
+    assert line.join("ann").position == 0
+    engine.open("ann", style="pencil")
+    assert line.join("bob").position == 1
+    with pytest.raises(EngineBusy):
+        engine.open("bob", style="pencil")
+    with visiting(engine, "ann"):
+        wait_for(lambda: engine.time_left("ann"))
+        assert 0 < line.time_left("ann") <= 30.0
+    assert line.time_left("ann") == 0
+    line.leave("ann")
+    assert line.join("bob").position == 0
+    engine.shutdown()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+def test_the_hidden_button_borrows_the_gpu_until_the_page_is_closed(tiny_pipeline):
+    engine = ZeroEngine(tiny_pipeline, capacity=1)
+    with gr.Blocks() as demo:
+        visit_button(engine)
+    _, url, _ = demo.queue().launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    engine.open("ann", style="pencil", steps=1)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.goto(url)
+        button = page.locator("#visit")
+        button.wait_for(state="attached")
+        page.evaluate("window.live2diffVisit = 'ann'")
+        button.dispatch_event("click")
+        answers = [
+            engine.push("ann", frame, tag=tag).result(PATIENCE) for tag, frame in enumerate(frames(0, 9))
+        ]
+        assert answers[-1].tag == 8
+        run = engine._guest("ann").run
+        page.close()
+        run.result(PATIENCE)
+        browser.close()
+    demo.close()
+    engine.shutdown()
+
+
+def test_a_space_in_zerogpu_mode_asks_once_for_each_visit_and_clip_and_gives_back(tiny_pipeline):
+    """See zerogpu_space.py: `spaces` itself, but for its scheduler and the weights' way to the GPU."""
+    pytest.importorskip("spaces")
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "helpers" / "zerogpu_space.py"],
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stdout + done.stderr
+    result = json.loads(lines[0].removeprefix("RESULT "))
+    assert result["device"] == "cuda:0", "the weights were loaded as if there were a GPU"
+    assert result["tags"] == [None] * 7 + [7, 8, 9, 10, 11]
+    assert result["over"] and result["continued"] == ["on", True] and result["free"]
+    calls = [(path, query.get("durationSeconds")) for path, query in result["calls"]]
+    visit, clip = (str(seconds_of(Run(slot=0, owner=1, seconds=seconds))) for seconds in (60, 20))
+    assert [call for call in calls if call[0] == "/schedule"] == [
+        ("/schedule", visit),
+        ("/schedule", visit),
+        ("/schedule", clip),
+    ]
+    assert [path for path, _ in calls].count("/release") == 3
