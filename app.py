@@ -27,7 +27,7 @@ from gradio.utils import get_upload_folder
 from live2diff.cli import add_model_options, load_model, operator_options
 from live2diff.serving import event_log
 from live2diff.serving.admission import WaitingLine
-from live2diff.serving.clip_queue import ClipJobs
+from live2diff.serving.clip_queue import ClipQueue
 from live2diff.serving.engine import Engine
 from live2diff.serving.limits import VisitorLimits
 from live2diff.serving.shutdown import GRACE_SECONDS, serve_until_stopped
@@ -59,14 +59,14 @@ LAUNCH = {
 DEFAULT_LIMITS = VisitorLimits()
 
 
-def clip_jobs(engine: Engine, limits: VisitorLimits = DEFAULT_LIMITS) -> ClipJobs:
+def clip_jobs(engine: Engine, limits: VisitorLimits = DEFAULT_LIMITS) -> ClipQueue:
     """The clips of a page. Its temporary files are bounded where they have a folder of their own."""
     folder, is_own = Path(get_upload_folder()), bool(os.environ.get("GRADIO_TEMP_DIR"))
     most = MOST_BYTES if is_own else None
-    return ClipJobs(engine, folder / "live2diff-results", per_address=limits.clips, most_bytes=most)
+    return ClipQueue(engine, folder / "live2diff-results", per_address=limits.clips, most_bytes=most)
 
 
-def build(engine: Engine, limits: VisitorLimits = DEFAULT_LIMITS, jobs: ClipJobs | None = None) -> gr.Blocks:
+def build(engine: Engine, limits: VisitorLimits = DEFAULT_LIMITS, jobs: ClipQueue | None = None) -> gr.Blocks:
     """The whole page on `engine`, ready for `.launch(**LAUNCH)`."""
     jobs = jobs or clip_jobs(engine, limits)
     pictures = [thumbnail_of(name, style) for name, style in engine.styles.items()]
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     where = {"server_name": options.host, "server_port": options.port, "share": options.share}
-    event_log.begin()
+    event_log.configure()
     page = serve(engine, limits, mcp_server=options.mcp or None, **where)
     serve_until_stopped(page, engine, options.grace_seconds)
 

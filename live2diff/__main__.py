@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 from .cli import BAD_INPUT, INTERRUPTED, add_model_options, load_model, size_of, t_index_list_of
-from .errors import BrokenPicture
+from .errors import NonFiniteError
 from .streaming.scene_change import SCENE_CUT
+from .streaming.settings import StreamSettings
 from .video.reader import ClipInfo, probe
 from .video.translate import Progress, translate
 from .video.writer import check_target, even
@@ -66,11 +67,11 @@ def sizes(
     return (width, height), (height, width)
 
 
-def told_options(arguments: argparse.Namespace) -> dict[str, object]:
-    """The options of `pipe.stream` that were given; what was not is the model's own choice."""
+def settings_of(arguments: argparse.Namespace) -> StreamSettings:
+    """Return the settings that were given; what was not is the model's own choice."""
     names = ("style", "prompt", "seed", "steps", "strength", "t_index_list", "depth_every")
-    told = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    return told | {"scene_cut": arguments.scene_cut}
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    return StreamSettings(**given, scene_cut=arguments.scene_cut)
 
 
 def show(steps: Iterator[Progress]) -> int:
@@ -96,11 +97,12 @@ def run(arguments: argparse.Namespace) -> None:
     info = probe(arguments.source)
 
     begun = time.monotonic()
+    settings = settings_of(arguments)
     frame_size, working_size = sizes(arguments.size, info)
     pipe = load_model(arguments)  # only now: it takes seconds, and a wrong file name should be told at once
     from torch import OutOfMemoryError  # it is there now; before, it would take seconds
 
-    with closing(pipe.stream(**told_options(arguments), size=working_size)) as stream:
+    with closing(pipe.stream(settings.updated(size=working_size))) as stream:
         if stream.ignored_words:
             print(f"live2diff: the prompt is too long; not read: {stream.ignored_words}", file=sys.stderr)
         with closing(translate(stream, arguments.source, arguments.target, size=frame_size)) as steps:
@@ -118,7 +120,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """The exit code: 0 when the clip is made, 2 for bad input, 130 when interrupted."""
     try:
         run(parser().parse_args(words))
-    except (ValueError, OSError, BrokenPicture) as error:
+    except (ValueError, OSError, NonFiniteError) as error:
         print("live2diff: " + " ".join(str(error).split()), file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:

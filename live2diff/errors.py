@@ -9,18 +9,18 @@ class EngineBusy(RuntimeError):
     """Every place is taken by a visitor whose frames keep coming."""
 
 
-class StreamGone(RuntimeError):
+class StreamClosed(RuntimeError):
     """The stream was never opened, was closed, or was freed after a silence: open it again."""
 
 
-class Stopping(StreamGone):
+class ServerStopping(StreamClosed):
     """The server ends, and its streams with it."""
 
     def __init__(self) -> None:
         super().__init__("The server is being stopped.")
 
 
-class NoMemory(RuntimeError):
+class StreamOutOfMemory(RuntimeError):
     """The device ran out of memory over this stream, which has ended; there are fewer places from now on."""
 
     WORDS = (
@@ -32,11 +32,11 @@ class NoMemory(RuntimeError):
         super().__init__(words)
 
 
-class BrokenPicture(RuntimeError):
+class NonFiniteError(RuntimeError):
     """The model gives NaN or infinity even after a fresh start; the stream has ended."""
 
 
-class VisitOver(StreamGone):
+class GpuSessionOver(StreamClosed):
     """The GPU was lent for so long and no longer; open the stream again for the next visit."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class ClipError(ValueError):
     """A clip that cannot be read or written; the message says why and what to do about it."""
 
 
-class TooMany(ValueError):
+class LimitReached(ValueError):
     """A limit is reached; the words are for whoever reached it."""
 
 

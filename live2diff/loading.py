@@ -23,7 +23,7 @@ from .pipeline import Live2DiffPipeline
 from .styles import STYLES, Style
 from .weights.convert import PUBLISHED, Report, Sources, convert, converted_folder, reading
 from .weights.hub import CHECKPOINTS, find, is_hub_name
-from .weights.swap import Restyler, parts_of
+from .weights.swap import WeightSwapper, parts_of
 
 NANO = Path(__file__).parent / "nano"
 RANGES = "activation_ranges.json"  # of a model that is small enough for a CPU: see `runtime.accelerate`
@@ -95,7 +95,7 @@ def load(
     give_styles(pipeline, folder, styles or {}, loras, checkpoints, report)
     if style:
         report("Putting on the style")
-    pipeline.wear(style)
+    pipeline.activate_style(style)
     if not eager:
         give_runtime(pipeline, folder, report)
     return pipeline
@@ -131,7 +131,7 @@ def can_be_compiled(pipeline: Live2DiffPipeline) -> bool:
     """Whether `runtime` is for this model: in full precision on a PC's processor, with weights that stay."""
     on_cpu = pipeline.unet.device.type == "cpu" and pipeline.unet.dtype == torch.float32
     has_library = find_spec("openvino") is not None and platform.machine() in ("x86_64", "AMD64")
-    return on_cpu and has_library and pipeline.restyler is None
+    return on_cpu and has_library and pipeline.weight_swapper is None
 
 
 def give_styles(
@@ -148,7 +148,7 @@ def give_styles(
     if few_step or loras:
         always = [*loras, *([(str(folder / few_step), 1.0)] if few_step else [])]
         locate = partial(find, checkpoints=checkpoints)
-        pipeline.restyler = Restyler(parts_of(pipeline), folder, locate, always)
+        pipeline.weight_swapper = WeightSwapper(parts_of(pipeline), folder, locate, always)
     pipeline.styles = {
         name: style
         for name, style in (STYLES | styles).items()

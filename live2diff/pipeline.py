@@ -2,7 +2,7 @@
 
 import math
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DiffusionPipeline, LCMScheduler
@@ -14,12 +14,12 @@ from .model.depth import inverse_depth
 from .model.kv_cache import KVCache
 from .model.lcm import make_schedule, spread_indices, timesteps_of_indices
 from .model.unet import StreamUNet
-from .model.vae import VAE, cell_side, decode, encode
-from .streaming.cache_pool import SlotTable
-from .streaming.scene_change import SCENE_CUT
+from .model.vae import VAE, decode, encode, vae_scale_factor
+from .streaming.cache_pool import CachePools
+from .streaming.settings import LONGEST_PROMPT, StreamSettings
 from .streaming.stream import Stream
 from .styles import STYLES, Style, find_style
-from .weights.swap import Restyler
+from .weights.swap import WeightSwapper
 
 if TYPE_CHECKING:
     from .runtime.openvino import Runtime
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 LARGEST_SIDE = 1024
 WIDEST_ASPECT = 4.0
 PUBLISHED_INDICES = (30, 36, 42)  # of most of the published styles
-LONGEST_PROMPT = 4000  # characters; the tokenizer keeps 77 tokens in any case
 
 
 class Live2DiffPipeline(DiffusionPipeline):
@@ -47,7 +46,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         default_style: the style of streams that name none.
         runtime: computes a stream's frames in place of PyTorch's own kernels; None if they do it.
         content_filter: looks at what goes out; None for none.
-        restyler: changes the weights for styles that bring their own; None if this model has no such styles.
+        weight_swapper: writes a style's weights; None if no style has weights of its own.
         about: which model this is, in a sentence for people.
     """
 
@@ -68,7 +67,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         super().__init__()
         self.styles: dict[str, Style] = {n: style for n, style in STYLES.items() if not style.has_weights}
         self.default_style: str | None = None
-        self.restyler: Restyler | None = None
+        self.weight_swapper: WeightSwapper | None = None
         self.runtime: Runtime | None = None
         self.content_filter: ContentFilter | None = None
         self.about = ""
@@ -90,71 +89,48 @@ class Live2DiffPipeline(DiffusionPipeline):
 
     def stream(
         self,
-        style: str | None = None,
-        prompt: str = "",
-        seed: int = 0,
-        steps: int | None = None,
-        strength: float | None = None,
-        t_index_list: list[int] | None = None,
-        size: int | tuple[int, int] | None = None,
-        lora_scale: float = 1.0,
+        settings: StreamSettings | None = None,
+        *,
         cache_dtype: torch.dtype | None = None,
-        depth_every: int = 1,
-        table: SlotTable | None = None,
-        scene_cut: float | None = SCENE_CUT,
+        pools: CachePools | None = None,
+        **changes: Any,
     ) -> Stream:
         """Open a viewer's stream.
 
         Args:
-            style: a name in `styles`, "" for the prompt as it is, None for the default style.
-            prompt: the viewer's words.
-            seed: decides everything: same seed and frames, same output.
-            steps: 1 to 4 denoising steps, from the first one on; by default the style's own number, or
-                the model's.
-            strength: how far a picture may go from the camera's, from near 0, a touch, to 1; by default the
-                style's own first step, or the model's.
-            t_index_list: the steps themselves, as increasing indices; overrides `steps` and `strength`.
-            size: working size, `n` for about n x n pixels in the frames' aspect, or `(height, width)`.
-            lora_scale: multiplies the weights of the style's LoRAs, from 0 to 2.
+            settings: the settings of the stream; None for the default ones.
             cache_dtype: `torch.int8` or `torch.float8_e4m3fn` for a memory of a byte a number; None for one
                 in the precision of the weights.
-            depth_every: depth is looked at every so many frames; the frames between have that of the last.
-            table: where its memory is to be beside that of other streams, to be pushed together with them;
+            pools: where its memory is to be beside that of other streams, to be pushed together with them;
                 by default on its own.
-            scene_cut: how different a picture must be for the stream to warm up again by itself, from 0 to 1;
-                None for never. `scene.py` has what it was chosen on.
+            **changes: fields of `StreamSettings` that replace those of `settings`.
 
         Raises:
             ValueError: a setting out of range, with what is possible; or a style with other weights than
                 those that other streams use now.
             OSError: the style's weights cannot be read or downloaded.
         """
-        style = self.default_style if style is None else style
-        preset = self.preset(style)
+        settings = (settings or StreamSettings()).updated(**changes)
+        steps, strength, t_index_list = settings.steps, settings.strength, settings.t_index_list
         if steps is None and strength is None and t_index_list is None:
+            preset = self.preset(settings.style)
             steps, strength, t_index_list = preset.steps, preset.strength, preset.t_index_list
         indices = self.indices(steps, strength) if t_index_list is None else list(t_index_list)
         timesteps = timesteps_of_indices(self.scheduler, indices, self.config.num_inference_steps)
-        if not -(2**63) <= seed < 2**63:
-            raise ValueError(f"seed is {seed}; it must fit into 64 bits.")
         if cache_dtype not in (None, torch.int8, torch.float8_e4m3fn):
             raise ValueError(
                 f"cache_dtype is {cache_dtype}; it must be torch.int8, torch.float8_e4m3fn or None."
             )
-        if not isinstance(depth_every, int) or depth_every < 1:
-            raise ValueError(f"depth_every is {depth_every!r}; it must be a whole number from 1 on.")
-        size = self.config.size if size is None else size
-        self.working_size(1, 1, size)  # speak up now rather than at the first frame
-        schedule = make_schedule(self.scheduler, timesteps)
-        words, memory = (style, prompt, seed), (cache_dtype, depth_every, table)
-        return Stream(self, schedule, *words, size, lora_scale, *memory, scene_cut)
+        self.working_size(1, 1, settings.size)  # fail now rather than at the first frame
+        return Stream(self, settings, make_schedule(self.scheduler, timesteps), cache_dtype, pools)
 
     def preset(self, style: str | None) -> Style:
-        """The preset of that name; for None or "", the viewer's words as they are.
+        """Return the preset of that name; None is the default style, "" the prompt as it is.
 
         Raises:
             ValueError: there is none, or this model cannot wear it.
         """
+        style = self.default_style if style is None else style
         if style in STYLES and style not in self.styles:
             full = self.config.few_step_lora
             needs = " and ".join(STYLES[style].files) if full else "the full model (--model live2diff)"
@@ -169,10 +145,10 @@ class Live2DiffPipeline(DiffusionPipeline):
             OSError: a file cannot be downloaded.
         """
         preset = self.preset(style)
-        if self.restyler is not None:
-            self.restyler.fetch(preset.base, preset.loras)
+        if self.weight_swapper is not None:
+            self.weight_swapper.fetch(preset.base, preset.loras)
 
-    def wear(self, style: str | None, user: object = None, lora_scale: float = 1.0) -> bool:
+    def activate_style(self, style: str | None, user: object = None, lora_scale: float = 1.0) -> bool:
         """Have the weights of a style, on behalf of the stream `user`; whether they changed.
 
         Raises:
@@ -183,14 +159,14 @@ class Live2DiffPipeline(DiffusionPipeline):
         if not 0 <= lora_scale <= 2:
             raise ValueError(f"lora_scale is {lora_scale!r}; it must be from 0 to 2.")
         preset = self.preset(style)
-        if self.restyler is None:
+        if self.weight_swapper is None:
             return False
-        return self.restyler.wear(preset.base, [(n, w * lora_scale) for n, w in preset.loras], user)
+        return self.weight_swapper.activate(preset.base, [(n, w * lora_scale) for n, w in preset.loras], user)
 
-    def leave(self, user: object) -> None:
+    def release_style(self, user: object) -> None:
         """The stream `user` has ended: the weights may change without it."""
-        if self.restyler is not None:
-            self.restyler.leave(user)
+        if self.weight_swapper is not None:
+            self.weight_swapper.release(user)
 
     def indices(self, steps: int | None, strength: float | None) -> list[int]:
         """The denoising steps that this number of steps and this strength stand for; None: the model's own.
@@ -217,33 +193,38 @@ class Live2DiffPipeline(DiffusionPipeline):
             return out + stream.flush()
 
     @property
-    def cell(self) -> int:
+    def size_multiple(self) -> int:
         """The working size is a multiple of this many pixels, so that every level of VAE and UNet halves
         evenly."""
-        return cell_side(self.vae) * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        return vae_scale_factor(self.vae) * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
-    def working_size(self, height: int, width: int, size: int | tuple[int, int]) -> tuple[int, int]:
-        """The `(height, width)` at which frames of `height` x `width` are worked on.
+    def working_size(
+        self, height: int, width: int, size: int | tuple[int, int] | None = None
+    ) -> tuple[int, int]:
+        """Return the (height, width) at which frames of `height` x `width` are processed.
+
+        `size` is that of `StreamSettings`; None is the model's default.
 
         Raises:
             ValueError: `size` is out of range.
         """
+        size = self.config.size if size is None else size
         if isinstance(size, int):
             aspect = min(max(width / height, 1 / WIDEST_ASPECT), WIDEST_ASPECT)
             asked, wanted = (size, size), (size / math.sqrt(aspect), size * math.sqrt(aspect))
         else:
             asked = wanted = tuple(size)
-        smallest = 2 * self.cell
+        smallest = 2 * self.size_multiple
         if len(asked) != 2 or min(asked) < smallest or max(asked) > LARGEST_SIDE:
             raise ValueError(
                 f"size {size} is out of range: a side must have {smallest} to {LARGEST_SIDE} pixels."
             )
-        sides = tuple(max(1, round(side / self.cell)) * self.cell for side in wanted)
+        sides = tuple(max(1, round(side / self.size_multiple)) * self.size_multiple for side in wanted)
         return sides
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """(channels, height, width) of the latents of a picture of `size` (height, width)."""
-        cell = cell_side(self.vae)
+        cell = vae_scale_factor(self.vae)
         return self.unet.config.in_channels, size[0] // cell, size[1] // cell
 
     def _text(self, style: str | None, prompt: str) -> str:

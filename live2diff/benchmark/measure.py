@@ -15,6 +15,7 @@ from ..config import WARMUP_FRAMES
 from ..pipeline import Live2DiffPipeline
 from ..serving.engine import Engine
 from ..streaming import steps
+from ..streaming.settings import StreamSettings
 
 Call = Callable[[], Any]
 Settings = dict[str, Any]
@@ -70,7 +71,7 @@ class Viewers:
         self._engine = Engine(pipeline, capacity=count, idle_seconds=3600.0)
         try:
             for key in self._keys:
-                self._engine.open(key, **settings).result(PATIENCE)
+                self._engine.open(key, StreamSettings(**settings)).result(PATIENCE)
             while not all(answer.frames for answer in self.push()):
                 pass
         except BaseException:

@@ -13,7 +13,7 @@ from PIL import Image
 from ..config import WINDOW
 from ..model.attention import Window
 from ..model.lcm import Schedule
-from ..model.vae import cell_side, patch_side
+from ..model.vae import patch_side, vae_scale_factor
 from ..pipeline import Live2DiffPipeline
 from ..weights.convert import quiet
 from ..weights.swap import is_added
@@ -28,7 +28,7 @@ def unet_calls(
     """The UNet's part of one new frame, at a working `size` (height, width): with the cache, and from the
     window's 16 frames anew. Both are one call, with all denoising steps in it."""
     unet, steps = pipeline.unet, schedule.steps
-    height, width = (side // cell_side(pipeline.vae) for side in size)
+    height, width = (side // vae_scale_factor(pipeline.vae) for side in size)
     channels, text = unet.config.in_channels, unet.config.cross_attention_dim
     like = {"device": unet.device, "dtype": unet.dtype}
     cache = unet.new_cache(steps, height, width)

@@ -14,7 +14,7 @@ def patch_side(vae: VAE) -> int:
     return math.isqrt(vae.config.in_channels // 3)
 
 
-def cell_side(vae: VAE) -> int:
+def vae_scale_factor(vae: VAE) -> int:
     """How many pixels a cell of the latents is wide and high."""
     channels = vae.config.get("encoder_block_out_channels") or vae.config.block_out_channels
     return patch_side(vae) * 2 ** (len(channels) - 1)

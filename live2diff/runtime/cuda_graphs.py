@@ -177,7 +177,7 @@ def accelerate(
         report: told in words what comes of it.
     """
     frames = list(np.random.default_rng(0).integers(0, 256, (TRIAL_FRAMES, 64, 64, 3), dtype=np.uint8))
-    size = 2 * pipeline.cell
+    size = 2 * pipeline.size_multiple
     try:
         expected = np.stack(pipeline(frames, size=size))
         pipeline.runtime = CudaRuntime(pipeline, compiled)

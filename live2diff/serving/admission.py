@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ..errors import EngineBusy
 
 if TYPE_CHECKING:
-    from .sessions import Places
+    from .sessions import SessionManager
 
 RESERVED_SECONDS = 8.0  # how long a place is kept for somebody who was let in and has not opened a stream
 SILENCE_SECONDS = 10.0  # whoever waits and does not ask for this long has left the line
@@ -54,7 +54,10 @@ class WaitingLine:
     """
 
     def __init__(
-        self, engine: Places, slice_seconds: float = 120.0, clock: Callable[[], float] = time.monotonic
+        self,
+        engine: SessionManager,
+        slice_seconds: float = 120.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.slice_seconds = slice_seconds
         self._notice = min(NOTICE_SECONDS, slice_seconds)

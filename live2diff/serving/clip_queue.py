@@ -1,6 +1,6 @@
 """Visitors' clips: one after the other, each of them stopped at any time without losing what is done.
 
-The page and the endpoints for programs both run clips through `ClipJobs.run`. Nothing here knows of Gradio.
+The page and the endpoints for programs both run clips through `ClipQueue.run`. Nothing here knows of Gradio.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import BrokenPicture, ClipStopped, NoMemory, StreamGone
+from ..errors import ClipStopped, NonFiniteError, StreamClosed, StreamOutOfMemory
+from ..streaming.settings import StreamSettings
 from ..video.reader import Cut, Limits, probe
 from ..video.translate import Progress, translate
 from .engine import Engine
@@ -39,7 +40,7 @@ class Result:
     frames: int = 0
 
 
-class ClipJobs:
+class ClipQueue:
     """Clips on `engine`, one at a time, first come, first served; results go to `folder`, for an hour.
 
     `per_address` clips may be in line from one address. If `most_bytes` is given, `folder.parent` is the
@@ -80,7 +81,7 @@ class ClipJobs:
         clip: str | Path,
         result: Result,
         cut: Cut,
-        settings: dict[str, Any],
+        settings: StreamSettings,
         address: str | None = None,
     ) -> Iterator[Waiting | Progress | str]:
         """Translate a cut of `clip` into `result`; all but the file is freed when this generator ends,
@@ -108,8 +109,8 @@ class ClipJobs:
                     raise ClipStopped()
             try:
                 frames = probe(clip, self.limits, cut).frame_count  # before anything is begun for it
-                self.engine.fetch(settings["style"]).result()
-                with self.engine.clip(key, frames, **settings) as stream:
+                self.engine.fetch(settings.style).result()
+                with self.engine.clip(key, settings, frames) as stream:
                     if stop.is_set():
                         raise ClipStopped()
                     if stream.ignored_words:
@@ -119,9 +120,9 @@ class ClipJobs:
                         for step in steps:
                             result.frames = step.written
                             yield step
-            except StreamGone as gone:
+            except StreamClosed as gone:
                 raise ClipStopped("Cancelled." if stop.is_set() else str(gone)) from None
-            except (BrokenPicture, NoMemory) as failed:
+            except (NonFiniteError, StreamOutOfMemory) as failed:
                 raise ClipStopped(str(failed)) from None
             finally:
                 if not result.path.exists():

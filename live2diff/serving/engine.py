@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ..errors import BrokenPicture, NoMemory, Stopping
-from .event_log import name_of
-from .sessions import Answer, ClipStream, Places, Visitor
+from ..errors import NonFiniteError, ServerStopping, StreamOutOfMemory
+from ..streaming.settings import BLEND_FRAMES, StreamSettings
+from .event_log import log_id
+from .sessions import Answer, ClipStream, SessionManager, Visitor
 
 if TYPE_CHECKING:
     import torch
 
     from ..pipeline import Live2DiffPipeline
-    from ..streaming.steps import Arrival
+    from ..streaming.steps import PendingFrame
     from ..streaming.stream import Stream
 
 Result = TypeVar("Result")
@@ -61,7 +62,7 @@ class Work:
     viewer: Viewer
     mail: Mail
     answer: Future[Answer]
-    arrival: Arrival
+    arrival: PendingFrame
 
 
 @contextmanager
@@ -75,7 +76,7 @@ def delivering(*answers: Future) -> Iterator[None]:
                 answer.set_exception(error)
 
 
-class Engine(Places[Viewer]):
+class Engine(SessionManager[Viewer]):
     """Streams by key, one for each visitor, on one device.
 
     `open`, `push`, `update`, `restart` and `close` may be called from any thread or event loop. They return
@@ -104,7 +105,7 @@ class Engine(Places[Viewer]):
         together: bool | None = None,
         cache_dtype: torch.dtype | None = None,
     ) -> None:
-        from ..streaming.cache_pool import SlotTable
+        from ..streaming.cache_pool import CachePools
         from .capacity import measure_room  # not before a model is there: torch takes seconds
 
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
@@ -114,15 +115,15 @@ class Engine(Places[Viewer]):
             capacity, self.room = measured.viewers, measured.reason
         super().__init__(pipe, capacity, idle_seconds)
         self._together = pipe.unet.device.type == "cuda" if together is None else together
-        self._table = SlotTable(capacity)
+        self._pools = CachePools(capacity)
         self._cache_dtype = cache_dtype
 
-    def open(self, key: str, **settings: Any) -> Future[str]:
+    def open(self, key: str, settings: StreamSettings) -> Future[str]:
         """Give `key` a stream with these settings, in place of one it has; `EngineBusy` if there is no room.
 
         The answer is the end of the prompt that is too long for the model, "" as a rule.
         """
-        visitor = Viewer(name=name_of(key))
+        visitor = Viewer(name=log_id(key))
         former = self._give_place(key, visitor)
         if former is not None:
             former.reason = "replaced"
@@ -143,19 +144,19 @@ class Engine(Places[Viewer]):
                 self._device.submit(self._step_together if self._together else self._step, visitor)
             return visitor.answer
 
-    def update(self, key: str, **settings: Any) -> Future[str]:
-        """Change style or prompt at the next frame, the memory kept. The answer is that of `open`."""
+    def update(self, key: str, settings: StreamSettings, blend: int = BLEND_FRAMES) -> Future[str]:
+        """Change style, prompt and LoRA scale to these at the next frame. The answer is that of `open`."""
         with self._lock:
             visitor = self._visitor(key)
             visitor.changes += 1
-            return self._device.submit(self._change, visitor, "update", settings)
+            return self._device.submit(self._change, visitor, "update", settings, blend=blend)
 
     def restart(self, key: str) -> Future[str]:
         """Warm up again from the last frames. The answer is that of `open`."""
         with self._lock:
             visitor = self._visitor(key)
             visitor.changes += 1
-            return self._device.submit(self._change, visitor, "restart", {})
+            return self._device.submit(self._change, visitor, "restart")
 
     def close(self, key: str) -> Future[None]:
         """Free the stream of `key`, if it has one, as soon as the device is done with the frame at hand."""
@@ -164,17 +165,17 @@ class Engine(Places[Viewer]):
         return self._device.submit(self._close, visitor)
 
     @contextmanager
-    def clip(self, key: str, frames: int | None = None, **settings: Any) -> Iterator[ClipStream]:
+    def clip(self, key: str, settings: StreamSettings, frames: int | None = None) -> Iterator[ClipStream]:
         """A stream for `video.translate`: it takes turns with the visitors' frames and is freed at the end.
 
-        `close(key)` ends it early: the next `push` raises `StreamGone`. Clips do not count against the
+        `close(key)` ends it early: the next `push` raises `StreamClosed`. Clips do not count against the
         capacity; whoever runs them decides how many run at once. `frames`, how many it has as far as one
         knows, matters only where time on a device must be asked for.
         """
         if self._ending:
-            raise Stopping
+            raise ServerStopping
         self.close(key)
-        visitor = Viewer(is_clip=True, name=name_of(key))
+        visitor = Viewer(is_clip=True, name=log_id(key))
         with self._lock:
             self._visitors[key] = visitor
         try:
@@ -191,23 +192,25 @@ class Engine(Places[Viewer]):
 
     # From here on all runs on the device thread.
 
-    def _open(self, key: str, visitor: Viewer, settings: dict[str, Any]) -> str:
+    def _open(self, key: str, visitor: Viewer, settings: StreamSettings) -> str:
         try:
             return self._within_memory(visitor, self._open_stream, visitor, settings)
         finally:
             if visitor.stream is None:
                 self._forget(key, visitor)
 
-    def _open_stream(self, visitor: Viewer, settings: dict[str, Any]) -> str:
-        shared = {} if visitor.is_clip or not self._together else {"table": self._table}
-        visitor.stream = self._pipe.stream(**settings, **shared, cache_dtype=self._cache_dtype)
+    def _open_stream(self, visitor: Viewer, settings: StreamSettings) -> str:
+        shared = {} if visitor.is_clip or not self._together else {"pools": self._pools}
+        visitor.stream = self._pipe.stream(settings, **shared, cache_dtype=self._cache_dtype)
         visitor.last_seen = time.monotonic()
         visitor.tell_opened(settings)
         return visitor.stream.ignored_words
 
-    def _change(self, visitor: Viewer, name: str, settings: dict[str, Any]) -> str:
+    def _change(self, visitor: Viewer, name: str, *arguments: Any, **options: Any) -> str:
         try:
-            self._run(visitor, name, **settings)
+            if name == "update":
+                arguments = (self._alive(visitor).settings.updated_live(*arguments),)
+            self._run(visitor, name, *arguments, **options)
             return visitor.stream.ignored_words
         finally:
             with self._lock:
@@ -284,7 +287,7 @@ class Engine(Places[Viewer]):
 
         try:
             return work(*arguments)
-        except (OutOfMemoryError, BrokenPicture) as error:
+        except (OutOfMemoryError, NonFiniteError) as error:
             failure = self._drop(visitor, error)
         raise failure  # out here: the other one's traceback holds what the memory was full of
 
@@ -294,7 +297,7 @@ class Engine(Places[Viewer]):
 
         key = next((key for key, other in self._visitors.items() if other is visitor), "")
         self._forget(key, visitor)
-        told = NoMemory() if isinstance(error, OutOfMemoryError) else error
+        told = StreamOutOfMemory() if isinstance(error, OutOfMemoryError) else error
         visitor.reason = type(told).__name__
         self._close(visitor)
         if told is not error:

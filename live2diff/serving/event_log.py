@@ -14,7 +14,7 @@ from typing import Any
 log = logging.getLogger("live2diff")
 
 
-def begin(level: int = logging.INFO) -> None:
+def configure(level: int = logging.INFO) -> None:
     """Write it to standard error. Without this, it goes wherever the program sends what is logged."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -23,12 +23,12 @@ def begin(level: int = logging.INFO) -> None:
     log.propagate = False
 
 
-def tell(event: str, **facts: Any) -> None:
+def log_event(event: str, **facts: Any) -> None:
     """One line: the event, then what there is to say of it."""
     log.info("%s", " ".join([event, *(f"{name}={written(fact)}" for name, fact in facts.items())]))
 
 
-def name_of(key: str) -> str:
+def log_id(key: str) -> str:
     """A visitor's key as it may be written down."""
     return hashlib.sha256(key.encode()).hexdigest()[:8]
 

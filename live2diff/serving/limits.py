@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..errors import TooMany
+from ..errors import LimitReached
 
 SOCKETS_AT_ONCE = 200  # of everybody; more are refused before they cost anything
 MESSAGES_A_SECOND = 200.0  # of a socket; whoever sends more is read more slowly
@@ -60,14 +60,14 @@ class Counts:
         """While it lasts, `address` has one more; who is nobody in particular is not counted.
 
         Raises:
-            TooMany: it has as many already.
+            LimitReached: it has as many already.
         """
         if address is None:
             yield
             return
         with self._lock:
             if self._counts[address] >= self._most:
-                raise TooMany(
+                raise LimitReached(
                     f"There are {self._most} {self._what} from your address already. End one of them first."
                 )
             self._counts[address] += 1

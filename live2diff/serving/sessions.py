@@ -1,6 +1,6 @@
 """What every engine has: places for visitors, by key, who is silent in one, and figures of how it goes.
 
-`Engine` runs streams on a device of its own, `ZeroEngine` on one that is borrowed for each visit.
+`Engine` runs streams on a device of its own, `ZeroGpuEngine` on one that is borrowed for each visit.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from ..errors import GONE, EngineBusy, Stopping, StreamGone
-from .event_log import tell
+from ..errors import GONE, EngineBusy, ServerStopping, StreamClosed
+from ..streaming.settings import StreamSettings
+from .event_log import log_event
 
 if TYPE_CHECKING:
     from ..pipeline import Live2DiffPipeline
@@ -53,21 +54,21 @@ class Visitor:
     def kind(self) -> str:
         return "clip" if self.is_clip else "live"
 
-    def tell_opened(self, settings: dict[str, Any]) -> None:
+    def tell_opened(self, settings: StreamSettings) -> None:
         """Write down that it has a stream now."""
         self.opened = time.monotonic()
-        asked = {name: settings.get(name) for name in ("style", "steps", "size")}
-        tell("opened", kind=self.kind, id=self.name, **asked)
+        asked = {name: getattr(settings, name) for name in ("style", "steps", "size")}
+        log_event("opened", kind=self.kind, id=self.name, **asked)
 
     def tell_closed(self, reason: str, frames_in: int, frames_out: int) -> None:
         """Write down that the stream has ended."""
         counts = {"frames_in": frames_in, "frames_out": frames_out}
         seconds = time.monotonic() - self.opened
-        tell("closed", kind=self.kind, id=self.name, reason=reason, **counts, seconds=seconds)
+        log_event("closed", kind=self.kind, id=self.name, reason=reason, **counts, seconds=seconds)
 
-    def gone(self) -> StreamGone:
+    def gone(self) -> StreamClosed:
         """What there is to say to who asks for a stream that has ended."""
-        return Stopping() if self.reason == "stopped" else StreamGone(GONE)
+        return ServerStopping() if self.reason == "stopped" else StreamClosed(GONE)
 
     def is_busy(self) -> bool:
         """Whether the silence is ours: something is being done for this visitor."""
@@ -95,7 +96,7 @@ class ClipStream:
 AnyVisitor = TypeVar("AnyVisitor", bound=Visitor)
 
 
-class Places(Generic[AnyVisitor]):
+class SessionManager(Generic[AnyVisitor]):
     """Visitors by key, and what can be known without a device.
 
     Attributes:
@@ -213,7 +214,7 @@ class Places(Generic[AnyVisitor]):
         """
         with self.admission(key):
             if self._ending:
-                raise Stopping
+                raise ServerStopping
             if len(self.visitors() - {key}) >= self.capacity:
                 self.make_room()
             with self._lock:
@@ -237,7 +238,7 @@ class Places(Generic[AnyVisitor]):
 
     def _visitor(self, key: str) -> AnyVisitor:
         if key not in self._visitors:
-            raise StreamGone(GONE)
+            raise StreamClosed(GONE)
         return self._visitors[key]
 
     def _take_out(self, key: str) -> AnyVisitor | None:

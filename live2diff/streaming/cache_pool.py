@@ -1,4 +1,4 @@
-"""Slots: the memories of several streams side by side in one cache, so that one UNet call serves them all."""
+"""The caches of several streams side by side in one allocation, so that one UNet call serves them all."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class Slot:
+class CacheLease:
     """The rows of one stream: `steps` of them, from `index * steps` on."""
 
-    slots: Slots
+    slots: CachePool
     index: int
 
     @property
@@ -31,7 +31,7 @@ class Slot:
         self.slots.free(self)
 
 
-class Slots:
+class CachePool:
     """Room for streams of one working size and number of denoising steps.
 
     The slots in use are always the first ones: when one is freed, the last moves into its place. The
@@ -59,7 +59,7 @@ class Slots:
         self._new = lambda slots: unet.new_cache(slots * steps, *size, cache_dtype)
         self._cache: KVCache | None = None
         self._room = 0
-        self._taken: list[Slot] = []
+        self._taken: list[CacheLease] = []
 
     def __len__(self) -> int:
         return len(self._taken)
@@ -69,7 +69,7 @@ class Slots:
         """Bytes of the whole allocation."""
         return self._cache.nbytes if self._cache else 0
 
-    def take(self) -> Slot:
+    def take(self) -> CacheLease:
         """A slot of zeros.
 
         Raises:
@@ -82,11 +82,11 @@ class Slots:
             else:
                 self._cache.grow(room * self.steps)
             self._room = room  # only now: there may not have been the memory
-        self._taken.append(Slot(self, len(self)))
+        self._taken.append(CacheLease(self, len(self)))
         return self._taken[-1]
 
-    def free(self, slot: Slot) -> None:
-        """As `Slot.free`."""
+    def free(self, slot: CacheLease) -> None:
+        """As `CacheLease.free`."""
         last = self._taken.pop()
         vacated = last.cache
         if last is not slot:
@@ -102,7 +102,7 @@ class Slots:
         """The rows of the slots from `start` to `stop`, sharing their memory."""
         return self._cache.rows(start * self.steps, stop * self.steps)
 
-    def around(self, slots: Sequence[Slot]) -> range:
+    def around(self, slots: Sequence[CacheLease]) -> range:
         """The smallest of the blocks of 1, 2, 4, 8, ... slots that holds all of these; each begins at a
         multiple of its size. So there are few shapes to prepare for, and they need no copying."""
         indices, size = [slot.index for slot in slots], 1
@@ -112,7 +112,7 @@ class Slots:
         return range(start, min(start + size, self._room))
 
 
-class SlotTable:
+class CachePools:
     """The slots of all working sizes and numbers of steps; streams that share one can be worked on
     together.
 
@@ -122,7 +122,7 @@ class SlotTable:
 
     def __init__(self, most: int = 1) -> None:
         self._most = most
-        self._groups: dict[tuple, Slots] = {}
+        self._groups: dict[tuple, CachePool] = {}
 
     @property
     def nbytes(self) -> int:
@@ -130,9 +130,9 @@ class SlotTable:
 
     def take(
         self, unet: StreamUNet, steps: int, size: tuple[int, int], cache_dtype: torch.dtype | None
-    ) -> Slot:
+    ) -> CacheLease:
         """A slot of zeros for a stream of these steps and this size of latents."""
         key = (steps, size, cache_dtype)
         if key not in self._groups:
-            self._groups[key] = Slots(unet, steps, size, cache_dtype, self._most)
+            self._groups[key] = CachePool(unet, steps, size, cache_dtype, self._most)
         return self._groups[key].take()

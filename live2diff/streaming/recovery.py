@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import BrokenPicture
+from ..errors import NonFiniteError
 
 if TYPE_CHECKING:
     from .steps import Frame
 
 
-def broken_in(part: str, dtype: torch.dtype) -> BrokenPicture:
+def broken_in(part: str, dtype: torch.dtype) -> NonFiniteError:
     """The error, with words for people."""
     width = " (or too large for float16: load them as float32)" if dtype == torch.float16 else ""
-    return BrokenPicture(
+    return NonFiniteError(
         f"The model gave NaN or infinity in {part}, twice in a row. Its weights may be damaged{width}: "
         "copy or download them again, or take another model or style."
     )
@@ -27,7 +27,7 @@ def is_finite(frame: Frame) -> bool:
     return all(part is None or bool(part.isfinite().all()) for part in (frame.latents, frame.depth))
 
 
-def broken(newest: Frame, latents: torch.Tensor) -> BrokenPicture:
+def broken(newest: Frame, latents: torch.Tensor) -> NonFiniteError:
     """What to say of a picture with these latents, when `newest` came in last: the first part that failed."""
     for part, numbers in (
         ("the prompt's embeddings (text encoder)", newest.prompt_embeds),
@@ -45,7 +45,7 @@ def mended(frames: list[Frame]) -> list[Frame]:
     """The frames, each of those that could not be encoded as the nearest good one in its place.
 
     Raises:
-        BrokenPicture: there is no good one.
+        NonFiniteError: there is no good one.
     """
     good = [is_finite(frame) for frame in frames]
     if not any(good):

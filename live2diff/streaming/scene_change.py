@@ -9,13 +9,13 @@ import numpy as np
 
 from ..config import WARMUP_FRAMES
 
-SCENE_CUT = 0.45  # `SceneWatch` says why
+SCENE_CUT = 0.45  # `SceneChangeDetector` says why
 SIDES = (18, 24)  # of the thumbnails: rows, columns
 REACH = 3  # cells that a picture may have moved, each way, and still be the same
 FLAT = 3.0  # grey levels: pictures that vary less have nothing that could be compared
 
 
-class SceneWatch:
+class SceneChangeDetector:
     """Looks at small thumbnails of a stream's frames, and tells when to warm up again.
 
     Two pictures differ by 1 minus their correlation, at the best of all small shifts: so neither brightness

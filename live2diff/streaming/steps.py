@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..errors import BrokenPicture
+from ..errors import NonFiniteError
 from ..model.attention import Window
 from ..model.lcm import add_noise, denoise, joined
 from .images import download, sent, upload
@@ -46,7 +46,7 @@ class Frame:
 
 
 @dataclass(frozen=True, eq=False)
-class Arrival:
+class PendingFrame:
     """A frame that a stream has accepted, for `push_together`: with it, its noise `[steps, C, h, w]` and its
     prompt `[tokens, dim]`."""
 
@@ -56,11 +56,11 @@ class Arrival:
     prompt_embeds: torch.Tensor
 
 
-Given = list[np.ndarray] | RuntimeError  # the pictures for one stream, or why there are none
+StepResult = list[np.ndarray] | RuntimeError  # the pictures for one stream, or why there are none
 
 
 @torch.no_grad()
-def push_together(arrivals: Sequence[Arrival]) -> list[Given]:
+def push_together(arrivals: Sequence[PendingFrame]) -> list[StepResult]:
     """The newest frame of each of these streams, in one batch; what `push` gives back or raises, for each.
 
     They are a single stream, or warm ones in the same `slots`. Where there is not the memory for all of them
@@ -108,7 +108,7 @@ def enter(streams: Sequence[Stream], frames: Sequence[Frame]) -> list[Frame]:
     return [stream._enter(frame) for stream, frame in zip(streams, frames, strict=True)]
 
 
-def look(streams: Sequence[Stream], arrivals: Sequence[Arrival]) -> list[Frame]:
+def look(streams: Sequence[Stream], arrivals: Sequence[PendingFrame]) -> list[Frame]:
     """Pixels to latents and depth: one batch for the depth estimator and one for the VAE."""
     pipeline, size, warm = streams[0]._open, streams[0]._working_size, streams[0].warm
     pictures = upload([arrival.pixels for arrival in arrivals], size, pipeline.unet.device)
@@ -179,11 +179,11 @@ def blank(frame: Frame) -> Frame:
     return replace(frame, **{name: torch.zeros_like(getattr(frame, name)) for name in names})
 
 
-def give_out(streams: Sequence[Stream], finished: Sequence[list[Frame]]) -> list[Given]:
+def give_out(streams: Sequence[Stream], finished: Sequence[list[Frame]]) -> list[StepResult]:
     """The finished frames of each stream, decoded in one batch, at the size that each came in.
 
     A stream whose pictures or frames in flight hold NaN or infinity begins anew, and gives what that makes.
-    Where that has been tried, or cannot be, it is closed, and there is a `BrokenPicture` for it.
+    Where that has been tried, or cannot be, it is closed, and there is a `NonFiniteError` for it.
     """
     frames = [frame for of_stream in finished for frame in of_stream]
     if not frames:
@@ -207,7 +207,7 @@ def give_out(streams: Sequence[Stream], finished: Sequence[list[Frame]]) -> list
             continue
         try:
             given += give_out([stream], [stream._begin_anew(of_stream)])
-        except BrokenPicture as error:
+        except NonFiniteError as error:
             given.append(error)
             stream.close()
     return given

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,11 +15,12 @@ from ..model.attention import Window
 from ..model.depth import DepthRange, depth_pictures
 from ..model.kv_cache import KVCache
 from ..model.lcm import Schedule, add_noise, denoise
-from .cache_pool import Slot, Slots, SlotTable
+from .cache_pool import CacheLease, CachePool, CachePools
 from .images import check_frame, sent
 from .recovery import broken, mended
-from .scene_change import SCENE_CUT, SceneWatch
-from .steps import Arrival, Frame, Given, advance, give_out, push_together
+from .scene_change import SceneChangeDetector
+from .settings import BLEND_FRAMES, StreamSettings
+from .steps import Frame, PendingFrame, StepResult, advance, give_out, push_together
 
 if TYPE_CHECKING:
     from ..pipeline import Live2DiffPipeline
@@ -43,36 +44,29 @@ class Stream:
     def __init__(
         self,
         pipeline: Live2DiffPipeline,
+        settings: StreamSettings,
         schedule: Schedule,
-        style: str | None,
-        prompt: str,
-        seed: int,
-        size: int | tuple[int, int],
-        lora_scale: float = 1.0,
         cache_dtype: torch.dtype | None = None,
-        depth_every: int = 1,
-        table: SlotTable | None = None,
-        scene_cut: float | None = SCENE_CUT,
+        pools: CachePools | None = None,
     ):
-        self._scenes = SceneWatch(scene_cut)
+        self.settings = settings
+        self._scenes = SceneChangeDetector(settings.scene_cut)
         self.schedule = schedule.to(pipeline.unet.device)
         self.frames_in = self.frames_out = 0
         self._pipeline: Live2DiffPipeline | None = pipeline
-        self._size = size
         self._working_size: tuple[int, int] | None = None
-        self._style, self._prompt, self._lora_scale = style, prompt, lora_scale
-        pipeline.tokenize(style, prompt)  # complain before any weights change
-        pipeline.wear(style, self, lora_scale)
-        self._embeds = self._target_embeds = pipeline.encode_prompt(style, prompt)
+        pipeline.tokenize(settings.style, settings.prompt)  # complain before any weights change
+        pipeline.activate_style(settings.style, self, settings.lora_scale)
+        self._embeds = self._target_embeds = pipeline.encode_prompt(settings.style, settings.prompt)
         self._blend_left = 0
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(settings.seed)
         self._depth_range = DepthRange()
         self._gathered: list[Frame] = []  # before the warmup
         self._recent: deque[Frame] = deque(maxlen=WARMUP_FRAMES)  # what a restart warms up from
         self._rows: list[Frame | None] = [None] * schedule.steps  # the stream batch; row r waits for step r
-        self._cache_dtype, self._depth_every = cache_dtype, depth_every
-        self._table = table or SlotTable()
-        self._slot: Slot | None = None
+        self._cache_dtype = cache_dtype
+        self._pools = pools or CachePools()
+        self._slot: CacheLease | None = None
         self._restart = False
         self._mended_at = -WINDOW  # frames given out when the memory was last begun anew
 
@@ -82,7 +76,7 @@ class Stream:
         return self._slot is not None
 
     @property
-    def slots(self) -> Slots | None:
+    def slots(self) -> CachePool | None:
         """Where its memory lies, once it is warm; streams in the same slots can be pushed together."""
         return self._slot and self._slot.slots
 
@@ -109,12 +103,11 @@ class Stream:
         Raises:
             ValueError: not such an array.
             RuntimeError: the stream is closed.
-            BrokenPicture: the model gives NaN or infinity, also after a warmup from the last good frames; the
-                stream is closed.
+            NonFiniteError: the model gives NaN or infinity, also after another warmup; the stream is closed.
         """
         return given_or_raised(push_together([self.receive(frame)]))
 
-    def receive(self, frame: np.ndarray) -> Arrival:
+    def receive(self, frame: np.ndarray) -> PendingFrame:
         """The first half of `push`; `push_together` is the second, and has to follow before the next frame.
 
         Raises:
@@ -123,11 +116,11 @@ class Stream:
         pipeline = self._open
         check_frame(frame)
         if self._working_size is None:
-            self._working_size = pipeline.working_size(*frame.shape[:2], self._size)
+            self._working_size = pipeline.working_size(*frame.shape[:2], self.settings.size)
         self._scenes.see(frame)
         if self._scenes.cut and self.warm:
             self._depth_range = DepthRange()
-        return Arrival(self, frame, self._noise(), self._next_embeds())
+        return PendingFrame(self, frame, self._noise(), self._next_embeds())
 
     @torch.no_grad()
     def flush(self) -> list[np.ndarray]:
@@ -146,11 +139,11 @@ class Stream:
 
     def update(
         self,
-        prompt: str | None = None,
-        style: str | None = None,
-        blend: int = 8,
-        lora_scale: float | None = None,
+        settings: StreamSettings | None = None,
+        *,
+        blend: int = BLEND_FRAMES,
         keep_memory: bool = False,
+        **changes: Any,
     ) -> None:
         """Change prompt or style from the next frame on; the denoising steps stay.
 
@@ -158,24 +151,23 @@ class Stream:
         made by weights that are gone, so the stream warms up again from its last 8 frames, without a gap.
 
         Args:
-            prompt: the viewer's words; None keeps them.
-            style: a name in the pipeline's `styles`, "" for none; None keeps it.
+            settings: the settings from now on, None for the present ones. Only style, prompt and lora_scale
+                can differ from the present ones.
             blend: over how many frames the old prompt turns into the new one; 0 or 1 for at once.
-            lora_scale: multiplies the weights of the style's LoRAs, from 0 to 2; None keeps it.
             keep_memory: keep it although the weights change: what was drawn so far fades out slowly.
+            **changes: fields of `StreamSettings` that replace those of `settings`.
 
         Raises:
             ValueError: as `Live2DiffPipeline.wear` and `.tokenize`; the stream goes on as before.
             OSError: the style's weights cannot be had; the stream goes on as before.
         """
         pipeline = self._open
-        style = self._style if style is None else style
-        prompt = self._prompt if prompt is None else prompt
-        lora_scale = self._lora_scale if lora_scale is None else lora_scale
-        pipeline.tokenize(style, prompt)
-        changed = pipeline.wear(style, self, lora_scale)
-        self._style, self._prompt, self._lora_scale = style, prompt, lora_scale
-        self._target_embeds = pipeline.encode_prompt(style, prompt)
+        settings = (settings or self.settings).updated(**changes)
+        self.settings.check_update(settings)
+        pipeline.tokenize(settings.style, settings.prompt)
+        changed = pipeline.activate_style(settings.style, self, settings.lora_scale)
+        self.settings = settings
+        self._target_embeds = pipeline.encode_prompt(settings.style, settings.prompt)
         # Embeddings of two text encoders have nothing between them.
         self._blend_left = max(1, blend) if self.frames_in and not changed else 1
         if changed and not keep_memory:
@@ -191,7 +183,7 @@ class Stream:
     def close(self) -> None:
         """Free everything; may be called twice."""
         if self._pipeline is not None:
-            self._pipeline.leave(self)
+            self._pipeline.release_style(self)
         if self._slot is not None:
             self._slot.free()
         self._pipeline = self._slot = None
@@ -201,7 +193,7 @@ class Stream:
     @property
     def ignored_words(self) -> str:
         """The end of the prompt that is too long for the text encoder, "" if it all fits."""
-        return self._open.ignored_words(self._style, self._prompt)
+        return self._open.ignored_words(self.settings.style, self.settings.prompt)
 
     @property
     def _open(self) -> Live2DiffPipeline:
@@ -226,7 +218,7 @@ class Stream:
     @property
     def depth_is_due(self) -> bool:
         """Whether the depth of the next frame is looked at, or that of the frame before does for it."""
-        return not self.warm or self._scenes.cut or self.frames_in % self._depth_every == 0
+        return not self.warm or self._scenes.cut or self.frames_in % self.settings.depth_every == 0
 
     def _depth_pictures(self, depth: torch.Tensor) -> torch.Tensor:
         return depth_pictures(self._depth_range.normalise(depth), self._working_size)
@@ -258,7 +250,7 @@ class Stream:
         flight go on with what that warmup makes of them.
 
         Raises:
-            BrokenPicture: it has just been tried, or there is no good frame.
+            NonFiniteError: it has just been tried, or there is no good frame.
         """
         if self.frames_out - self._mended_at < WINDOW:
             raise broken(self._recent[-1], finished[-1].latents)
@@ -301,7 +293,7 @@ class Stream:
         self._gathered = []
         self._recent.extend(frames)
         size = tuple(frames[0].latents.shape[1:])
-        self._slot = self._table.take(pipeline.unet, self.schedule.steps, size, self._cache_dtype)
+        self._slot = self._pools.take(pipeline.unet, self.schedule.steps, size, self._cache_dtype)
         clean = self._warm_up(frames)
         done = [replace(frame, latents=latents) for frame, latents in zip(frames, clean, strict=True)]
         return done[:real]
@@ -323,7 +315,7 @@ class Stream:
         return clean
 
 
-def given_or_raised(given: list[Given]) -> list[np.ndarray]:
+def given_or_raised(given: list[StepResult]) -> list[np.ndarray]:
     """The pictures for the only stream."""
     (only,) = given
     if isinstance(only, RuntimeError):

@@ -105,8 +105,8 @@ def motion_steps(options: argparse.Namespace) -> Iterator[tuple[str, int, Losses
     )
     torch.manual_seed(options.seed)  # decides what new motion modules begin with
     pipeline = load_base(options.base, options.depth)
-    if options.size % pipeline.cell:
-        raise ValueError(f"--size is {options.size}; it must be a multiple of {pipeline.cell}.")
+    if options.size % pipeline.size_multiple:
+        raise ValueError(f"--size is {options.size}; it must be a multiple of {pipeline.size_multiple}.")
     if options.start_from:
         load_added(pipeline.unet, options.start_from)
     told = {name: value for name, value in vars(options).items() if name in MotionRecipe.__annotations__}

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ..errors import ClipStopped
-from ..serving.clip_queue import ClipJobs, Waiting
+from ..serving.clip_queue import ClipQueue, Waiting
 from ..serving.engine import Engine
 from ..styles import Style
 from ..video.translate import Progress
@@ -47,7 +47,7 @@ def clip_inputs(engine: Engine) -> list[gr.components.Component]:
     ]
 
 
-def add_endpoints(engine: Engine, jobs: ClipJobs) -> None:
+def add_endpoints(engine: Engine, jobs: ClipQueue) -> None:
     """`/translate`, `/styles` and `/health`; to be called within `gr.Blocks`."""
 
     def translate(

@@ -34,7 +34,6 @@ LARGEST_FRAME = 1_000_000  # bytes; a 384-pixel frame has some 20,000
 LONGEST_SIDE = 1280
 JPEG_QUALITY = 85
 LONGEST_TEXT = 20_000  # characters of a message
-LONGEST_PROMPT = 2000
 
 
 def read_message(text: str) -> dict[str, Any]:
@@ -48,26 +47,6 @@ def read_message(text: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise ValueError("The message is not a JSON object.")
     return message
-
-
-def checked_settings(data: object) -> dict[str, Any]:
-    """What a stream is opened with, as the browser sent it, known to be texts of bounded size and numbers;
-    the pipeline judges them."""
-    if not isinstance(data, dict):
-        raise ValueError("The settings are not an object.")
-    texts = {name: data.get(name) for name in ("style", "prompt")}
-    if not all(isinstance(value, str) and len(value) <= LONGEST_PROMPT for value in texts.values()):
-        raise ValueError(f"Style and prompt are texts of at most {LONGEST_PROMPT} characters.")
-    # JSON can hold halves of characters, which no tokenizer takes.
-    texts = {name: value.encode("utf-8", "replace").decode() for name, value in texts.items()}
-    numbers = {name: data.get(name) for name in ("steps", "strength")}
-    numbers |= {"lora_scale": data.get("lora_scale", 1.0), "seed": data.get("seed", 0)}
-    for name, value in numbers.items():
-        kinds = int if name in ("steps", "seed") else int | float
-        may_lack = name in ("steps", "strength") and value is None
-        if not may_lack and (isinstance(value, bool) or not isinstance(value, kinds)):
-            raise ValueError(f"{name} is not such a number.")
-    return texts | numbers
 
 
 def is_ours(headers: Headers, hosts: Iterable[str]) -> bool:

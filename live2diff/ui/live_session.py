@@ -18,11 +18,12 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from ..errors import EngineBusy, StreamGone
+from ..errors import EngineBusy, StreamClosed
 from ..serving.admission import WaitingLine
 from ..serving.limits import BURST_SECONDS, BYTES_A_SECOND, MESSAGES_A_SECOND, SILENT_SECONDS, TAKEN_SECONDS
-from ..serving.sessions import Places
-from .live_protocol import FRAME, PICTURE, checked_settings, decode_frame, encode_frame, read_message
+from ..serving.sessions import SessionManager
+from ..streaming.settings import StreamSettings
+from .live_protocol import FRAME, PICTURE, decode_frame, encode_frame, read_message
 
 ANSWERS_AT_ONCE = 4  # frames on their way through model, encoder and network
 OPEN_SECONDS = 0.3  # between two streams of one visitor, so that asking for many costs nobody else anything
@@ -53,12 +54,12 @@ class Visit:
     """One socket. Its tasks end with it, and its stream and its place in line with them."""
 
     socket: WebSocket
-    engine: Places
+    engine: SessionManager
     line: WaitingLine
     cut: Callable[[], None]  # ends the connection without waiting for the other side
     key: str = field(default_factory=lambda: f"live/{secrets.token_urlsafe(16)}")
-    settings: dict[str, Any] = field(default_factory=dict)  # as asked
-    worn: dict[str, Any] = field(default_factory=dict)  # as last accepted
+    settings: StreamSettings = field(default_factory=StreamSettings)  # as asked
+    worn: StreamSettings = field(default_factory=StreamSettings)  # as last accepted
     is_open: bool = False
     epoch: int = 0  # rises with every stream: what belongs to an older one is dropped
     mailbox: Mail | None = None
@@ -153,11 +154,10 @@ class Visit:
     def obey(self, text: str) -> None:
         message = read_message(text)
         if "start" in message:
-            self.settings = checked_settings(message["start"])
+            self.settings = StreamSettings.from_message(message["start"])
             self.begin()
         elif "update" in message:
-            changed = checked_settings(message["update"])
-            self.settings |= {name: changed[name] for name in ("style", "prompt", "lora_scale")}
+            self.settings = self.settings.updated_live(StreamSettings.from_message(message["update"]))
             self.keep_up()
         elif "restart" in message:
             if self.is_open:
@@ -184,7 +184,7 @@ class Visit:
         """Its future; None if the stream is gone, which begins it again."""
         try:
             return function(*arguments, **settings)
-        except StreamGone:
+        except StreamClosed:
             self.is_open = False
             self.gone.set()
             return None
@@ -195,13 +195,13 @@ class Visit:
             try:
                 await self.wait_for_place()
                 await asyncio.sleep(self.opened + OPEN_SECONDS - time.monotonic())
-                self.opened, asked = time.monotonic(), dict(self.settings)
-                await asyncio.wrap_future(self.engine.fetch(asked["style"]))
-                ignored = await asyncio.wrap_future(self.engine.open(self.key, **asked))
+                self.opened, asked = time.monotonic(), self.settings
+                await asyncio.wrap_future(self.engine.fetch(asked.style))
+                ignored = await asyncio.wrap_future(self.engine.open(self.key, asked))
             except EngineBusy:  # the place was not taken in time: wait for another
                 await asyncio.sleep(POLL_SECONDS)
                 continue
-            except (StreamGone, ValueError, OSError) as error:
+            except (StreamClosed, ValueError, OSError) as error:
                 return await self.fail(str(error))
             except RuntimeError as error:
                 return await self.fail_in_model(error)
@@ -243,21 +243,20 @@ class Visit:
 
     async def update(self) -> None:
         while self.is_open and self.settings != self.worn:
-            asked = dict(self.settings)
-            changed = {name: asked[name] for name in ("style", "prompt", "lora_scale")}
+            asked = self.settings
             try:
-                await asyncio.wrap_future(self.engine.fetch(asked["style"]))
-                future = self.attempt(self.engine.update, self.key, **changed)
+                await asyncio.wrap_future(self.engine.fetch(asked.style))
+                future = self.attempt(self.engine.update, self.key, asked)
                 if future is not None:
                     ignored = await asyncio.wrap_future(future)
                     self.worn = asked
-                    await self.say(updated=asked["style"], ignored=ignored)
-            except StreamGone:
+                    await self.say(updated=asked.style, ignored=ignored)
+            except StreamClosed:
                 break  # the next frame finds that out as well, and begins again with these settings
             except (ValueError, OSError) as error:
                 if asked == self.settings:
-                    self.settings = dict(self.worn)
-                await self.say(refused=str(error), style=self.worn["style"])
+                    self.settings = self.worn
+                await self.say(refused=str(error), style=self.worn.style)
             except RuntimeError as error:
                 await self.fail_in_model(error)
         self.updating = None
@@ -294,7 +293,7 @@ class Visit:
             pending = await self.answers.get()
             try:
                 await self.give(pending)
-            except StreamGone:
+            except StreamClosed:
                 if pending.epoch == self.epoch:
                     self.is_open = False
                     self.gone.set()

@@ -18,10 +18,10 @@ from PIL import Image
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
-from ..errors import TooMany
+from ..errors import LimitReached
 from ..serving.admission import WaitingLine
 from ..serving.limits import SOCKETS_AT_ONCE, Counts, VisitorLimits, visitor_address
-from ..serving.sessions import Places
+from ..serving.sessions import SessionManager
 from ..styles import SAMPLES, Style
 from .live_protocol import FRAME, LARGEST_FRAME, is_ours
 from .live_session import Visit
@@ -61,7 +61,7 @@ def page_script() -> str:
     return "\n".join([f"const WORKER_SOURCE = {json.dumps(worker)};", *scripts])
 
 
-def live_view(engine: Places, limits: VisitorLimits) -> gr.HTML:
+def live_view(engine: SessionManager, limits: VisitorLimits) -> gr.HTML:
     """The Live tab's content; `connect` is what it talks to."""
     return gr.HTML(
         html_template=(PAGE / "live.html").read_text(),
@@ -92,7 +92,7 @@ def cut(demo: gr.Blocks, socket: WebSocket) -> None:
             protocol.transport.abort()
 
 
-def connect(demo: gr.Blocks, engine: Places, line: WaitingLine, limits: VisitorLimits) -> None:
+def connect(demo: gr.Blocks, engine: SessionManager, line: WaitingLine, limits: VisitorLimits) -> None:
     """Add the socket to the server of a page that was launched with `prevent_thread_lock=True`.
 
     `line` is the one before `engine`.
@@ -113,7 +113,7 @@ def connect(demo: gr.Blocks, engine: Places, line: WaitingLine, limits: VisitorL
             visit = Visit(socket, engine, line, partial(cut, demo, socket))
             with visits.one_more(visitor_address(socket.headers, socket.client and socket.client.host)):
                 await visit.run()
-        except TooMany as error:
+        except LimitReached as error:
             await visit.refuse(error)
         finally:
             open_sockets -= 1

@@ -19,9 +19,10 @@ import numpy as np
 
 from ..config import WARMUP_FRAMES
 from ..errors import ClipError, ClipStopped
-from ..serving.clip_queue import LIMITS, ClipJobs, Result, Waiting
+from ..serving.clip_queue import LIMITS, ClipQueue, Result, Waiting
 from ..serving.engine import Engine
 from ..serving.limits import visitor_address
+from ..streaming.settings import StreamSettings
 from ..styles import thumbnail_of
 from ..video.reader import Cut, Limits, probe
 from ..video.translate import Progress
@@ -86,14 +87,17 @@ def preview(frame: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
-def settings_of(style: str, prompt: str | None, seed: float | None, steps: Any, strength: Any) -> Said:
+def settings_of(
+    style: str, prompt: str | None, seed: float | None, steps: float | None, strength: float | None
+) -> StreamSettings:
     """The settings of a stream; a 0 or nothing for steps and strength leaves them to the style."""
-    told = {"style": style, "prompt": prompt or "", "seed": int(seed or 0)}
-    if steps:
-        told["steps"] = int(steps)
-    if strength:
-        told["strength"] = float(strength)
-    return told
+    return StreamSettings(
+        style=style,
+        prompt=prompt or "",
+        seed=int(seed or 0),
+        steps=int(steps) if steps else None,
+        strength=float(strength) if strength else None,
+    )
 
 
 def cut_of(start: float | None, end: float | None) -> Cut:
@@ -102,7 +106,7 @@ def cut_of(start: float | None, end: float | None) -> Cut:
 
 
 def translated(
-    jobs: ClipJobs, key: str, clip: str, cut: Cut, settings: Said, address: str | None
+    jobs: ClipQueue, key: str, clip: str, cut: Cut, settings: StreamSettings, address: str | None
 ) -> Iterator[Said]:
     """Run a clip, telling the stage how it goes; the last thing said holds whatever was made."""
     result, notes, shown = jobs.new_result(), [], -PREVIEW_SECONDS
@@ -188,7 +192,7 @@ class Controls:
         return [*told, self.start, self.end, self.steps, self.strength]
 
 
-def video_tab(engine: Engine, jobs: ClipJobs) -> None:
+def video_tab(engine: Engine, jobs: ClipQueue) -> None:
     """The whole tab."""
     offered = [preset for preset in presets() if preset["style"] in engine.styles]
     gallery = example_gallery(engine, offered) if offered else None
@@ -198,7 +202,7 @@ def video_tab(engine: Engine, jobs: ClipJobs) -> None:
         wire_examples(gallery, offered, controls)
 
 
-def lay_out(engine: Engine, jobs: ClipJobs) -> Controls:
+def lay_out(engine: Engine, jobs: ClipQueue) -> Controls:
     """The controls, where they belong."""
     with gr.Row(elem_id="pair"):
         with gr.Column(min_width=280):
@@ -245,7 +249,7 @@ def more_fields() -> tuple[gr.Number, gr.Dropdown, gr.Slider]:
     return seed, steps, strength
 
 
-def wire(controls: Controls, jobs: ClipJobs) -> None:
+def wire(controls: Controls, jobs: ClipQueue) -> None:
     """What happens when."""
 
     def run(clip, style, prompt, seed, start, end, steps, strength, request: gr.Request) -> Iterator[tuple]:

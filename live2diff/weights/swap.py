@@ -38,7 +38,7 @@ WEIGHT_FILES = (
 Look = tuple[str | None, tuple[tuple[str, float], ...]]  # a base (None: the model's own), and LoRAs on it
 
 
-class Restyler:
+class WeightSwapper:
     """The weights that a pipeline wears, and who depends on them.
 
     Weights belong to all streams of a model. So they change only as long as no other stream uses them: one
@@ -78,7 +78,7 @@ class Restyler:
             if name is not None:
                 self._place(name)
 
-    def wear(self, base: str | None, loras: Sequence[tuple[str, float]], user: Any) -> bool:
+    def activate(self, base: str | None, loras: Sequence[tuple[str, float]], user: Any) -> bool:
         """Make these the weights, if they are not, on behalf of the stream `user`. All is read and checked
         before anything is written.
 
@@ -102,7 +102,7 @@ class Restyler:
             self._users.add(user)
         return changes
 
-    def leave(self, user: Any) -> None:
+    def release(self, user: Any) -> None:
         """The stream `user` needs the weights no more."""
         self._users.discard(user)
 

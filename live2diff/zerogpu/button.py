@@ -9,19 +9,19 @@ from collections.abc import Iterator
 
 import gradio as gr
 
-from ..errors import StreamGone
-from .engine import ZeroEngine
+from ..errors import StreamClosed
+from .engine import ZeroGpuEngine
 
 KEY_OF_THE_PAGE = "() => [window.live2diffVisit ?? '']"
 
 
-def visit_button(engine: ZeroEngine) -> None:
+def visit_button(engine: ZeroGpuEngine) -> None:
     """Put it on the page, with `#visit-left`, the seconds left, beside it; within `gr.Blocks`."""
 
     def visit(key: str) -> Iterator[float | None]:
         try:
             yield from engine.visit(key)
-        except StreamGone as error:
+        except StreamClosed as error:
             raise gr.Error(str(error), print_exception=False) from None
 
     key = gr.Textbox(visible="hidden", label="Stream")

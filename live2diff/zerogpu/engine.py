@@ -28,11 +28,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..cli import add_model_options, load_model, operator_options
-from ..errors import EngineBusy, Stopping, VisitOver
-from ..serving.event_log import name_of
-from ..serving.sessions import Answer, ClipStream, Places
+from ..errors import EngineBusy, GpuSessionOver, ServerStopping
+from ..serving.event_log import log_id
+from ..serving.sessions import Answer, ClipStream, SessionManager
+from ..streaming.settings import BLEND_FRAMES, StreamSettings
 from .channel import make_slots
-from .remote_stream import Guest, kept
+from .remote_stream import Guest
 from .worker import BEAT_SECONDS, Event, Run, serve
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def lend(task: Task, seconds: Callable[[Run], int]) -> Task:
     return spaces.GPU(duration=seconds)(task)
 
 
-def space_engine() -> ZeroEngine | None:
+def space_engine() -> ZeroGpuEngine | None:
     """On ZeroGPU, the engine with the weights where `spaces` wants them at import; elsewhere None."""
     if not on_zero_gpu():
         return None
@@ -81,14 +82,14 @@ def space_engine() -> ZeroEngine | None:
     add_model_options(parser)
     options, _ = parser.parse_known_args(operator_options())
     # Eager: there is no GPU in this process, and each visit would capture its graphs anew.
-    return ZeroEngine(load_model(options, device="cuda", eager=True))
+    return ZeroGpuEngine(load_model(options, device="cuda", eager=True))
 
 
-class ZeroEngine(Places[Guest]):
+class ZeroGpuEngine(SessionManager[Guest]):
     """An `Engine` whose frames are worked on only during a visit; see there for what is not said here.
 
     `visit` must run in an event of the page: the GPU is lent to the visitor who clicked. Until it has begun,
-    frames wait, and only the newest is kept. After it, `push` raises `VisitOver`; `open`, or just the next
+    frames wait, and only the newest is kept. After it, `push` raises `GpuSessionOver`; `open`, or the next
     visit, goes on with the last 8 frames as warmup.
     """
 
@@ -117,7 +118,7 @@ class ZeroEngine(Places[Guest]):
     def _on_gpu(self, run: Run) -> Iterator[Event]:
         yield from serve(self._pipe, self._slots[run.slot], run)
 
-    def open(self, key: str, **settings: Any) -> Future[str]:
+    def open(self, key: str, settings: StreamSettings) -> Future[str]:
         """As `Engine.open`, at once where no visit is under way. Who has a stream keeps the place; in a visit
         it is begun anew, after one it is continued."""
         ignored = self._checked(settings)
@@ -138,15 +139,16 @@ class ZeroEngine(Places[Guest]):
         """As `Engine.push`.
 
         Raises:
-            VisitOver: a visit has ended and the next one has not been asked for.
+            GpuSessionOver: a visit has ended and the next one has not been asked for.
             ValueError: not a frame.
         """
         return self._guest(key).send(frame, tag)
 
-    def update(self, key: str, **settings: Any) -> Future[str]:
+    def update(self, key: str, settings: StreamSettings, blend: int = BLEND_FRAMES) -> Future[str]:
         guest = self._guest(key)
-        ignored = self._checked(guest.settings | kept(settings))
-        return guest.ask("update", **settings) or ignored
+        settings = guest.settings.updated_live(settings)
+        ignored = self._checked(settings)
+        return guest.ask("update", settings=settings.model_dump(), blend=blend) or ignored
 
     def restart(self, key: str) -> Future[None]:
         return self._guest(key).ask("restart") or finished(None)
@@ -178,7 +180,7 @@ class ZeroEngine(Places[Guest]):
         Whoever closes this generator gives the GPU back. If a visit is under way already, nothing happens.
 
         Raises:
-            StreamGone: nobody has opened a stream by this key.
+            StreamClosed: nobody has opened a stream by this key.
             Exception: what `spaces` raises, with words for the visitor: no GPU to be had, quota used up.
         """
         guest = self._guest(key)
@@ -197,15 +199,15 @@ class ZeroEngine(Places[Guest]):
             stop.set()
 
     @contextmanager
-    def clip(self, key: str, frames: int | None = None, **settings: Any) -> Iterator[ClipStream]:
+    def clip(self, key: str, settings: StreamSettings, frames: int | None = None) -> Iterator[ClipStream]:
         """As `Engine.clip`, on a GPU that is asked for by the number of frames; in an event of the page.
 
         Raises:
-            VisitOver: the time asked for was not enough.
+            GpuSessionOver: the time asked for was not enough.
             Exception: as `visit`.
         """
         if self._ending:
-            raise Stopping
+            raise ServerStopping
         self.close(key)
         guest = self._new_guest(key, settings, is_clip=True)
         with self._lock:
@@ -226,13 +228,11 @@ class ZeroEngine(Places[Guest]):
         with self._lock:
             return self._visitor(key)
 
-    def _checked(self, settings: dict[str, Any]) -> Future[str]:
+    def _checked(self, settings: StreamSettings) -> Future[str]:
         """The words of the prompt that do not fit, known without a GPU; `ValueError` for a wrong style."""
-        style = settings.get("style")
-        style = self._pipe.default_style if style is None else style
-        return finished(self._pipe.ignored_words(style, settings.get("prompt") or ""))
+        return finished(self._pipe.ignored_words(settings.style, settings.prompt))
 
-    def _new_guest(self, key: str, settings: dict[str, Any], is_clip: bool = False) -> Guest:
+    def _new_guest(self, key: str, settings: StreamSettings, is_clip: bool = False) -> Guest:
         with self._lock:
             if not self._free:
                 raise EngineBusy("All places are taken. Try again in a minute.")
@@ -240,7 +240,7 @@ class ZeroEngine(Places[Guest]):
             slot.hand_over(owner)
         return Guest(
             is_clip=is_clip,
-            name=name_of(key),
+            name=log_id(key),
             slot=slot,
             owner=owner,
             settings=settings,
@@ -303,13 +303,13 @@ def result_of(future: Future | None, run: Future[None]) -> Any:
     """What came of it; if the run ended first, what `spaces` says of that, if anything.
 
     Raises:
-        VisitOver: the run ended as it should, and too early.
+        GpuSessionOver: the run ended as it should, and too early.
     """
     try:
         if future is None:
-            raise VisitOver
+            raise GpuSessionOver
         return future.result()
-    except VisitOver:
+    except GpuSessionOver:
         run.result()
         raise
 

@@ -15,13 +15,13 @@ import cv2
 import numpy as np
 
 from ..config import WARMUP_FRAMES
-from ..errors import EngineBusy, VisitOver
+from ..errors import EngineBusy, GpuSessionOver
 from ..serving.sessions import Answer, Visitor
+from ..streaming.settings import StreamSettings
 from .channel import LARGEST_FRAME, LARGEST_WISHES, Slot
 from .worker import ERRORS, FRAME_HEADER, Done, Event, Failure, Pictures, Run
 
 WISHES_AT_ONCE = 16
-KEPT_SETTINGS = ("style", "prompt", "lora_scale")  # what `update` changes for good
 ERRORS_BY_NAME = {error.__name__: error for error in ERRORS}
 
 
@@ -54,7 +54,7 @@ class Guest(Visitor):
 
     slot: Slot
     owner: int
-    settings: dict[str, Any]
+    settings: StreamSettings
     note_shown: Callable[[float], None]  # told how long a picture took
     note_dropped: Callable[[], None]
     run: Future | None = None
@@ -89,7 +89,7 @@ class Guest(Visitor):
             run = Run(
                 slot, self.owner, seconds, self.is_clip, recent, self._frames_before, self.slot.wishes.newest
             )
-            opening = Wish("open", self.settings)
+            opening = Wish("open", self.settings.model_dump())
             self._wishes.insert(0, opening)
             self._post()
             self.run = submit(run)  # which cannot end before the lock is let go
@@ -106,13 +106,13 @@ class Guest(Visitor):
                 self._frames_before = self.slot.frames.newest
             waiting = self._give_up()
         for future in waiting:
-            settle(future, VisitOver())
+            settle(future, GpuSessionOver())
 
-    def reopen(self, settings: dict[str, Any]) -> Future[str] | None:
+    def reopen(self, settings: StreamSettings) -> Future[str] | None:
         """Other settings from the beginning: in a visit a new stream, else what the next one begins with."""
         with self._lock:
             self.settings, self.over, self.last_seen = settings, False, time.monotonic()
-            return None if self.run is None else self._ask(Wish("open", settings))
+            return None if self.run is None else self._ask(Wish("open", settings.model_dump()))
 
     def ask(self, name: str, **settings: Any) -> Future | None:
         """Have the stream do it, in turn. None if there is no visit: then an update is for the next.
@@ -120,14 +120,15 @@ class Guest(Visitor):
         Raises:
             ValueError: too long.
             EngineBusy: too many at once.
-            StreamGone: closed.
+            StreamClosed: closed.
         """
         with self._lock:
             if self.closed:
                 raise self.gone()
             if self.run is not None:
                 return self._ask(Wish(name, settings))
-            self.settings = self.settings | kept(settings)
+            if name == "update":
+                self.settings = StreamSettings(**settings["settings"])
             return None
 
     def send(self, frame: np.ndarray, tag: Any = None) -> Future[Answer]:
@@ -135,14 +136,14 @@ class Guest(Visitor):
 
         Raises:
             ValueError: not a frame.
-            StreamGone: closed, or the visit is over.
+            StreamClosed: closed, or the visit is over.
         """
         letter, now = fitted(frame), time.monotonic()
         with self._lock:
             if self.closed:
                 raise self.gone()
             if self.over:
-                raise VisitOver
+                raise GpuSessionOver
             taken = self.slot.taken(self.owner)
             header = FRAME_HEADER.pack(*letter.shape[:2])
             number = self.slot.frames.write(self.owner, header, letter.reshape(-1).data)
@@ -248,7 +249,7 @@ class Guest(Visitor):
             done, self._posted = self._posted, []
             for wish, result in zip(done, event.results, strict=True):
                 if wish.name == "update" and not isinstance(result, Failure):
-                    self.settings = self.settings | kept(wish.settings)
+                    self.settings = StreamSettings(**wish.settings["settings"])
                 elif wish.name == "flush" and not isinstance(result, Failure):
                     shapes = [sent.shape for sent in self._sent.values()]
                     result[:] = [of_shape(*pair) for pair in zip(result, shapes, strict=True)]
@@ -258,7 +259,7 @@ class Guest(Visitor):
             if wish.name == "open" and not failure:
                 self._tell_closed("replaced")
                 self._counts = [0, 0]
-                self.tell_opened(wish.settings)
+                self.tell_opened(self.settings)
             elif wish.name == "flush" and not failure:
                 self._count(0, len(result))
             settle(wish.result, outcome(result))
@@ -280,11 +281,6 @@ class Guest(Visitor):
         if self._counts is not None:
             self.tell_closed(reason, *self._counts)
         self._counts = None
-
-
-def kept(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of the settings of an `update`, those that the next visit begins with."""
-    return {name: settings[name] for name in KEPT_SETTINGS if settings.get(name) is not None}
 
 
 def settle(future: Future, result: Any) -> None:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from ..errors import GONE, BrokenPicture, NoMemory, StreamGone
+from ..errors import GONE, NonFiniteError, StreamClosed, StreamOutOfMemory
+from ..streaming.settings import StreamSettings
 
 if TYPE_CHECKING:
     from ..pipeline import Live2DiffPipeline
@@ -29,8 +30,14 @@ JPEG_QUALITY = 92
 SILENCE_SECONDS = 10.0  # without a letter: whoever it was has gone, and the GPU is given back
 BEAT_SECONDS = 0.25  # something is yielded at least this often, because a generator ends only where it yields
 LOOK_SECONDS = 0.001  # how often an empty mailbox is looked into
-ERRORS = (NoMemory, BrokenPicture, ValueError, OSError, RuntimeError)  # what may go wrong in a stream
-FATAL = (NoMemory, BrokenPicture)  # and end it
+ERRORS = (
+    StreamOutOfMemory,
+    NonFiniteError,
+    ValueError,
+    OSError,
+    RuntimeError,
+)  # of a stream
+FATAL = (StreamOutOfMemory, NonFiniteError)  # and end it
 
 
 @dataclass(frozen=True)
@@ -106,15 +113,16 @@ class Session:
         recent = self._run.recent if self.stream is None else []
         self.close()
         self._inside.clear()
-        self.stream = self._pipe.stream(**settings)
+        self.stream = self._pipe.stream(StreamSettings(**settings))
         for frame in recent:
             self._inside.append(0)
             for _ in self.stream.push(frame):
                 self._inside.popleft()
         return self.stream.ignored_words
 
-    def update(self, **settings: Any) -> str:
-        self._alive().update(**settings)
+    def update(self, settings: dict[str, Any], blend: int) -> str:
+        stream = self._alive()
+        stream.update(stream.settings.updated_live(StreamSettings(**settings)), blend=blend)
         return self.stream.ignored_words
 
     def restart(self) -> None:
@@ -125,7 +133,7 @@ class Session:
 
     def _alive(self) -> Stream:
         if self.stream is None:
-            raise StreamGone(GONE)
+            raise StreamClosed(GONE)
         return self.stream
 
     def answer(self, letter: bytes) -> Done:
@@ -170,7 +178,7 @@ def failure_of(error: Exception) -> Failure:
     from torch import OutOfMemoryError  # here it is there; where this module is imported, maybe not
 
     if isinstance(error, OutOfMemoryError):
-        error = NoMemory()
+        error = StreamOutOfMemory()
     kind = next(kind for kind in ERRORS if isinstance(error, kind))
     return Failure(kind.__name__, str(error))
 

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 from helpers.browser import PATIENCE, wait_for
 
-from live2diff.zerogpu.engine import ZeroEngine
+from live2diff.zerogpu.engine import ZeroGpuEngine
 
 
 @contextmanager
-def visiting(engine: ZeroEngine, key: str) -> Iterator[threading.Event]:
+def visiting(engine: ZeroGpuEngine, key: str) -> Iterator[threading.Event]:
     """Somebody has clicked: the visit runs until the block ends or by itself, which the event tells."""
     leave, over = threading.Event(), threading.Event()
 

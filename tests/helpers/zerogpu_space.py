@@ -72,9 +72,10 @@ import httpx  # noqa: E402
 import numpy as np  # noqa: E402
 from helpers.tiny_models import build_tiny_pipeline  # noqa: E402
 
-from live2diff.errors import VisitOver  # noqa: E402
+from live2diff.errors import GpuSessionOver  # noqa: E402
+from live2diff.streaming.settings import StreamSettings  # noqa: E402
 from live2diff.zerogpu.button import visit_button  # noqa: E402
-from live2diff.zerogpu.engine import ZeroEngine  # noqa: E402
+from live2diff.zerogpu.engine import ZeroGpuEngine  # noqa: E402
 
 PATIENCE = 60.0
 
@@ -123,30 +124,30 @@ def clicked(url: str, button: int, key: str) -> Iterator[None]:
 
 def main() -> None:
     pipe = build_tiny_pipeline(folder).to("cuda")
-    engine = ZeroEngine(pipe, capacity=2)
+    engine = ZeroGpuEngine(pipe, capacity=2)
     with gr.Blocks() as demo:
         visit_button(engine)
     button = next(index for index, function in demo.fns.items() if function.name == "visit")
     _, url, _ = demo.queue().launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     clip = list(np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), dtype=np.uint8))
 
-    engine.open("ann", style="pencil", steps=1)
+    engine.open("ann", StreamSettings(style="pencil", steps=1))
     with clicked(url, button, "ann"):
         answers = [engine.push("ann", frame, tag=tag).result(PATIENCE) for tag, frame in enumerate(clip)]
-        engine.update("ann", style="neon").result(PATIENCE)
+        engine.update("ann", StreamSettings(style="neon")).result(PATIENCE)
         run = engine._guest("ann").run
     run.result(PATIENCE)
     try:
         engine.push("ann", clip[0])
         over = False
-    except VisitOver:
+    except GpuSessionOver:
         over = True
-    engine.open("ann", style="neon", steps=1)
+    engine.open("ann", StreamSettings(style="neon", steps=1))
     with clicked(url, button, "ann"):
         continued = engine.push("ann", clip[0], tag="on").result(PATIENCE)
     engine.close("ann").result(PATIENCE)
 
-    with engine.clip("ann/clip", frames=200, style="pencil", seed=1) as stream:
+    with engine.clip("ann/clip", StreamSettings(style="pencil", seed=1), frames=200) as stream:
         outs = [out for frame in clip for out in stream.push(frame)] + stream.flush()
     deadline = time.monotonic() + PATIENCE  # a GPU is given back just after the last frame has come
     while [path for path, _ in calls].count("/release") < 3 and time.monotonic() < deadline:

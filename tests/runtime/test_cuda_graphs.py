@@ -9,7 +9,8 @@ from helpers.tiny_models import build_tiny_pipeline
 
 from live2diff import Live2DiffPipeline
 from live2diff.runtime.cuda_graphs import CudaRuntime, accelerate, filled_up
-from live2diff.streaming.cache_pool import SlotTable
+from live2diff.streaming.cache_pool import CachePools
+from live2diff.streaming.settings import StreamSettings
 from live2diff.streaming.steps import push_together
 
 on_gpu = [
@@ -87,8 +88,8 @@ class TestOnGpu:
 
     def test_streams_pushed_together_give_what_each_gives_alone(self, fast):
         """With a slot that moves and an allocation that grows on the way."""
-        table, clips = SlotTable(most=4), [frames(seed) for seed in range(3)]
-        streams = [fast.stream(seed=seed, steps=2, table=table) for seed in range(3)]
+        table, clips = CachePools(most=4), [frames(seed) for seed in range(3)]
+        streams = [fast.stream(seed=seed, steps=2, pools=table) for seed in range(3)]
         outs: list[list[np.ndarray]] = [[], [], []]
         for turn in range(FRAMES):
             if turn == 14:
@@ -118,7 +119,7 @@ class TestOnGpu:
 
         clip = frames(4)
         engine = Engine(fast, capacity=2)
-        engine.open("ann", seed=3, steps=1).result()
+        engine.open("ann", StreamSettings(seed=3, steps=1)).result()
         outs = [out for frame in clip for out in engine.push("ann", frame).result().frames]
         engine.shutdown()
         assert near(outs, plainly(fast, clip, seed=3, steps=1))

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from live2diff.errors import EngineBusy, StreamGone
+from live2diff.errors import EngineBusy, StreamClosed
 from live2diff.serving import sessions
 from live2diff.serving.admission import NOTICE_SECONDS, RESERVED_SECONDS, SILENCE_SECONDS, Place, WaitingLine
 from live2diff.serving.engine import Engine
+from live2diff.streaming.settings import StreamSettings
 
 PATIENCE = 30.0
 SLICE = 100.0
@@ -43,7 +44,7 @@ def line(engine, clock) -> WaitingLine:
 def enter(line: WaitingLine, engine: Engine, *keys: str) -> None:
     for key in keys:
         assert line.join(key) == Place(0, 0.0)
-        engine.open(key, style="pencil").result(PATIENCE)
+        engine.open(key, StreamSettings(style="pencil")).result(PATIENCE)
 
 
 def positions(line: WaitingLine, *keys: str) -> list[int]:
@@ -84,7 +85,7 @@ def test_a_used_up_slice_ends_when_somebody_waits_but_never_without_notice(line,
     assert (line.time_left("ann"), engine.visitors()) == (1.0, {"ann", "bob"})
     pass_time(line, clock, 1, "cid")
     assert engine.visitors() == {"bob"}
-    with pytest.raises(StreamGone):
+    with pytest.raises(StreamClosed):
         engine.push("ann", FRAME)
     enter(line, engine, "cid")
     assert positions(line, "ann") == [1], "who was put out waits at the end of the line"
@@ -109,7 +110,7 @@ def test_opening_again_while_inside_keeps_the_place_and_the_slice(line, engine, 
     enter(line, engine, "ann", "bob")
     positions(line, "cid")
     pass_time(line, clock, 60, "cid")
-    engine.open("ann", style="neon", steps=1).result(PATIENCE)
+    engine.open("ann", StreamSettings(style="neon", steps=1)).result(PATIENCE)
     assert line.time_left("ann") == SLICE - 60
     assert positions(line, "ann", "bob", "cid") == [0, 0, 1]
 
@@ -131,10 +132,11 @@ def test_nobody_gets_in_past_the_line(line, engine, clock):
     line.leave("ann")
     for _ in range(2):  # a place is kept for cid, and taken by cid
         with pytest.raises(EngineBusy, match="Wait in line"):
-            engine.open("eve", style="pencil")
-        engine.open("cid", style="pencil").result(PATIENCE)
+            engine.open("eve", StreamSettings(style="pencil"))
+        engine.open("cid", StreamSettings(style="pencil")).result(PATIENCE)
     line.leave("cid")
-    engine.open("eve", style="pencil").result(PATIENCE)  # nobody waits, there is room: no need to ask first
+    # Nobody waits, there is room: no need to ask first.
+    engine.open("eve", StreamSettings(style="pencil")).result(PATIENCE)
     assert positions(line, "eve") == [0]
 
 
@@ -162,7 +164,7 @@ def test_whoever_left_without_a_word_makes_room(line, engine, clock, monkeypatch
     clock.now += RESERVED_SECONDS + 1
     engine.close("ann").result(PATIENCE)  # as the engine does after a silence
     assert positions(line, "cid") == [0]
-    engine.open("cid", style="pencil").result(PATIENCE)
+    engine.open("cid", StreamSettings(style="pencil")).result(PATIENCE)
     monkeypatch.setattr(sessions, "QUIET_SECONDS", 0.0)
     assert positions(line, "dee") == [0], "a silent visitor gives way at once"
 
@@ -172,9 +174,9 @@ def test_a_stream_that_could_not_be_opened_leaves_time_to_try_another(line, engi
     line.join("bob")
     positions(line, "cid")
     with pytest.raises(ValueError, match="no style"):
-        engine.open("bob", style="no such style").result(PATIENCE)
+        engine.open("bob", StreamSettings(style="no such style")).result(PATIENCE)
     assert positions(line, "cid", "bob") == [1, 0]
-    engine.open("bob", style="pencil").result(PATIENCE)
+    engine.open("bob", StreamSettings(style="pencil")).result(PATIENCE)
 
 
 def test_the_expected_wait_follows_from_the_slices_ahead(line, engine, clock):
@@ -189,7 +191,7 @@ def test_the_expected_wait_follows_from_the_slices_ahead(line, engine, clock):
 
 
 def test_streams_that_are_open_before_there_is_a_line_are_inside(engine, clock):
-    engine.open("ann", style="pencil").result(PATIENCE)
+    engine.open("ann", StreamSettings(style="pencil")).result(PATIENCE)
     line = WaitingLine(engine, slice_seconds=SLICE, clock=clock)
     assert positions(line, "bob", "cid", "ann") == [0, 1, 0]
 
@@ -213,11 +215,11 @@ def test_whatever_people_do_nobody_jumps_the_line_and_nobody_starves(line, engin
                 waiting.setdefault(who, clock.now)
             if action == "open" and position:
                 with pytest.raises(EngineBusy):
-                    engine.open(who, style="pencil")
+                    engine.open(who, StreamSettings(style="pencil"))
             elif action == "open":
-                engine.open(who, style="pencil")
+                engine.open(who, StreamSettings(style="pencil"))
         places = {key: line.join(key) for key in list(waiting)}
-        admitted = [key for key, place in sessions.items() if place.position == 0]
+        admitted = [key for key, place in places.items() if place.position == 0]
         assert admitted == list(waiting)[: len(admitted)], "somebody was let in before others who came first"
         for key in admitted:
             assert clock.now - waiting.pop(key) <= len(people) * (SLICE + RESERVED_SECONDS + 9), "starved"

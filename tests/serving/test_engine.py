@@ -10,9 +10,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from live2diff.errors import EngineBusy, StreamGone
+from live2diff.errors import EngineBusy, StreamClosed
 from live2diff.serving import sessions
 from live2diff.serving.engine import Engine
+from live2diff.streaming.settings import StreamSettings
 
 PATIENCE = 30.0  # seconds that a condition may take
 
@@ -74,7 +75,7 @@ def test_two_visitors_who_take_turns_get_what_each_would_get_alone(engine, tiny_
     clips = {"ann": frames(1, 10), "bob": frames(2, 10)}
     outs: dict[str, list[np.ndarray]] = {"ann": [], "bob": []}
     for key in clips:
-        engine.open(key, **settings[key]).result(PATIENCE)
+        engine.open(key, StreamSettings(**settings[key])).result(PATIENCE)
     for pair in zip(clips["ann"], clips["bob"], strict=True):
         answers = [engine.push(key, frame) for key, frame in zip(clips, pair, strict=True)]
         for key, answer in zip(clips, answers, strict=True):
@@ -84,7 +85,7 @@ def test_two_visitors_who_take_turns_get_what_each_would_get_alone(engine, tiny_
 
 
 def test_while_a_frame_is_worked_on_only_the_newest_of_the_later_ones_waits(engine, tiny_pipeline):
-    engine.open("ann", style="pencil", steps=1).result(PATIENCE)
+    engine.open("ann", StreamSettings(style="pencil", steps=1)).result(PATIENCE)
     clip = frames(3, 12)
     warm_up(engine, "ann", clip)
     with held_device(tiny_pipeline) as arrived:
@@ -98,14 +99,14 @@ def test_while_a_frame_is_worked_on_only_the_newest_of_the_later_ones_waits(engi
 
 
 def test_an_answer_names_the_frame_it_shows_with_several_steps(engine):
-    engine.open("ann", style="pencil", steps=3).result(PATIENCE)
+    engine.open("ann", StreamSettings(style="pencil", steps=3)).result(PATIENCE)
     answers = [engine.push("ann", frame, tag=tag).result(PATIENCE) for tag, frame in enumerate(frames(4, 13))]
     assert [answer.tag for answer in answers] == [None] * 7 + [7, None, None, 8, 9, 10]
 
 
 def test_a_stream_closed_during_a_frame_is_freed_and_the_device_goes_on(engine, tiny_pipeline):
     for key in ("ann", "bob"):
-        engine.open(key, style="pencil").result(PATIENCE)
+        engine.open(key, StreamSettings(style="pencil")).result(PATIENCE)
         warm_up(engine, key, frames(5, 8))
     stream = weakref.ref(engine._visitors["ann"].stream)
     with held_device(tiny_pipeline) as arrived:
@@ -116,7 +117,7 @@ def test_a_stream_closed_during_a_frame_is_freed_and_the_device_goes_on(engine, 
         assert engine.stats()["streams"] == 1
     closed.result(PATIENCE)
     working.result(PATIENCE)
-    with pytest.raises(StreamGone):
+    with pytest.raises(StreamClosed):
         waiting.result(PATIENCE)
     assert stream() is None, "the stream is still held by somebody"
     engine.close("ann").result(PATIENCE)  # again does no harm
@@ -125,34 +126,34 @@ def test_a_stream_closed_during_a_frame_is_freed_and_the_device_goes_on(engine, 
 
 def test_a_silent_stream_is_freed_and_its_next_frame_says_so(tiny_pipeline):
     engine = Engine(tiny_pipeline, idle_seconds=0.2)
-    engine.open("ann", style="pencil").result(PATIENCE)
+    engine.open("ann", StreamSettings(style="pencil")).result(PATIENCE)
     wait_for(lambda: engine.stats()["streams"] == 0)
-    with pytest.raises(StreamGone):
+    with pytest.raises(StreamClosed):
         engine.push("ann", frames(9, 1)[0])
     engine.shutdown()
 
 
 def test_a_visitor_too_many_is_refused_until_one_leaves_or_falls_silent(tiny_pipeline, monkeypatch):
     engine = Engine(tiny_pipeline, capacity=1)
-    engine.open("ann", style="pencil").result(PATIENCE)
+    engine.open("ann", StreamSettings(style="pencil")).result(PATIENCE)
     with pytest.raises(EngineBusy, match="All 1 places are taken"):
-        engine.open("bob", style="pencil")
-    engine.open("ann", style="neon").result(PATIENCE)  # one's own place may be taken again
+        engine.open("bob", StreamSettings(style="pencil"))
+    engine.open("ann", StreamSettings(style="neon")).result(PATIENCE)  # one's own place may be taken again
     engine.close("ann")
-    engine.open("bob", style="pencil").result(PATIENCE)
+    engine.open("bob", StreamSettings(style="pencil")).result(PATIENCE)
     monkeypatch.setattr(sessions, "QUIET_SECONDS", 0.0)
-    engine.open("cid", style="pencil").result(PATIENCE)
+    engine.open("cid", StreamSettings(style="pencil")).result(PATIENCE)
     assert engine.stats()["streams"] == 1
     engine.shutdown()
 
 
 def test_what_fails_for_one_visitor_costs_nobody_else_anything(engine, tiny_pipeline):
     clip = frames(10, 10)
-    engine.open("bob", style="pencil", seed=3).result(PATIENCE)
+    engine.open("bob", StreamSettings(style="pencil", seed=3)).result(PATIENCE)
     outs = [out for frame in clip[:8] for out in engine.push("bob", frame).result(PATIENCE).frames]
     with pytest.raises(ValueError, match="no style"):
-        engine.open("ann", style="no such style").result(PATIENCE)
-    engine.open("ann", style="pencil").result(PATIENCE)
+        engine.open("ann", StreamSettings(style="no such style")).result(PATIENCE)
+    engine.open("ann", StreamSettings(style="pencil")).result(PATIENCE)
     with pytest.raises(ValueError, match="uint8"):
         engine.push("ann", clip[0].astype(np.float32)).result(PATIENCE)
     warm_up(engine, "ann", clip)
@@ -166,22 +167,22 @@ def test_what_fails_for_one_visitor_costs_nobody_else_anything(engine, tiny_pipe
 
 
 def test_style_and_prompt_change_while_it_runs_and_a_long_prompt_is_told(engine):
-    engine.open("ann", style="pencil").result(PATIENCE)
+    engine.open("ann", StreamSettings(style="pencil")).result(PATIENCE)
     warm_up(engine, "ann", frames(11, 8))
-    assert engine.update("ann", style="neon", prompt="a cat").result(PATIENCE) == ""
-    assert engine.update("ann", prompt="word " * 300).result(PATIENCE) != ""
+    assert engine.update("ann", StreamSettings(style="neon", prompt="a cat")).result(PATIENCE) == ""
+    assert engine.update("ann", StreamSettings(prompt="word " * 300)).result(PATIENCE) != ""
     with pytest.raises(ValueError):
-        engine.update("ann", style="no such style").result(PATIENCE)
+        engine.update("ann", StreamSettings(style="no such style")).result(PATIENCE)
     engine.restart("ann").result(PATIENCE)
     assert engine.push("ann", frames(12, 1)[0]).result(PATIENCE).warm
 
 
 def test_a_clip_takes_turns_with_a_live_visitor_and_neither_changes_the_other(engine, tiny_pipeline):
     clip, live = frames(13, 10), frames(14, 10)
-    engine.open("ann", style="pencil", seed=5).result(PATIENCE)
+    engine.open("ann", StreamSettings(style="pencil", seed=5)).result(PATIENCE)
 
     def translate() -> list[np.ndarray]:
-        with engine.clip("ann/clip", style="neon", seed=6) as stream:
+        with engine.clip("ann/clip", StreamSettings(style="neon", seed=6)) as stream:
             return [out for frame in clip for out in stream.push(frame)]
 
     with ThreadPoolExecutor(1) as clips:
@@ -193,7 +194,7 @@ def test_a_clip_takes_turns_with_a_live_visitor_and_neither_changes_the_other(en
 
 
 def test_a_clip_that_is_closed_from_elsewhere_stops_and_is_freed(engine):
-    with pytest.raises(StreamGone), engine.clip("ann/clip", style="pencil") as stream:
+    with pytest.raises(StreamClosed), engine.clip("ann/clip", StreamSettings(style="pencil")) as stream:
         stream.push(frames(15, 1)[0])
         engine.close("ann/clip")
         stream.push(frames(15, 1)[0])
@@ -204,7 +205,7 @@ def test_fifty_visitors_who_come_and_go_leave_nothing_behind(engine):
     streams = []
     for number in range(50):
         key = f"visitor {number}"
-        engine.open(key, style="pencil").result(PATIENCE)
+        engine.open(key, StreamSettings(style="pencil")).result(PATIENCE)
         engine.push(key, frames(16, 1)[0]).result(PATIENCE)
         streams.append(weakref.ref(engine._visitors[key].stream))
         engine.close(key).result(PATIENCE)
@@ -214,7 +215,7 @@ def test_fifty_visitors_who_come_and_go_leave_nothing_behind(engine):
 
 def test_the_numbers_tell_rate_and_delay(engine):
     assert engine.stats()["fps"] == engine.stats()["delay_p95"] == 0
-    engine.open("ann", style="pencil", steps=1).result(PATIENCE)
+    engine.open("ann", StreamSettings(style="pencil", steps=1)).result(PATIENCE)
     for frame in frames(17, 10):
         engine.push("ann", frame).result(PATIENCE)
     stats = engine.stats()

@@ -14,11 +14,12 @@ from helpers.paths import EXAMPLES
 from torch import nn
 
 from live2diff import Live2DiffPipeline
-from live2diff.errors import BrokenPicture, ClipStopped, NoMemory, VisitOver
-from live2diff.serving.clip_queue import ClipJobs
+from live2diff.errors import ClipStopped, GpuSessionOver, NonFiniteError, StreamOutOfMemory
+from live2diff.serving.clip_queue import ClipQueue
 from live2diff.serving.engine import Engine
+from live2diff.streaming.settings import StreamSettings
 from live2diff.video.reader import Cut, probe
-from live2diff.zerogpu.engine import ZeroEngine
+from live2diff.zerogpu.engine import ZeroGpuEngine
 
 ROOM = EXAMPLES / "room.mp4"
 SIZE = 16  # pixels: quick
@@ -109,7 +110,7 @@ def test_one_bad_number_costs_no_frame_and_leaves_nothing_black(tiny_pipeline, n
 def test_bad_numbers_for_good_end_in_an_error_that_names_the_part(tiny_pipeline, part, at, words):
     stream, clip = tiny_pipeline.stream(size=SIZE, steps=2), frames(2, 14)
     with spoilt(parts_of(tiny_pipeline)[part], float("nan"), Once(at, for_good=True)):
-        with pytest.raises(BrokenPicture, match="NaN or infinity") as error:
+        with pytest.raises(NonFiniteError, match="NaN or infinity") as error:
             out_of(stream, clip)
     assert words in str(error.value)
     with pytest.raises(RuntimeError, match="closed"):
@@ -120,7 +121,7 @@ def test_a_broken_frame_of_one_visitor_is_not_seen_by_another_in_the_same_batch(
     engine = Engine(tiny_pipeline, capacity=2, together=True)
     clip, other = frames(3, 12), frames(4, 12)
     for key in ("ann", "bob"):
-        engine.open(key, size=SIZE, steps=2, seed=1).result(PATIENCE)
+        engine.open(key, StreamSettings(size=SIZE, steps=2, seed=1)).result(PATIENCE)
     alone = {
         "ann": tiny_pipeline.stream(size=SIZE, steps=2, seed=1),
         "bob": tiny_pipeline.stream(size=SIZE, steps=2, seed=1),
@@ -171,14 +172,14 @@ def test_without_memory_one_visitor_is_told_what_to_lower_and_nobody_else_notice
     clip, mine = frames(5, 12), frames(6, 12)
     expected = out_of(pipe.stream(size=SIZE, steps=2, seed=1), clip)
     given: list[np.ndarray] = []
-    engine.open("bob", size=SIZE, steps=2, seed=1).result(PATIENCE)
+    engine.open("bob", StreamSettings(size=SIZE, steps=2, seed=1)).result(PATIENCE)
 
     def turn(number: int) -> None:
         given.extend(engine.push("bob", clip[number]).result(PATIENCE).frames)
 
     pushed = {"open": 0, "warmup": 7, "stream": 9}[moment]
     if moment != "open":
-        engine.open("ann", size=SIZE, steps=2).result(PATIENCE)
+        engine.open("ann", StreamSettings(size=SIZE, steps=2)).result(PATIENCE)
     for number in range(pushed):
         engine.push("ann", mine[number]).result(PATIENCE)
         turn(number)
@@ -186,14 +187,14 @@ def test_without_memory_one_visitor_is_told_what_to_lower_and_nobody_else_notice
     module = pipe.text_encoder if moment == "open" else pipe.unet
     with (
         Full(module, lambda _: True) as full,
-        pytest.raises(NoMemory, match=r"fewer denoising steps.*--streams"),
+        pytest.raises(StreamOutOfMemory, match=r"fewer denoising steps.*--streams"),
     ):
         if moment == "open":
-            engine.open("ann", size=SIZE, steps=2).result(PATIENCE)
+            engine.open("ann", StreamSettings(size=SIZE, steps=2)).result(PATIENCE)
         engine.push("ann", mine[pushed]).result(PATIENCE)
     assert full.calls and engine.visitors() == {"bob"} and engine.capacity == 2
     assert stream is None or stream() is None, "the stream's memory is still held"
-    engine.open("ann", size=SIZE, steps=1).result(PATIENCE)  # a new one can start
+    engine.open("ann", StreamSettings(size=SIZE, steps=1)).result(PATIENCE)  # a new one can start
     assert engine.push("ann", mine[0]).result(PATIENCE).frames_in == 1
     for number in range(pushed, len(clip)):
         turn(number)
@@ -207,24 +208,27 @@ def test_without_memory_one_visitor_is_told_what_to_lower_and_nobody_else_notice
 def test_where_the_gpu_is_lent_who_is_without_memory_is_told_so_as_well_and_can_begin_again(
     tiny_pipeline, moment
 ):
-    engine, frame = ZeroEngine(tiny_pipeline, capacity=1), frames(9, 1)[0]
+    engine, frame = ZeroGpuEngine(tiny_pipeline, capacity=1), frames(9, 1)[0]
     module = tiny_pipeline.text_encoder if moment == "open" else tiny_pipeline.unet
-    with Full(module, lambda _: True), pytest.raises(NoMemory, match=r"fewer denoising steps.*--streams"):
+    with (
+        Full(module, lambda _: True),
+        pytest.raises(StreamOutOfMemory, match=r"fewer denoising steps.*--streams"),
+    ):
         if moment == "clip":
-            with engine.clip("ann", size=SIZE, steps=1) as stream:
+            with engine.clip("ann", StreamSettings(size=SIZE, steps=1)) as stream:
                 stream.push(frame)
                 stream.flush()
-        engine.open("ann", size=SIZE, steps=1)
+        engine.open("ann", StreamSettings(size=SIZE, steps=1))
         with visiting(engine, "ann") as over:
             try:
                 for _ in range(8):
                     engine.push("ann", frame).result(PATIENCE)
             finally:
                 assert over.wait(PATIENCE), "the GPU was not given back"
-                with pytest.raises(VisitOver):
+                with pytest.raises(GpuSessionOver):
                     engine.push("ann", frame)
     engine.close("ann")
-    engine.open("ann", size=SIZE, steps=1)
+    engine.open("ann", StreamSettings(size=SIZE, steps=1))
     with visiting(engine, "ann"):
         assert engine.push("ann", frame).result(PATIENCE).frames_in == 1
     assert len(engine._free) == len(engine._slots) - 1
@@ -236,7 +240,7 @@ def test_without_memory_for_a_batch_its_streams_are_worked_on_one_by_one(tiny_pi
     clips = {"ann": frames(7, 12), "bob": frames(8, 12)}
     given: dict[str, list[np.ndarray]] = {"ann": [], "bob": []}
     for key in clips:
-        engine.open(key, size=SIZE, steps=1, seed=1).result(PATIENCE)
+        engine.open(key, StreamSettings(size=SIZE, steps=1, seed=1)).result(PATIENCE)
     with Full(tiny_pipeline.unet, lambda arguments: 1 < len(arguments[0]) < 8) as full:  # not the warmup
         for pair in zip(*clips.values(), strict=True):
             with held(engine):  # both wait: they go together
@@ -254,7 +258,7 @@ def test_without_memory_for_a_batch_its_streams_are_worked_on_one_by_one(tiny_pi
 
 def test_a_clip_without_memory_says_so_and_keeps_what_is_done(tiny_pipeline, tmp_path):
     engine = Engine(tiny_pipeline, capacity=2)
-    jobs = ClipJobs(engine, tmp_path / "results")
+    jobs = ClipQueue(engine, tmp_path / "results")
     result = jobs.new_result()
     settings = {"style": "pencil", "steps": 1}
     full = Full(tiny_pipeline.unet, lambda _: result.frames >= 8)  # the warmup is through

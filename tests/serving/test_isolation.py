@@ -14,9 +14,10 @@ from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from live2diff import Live2DiffPipeline
-from live2diff.errors import EngineBusy, StreamGone
+from live2diff.errors import EngineBusy, StreamClosed
 from live2diff.serving import sessions
 from live2diff.serving.engine import Engine
+from live2diff.streaming.settings import StreamSettings
 
 PATIENCE = 60.0  # seconds that an answer may take
 AGES = 1e6  # seconds: nobody falls silent for so long unless the test says so
@@ -52,13 +53,17 @@ class Life:
     calls: list[tuple[str, tuple, dict[str, Any]]] = field(default_factory=list)
     given: list[np.ndarray] = field(default_factory=list)
     owed: Future | None = None
+    settings: StreamSettings = field(init=False)  # after all updates
+
+    def __post_init__(self) -> None:
+        self.settings = StreamSettings(**self.opening)
 
     def settle(self) -> None:
         if self.owed is not None:
             owed, self.owed = self.owed, None
             try:
                 self.given += owed.result(PATIENCE).frames
-            except StreamGone:  # closed while the frame waited
+            except StreamClosed:  # closed while the frame waited
                 self.calls.pop()
 
     def replayed(self, pipe: Live2DiffPipeline) -> Iterator[np.ndarray]:
@@ -87,10 +92,10 @@ class Visitors(RuleBasedStateMachine):
     def open(self, name: str, opening: dict[str, Any]) -> None:
         if len(self.lives.keys() - {name}) == CAPACITY:
             with pytest.raises(EngineBusy):
-                self.engine.open(name, **opening)
+                self.engine.open(name, StreamSettings(**opening))
             return
         self.end(name)
-        self.engine.open(name, **opening).result(PATIENCE)
+        self.engine.open(name, StreamSettings(**opening)).result(PATIENCE)
         self.lives[name] = Life(opening)
 
     @precondition(lambda self: self.lives)
@@ -117,7 +122,10 @@ class Visitors(RuleBasedStateMachine):
     def update(self, name: str, change: dict[str, Any]) -> None:
         self.lives[name].settle()
         self.lives[name].calls.append(("update", (), change))
-        self.engine.update(name, **change).result(PATIENCE)
+        life = self.lives[name]
+        live = {name: value for name, value in change.items() if name != "blend"}
+        life.settings = life.settings.updated(**live)
+        self.engine.update(name, life.settings, blend=change["blend"]).result(PATIENCE)
 
     @precondition(lambda self: self.lives)
     @rule(name=inside)
@@ -140,7 +148,7 @@ class Visitors(RuleBasedStateMachine):
         self.engine._visitors[name].last_seen -= 2 * AGES
         self.engine.make_room()
         self.end(name)
-        with pytest.raises(StreamGone):
+        with pytest.raises(StreamClosed):
             self.engine.push(name, FRAMES[0])
 
     def teardown(self) -> None:

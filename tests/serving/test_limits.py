@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import app
-from live2diff.errors import TooMany
+from live2diff.errors import LimitReached
 from live2diff.serving.engine import Engine
 from live2diff.serving.limits import Counts, VisitorLimits, visitor_address
 from live2diff.ui import live_session, live_tab
@@ -69,7 +69,7 @@ def test_an_address_has_so_many_at_once_and_a_tunnel_any_number():
             held.enter_context(counts.one_more(HOME))
         for _ in range(5):
             held.enter_context(counts.one_more(None))
-        with pytest.raises(TooMany, match="2 clips from your address"), counts.one_more(HOME):
+        with pytest.raises(LimitReached, match="2 clips from your address"), counts.one_more(HOME):
             pass
         with counts.one_more("198.51.100.8"):
             pass

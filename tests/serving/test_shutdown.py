@@ -16,10 +16,11 @@ from helpers.browser import PATIENCE, wait_for
 from helpers.gpu_visits import visiting
 from helpers.paths import ROOT
 
-from live2diff.errors import Stopping
+from live2diff.errors import ServerStopping
 from live2diff.serving.engine import Engine
+from live2diff.streaming.settings import StreamSettings
 from live2diff.zerogpu import worker
-from live2diff.zerogpu.engine import ZeroEngine
+from live2diff.zerogpu.engine import ZeroGpuEngine
 
 CLIP = ROOT / "examples" / "room.mp4"
 FRAME = np.zeros((32, 32, 3), np.uint8)
@@ -68,13 +69,15 @@ def test_a_server_that_is_stopped_ends_soon_and_its_clip_says_that_it_was_cut(tm
 def test_a_line_for_each_stream_opened_and_closed_and_nothing_of_what_anybody_said(tiny_pipeline, caplog):
     with caplog.at_level(logging.INFO, logger="live2diff"):
         engine = Engine(tiny_pipeline, capacity=2)
-        engine.open("live/token", prompt="a secret of mine", style="neon", steps=1).result(PATIENCE)
+        engine.open("live/token", StreamSettings(prompt="a secret of mine", style="neon", steps=1)).result(
+            PATIENCE
+        )
         for _ in range(9):
             engine.push("live/token", FRAME).result(PATIENCE)
-        engine.open("live/token", style="comic").result(PATIENCE)
+        engine.open("live/token", StreamSettings(style="comic")).result(PATIENCE)
         engine._visitors["live/token"].last_seen -= 1000
         engine.make_room()
-        with engine.clip("clip/token", style="neon") as stream:
+        with engine.clip("clip/token", StreamSettings(style="neon")) as stream:
             stream.push(FRAME)
         engine.shutdown()
     assert lines_of(caplog) == [
@@ -96,28 +99,28 @@ def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_where_the_gpu_is_lent_the_log_has_a_line_for_each_visit_and_clip(tiny_pipeline, caplog, monkeypatch):
     with caplog.at_level(logging.INFO, logger="live2diff"):
-        engine = ZeroEngine(tiny_pipeline, capacity=2)
-        engine.open("live/token", prompt="a secret of mine", style="neon", steps=1)
+        engine = ZeroGpuEngine(tiny_pipeline, capacity=2)
+        engine.open("live/token", StreamSettings(prompt="a secret of mine", style="neon", steps=1))
         with visiting(engine, "live/token"):
             for _ in range(9):
                 engine.push("live/token", FRAME).result(PATIENCE)
-            engine.open("live/token", style="comic").result(PATIENCE)
-        engine.open("live/token", style="neon", steps=1)
+            engine.open("live/token", StreamSettings(style="comic")).result(PATIENCE)
+        engine.open("live/token", StreamSettings(style="neon", steps=1))
         monkeypatch.setattr(worker, "SILENCE_SECONDS", 0.3)
         with visiting(engine, "live/token") as over:
             wait_for(over.is_set)  # no frame comes
         engine.visit_seconds = 0.2
         with visiting(engine, "live/token") as over:
             wait_for(over.is_set)
-        with engine.clip("clip/token", style="neon", steps=1) as stream:
+        with engine.clip("clip/token", StreamSettings(style="neon", steps=1)) as stream:
             for _ in range(9):
                 stream.push(FRAME)
             stream.flush()
-        with pytest.raises(Stopping), engine.clip("clip/token", style="neon") as stream:
+        with pytest.raises(ServerStopping), engine.clip("clip/token", StreamSettings(style="neon")) as stream:
             stream.push(FRAME)
             engine.end()
             stream.push(FRAME)
-        with pytest.raises(Stopping), engine.clip("clip/token", style="neon"):
+        with pytest.raises(ServerStopping), engine.clip("clip/token", StreamSettings(style="neon")):
             pass
         engine.shutdown()
     *lines, last = lines_of(caplog)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from live2diff.model import attention
+from live2diff.model import kv_cache
 from live2diff.model.kv_cache import grown
-from live2diff.streaming.cache_pool import Slots, SlotTable
+from live2diff.streaming.cache_pool import CachePool, CachePools
 from live2diff.streaming.steps import push_together
 
 STEPS = 2
@@ -15,8 +15,8 @@ TURNS = 18
 
 
 @pytest.fixture
-def slots(tiny_pipeline) -> Slots:
-    return Slots(tiny_pipeline.unet, STEPS, LATENTS, most=6)
+def slots(tiny_pipeline) -> CachePool:
+    return CachePool(tiny_pipeline.unet, STEPS, LATENTS, most=6)
 
 
 def fill(cache, number: int) -> None:
@@ -74,7 +74,7 @@ def test_where_the_memory_ends_nobody_loses_a_slot_and_the_next_try_may_succeed(
     fill(first.cache, 3)
     tensors = iter((1, 2, 3))  # so many grow, then there is no memory for the next
     with monkeypatch.context() as patched:
-        patched.setattr(attention, "grown", lambda *told: grown(*told) if next(tensors, None) else short())
+        patched.setattr(kv_cache, "grown", lambda *told: grown(*told) if next(tensors, None) else short())
         with pytest.raises(torch.OutOfMemoryError):
             slots.take()
     assert len(slots) == 1 and holds(first.cache, 3)
@@ -106,11 +106,11 @@ def alone(pipeline, frames: list[np.ndarray], **settings) -> np.ndarray:
 def test_streams_pushed_together_give_what_each_gives_alone(tiny_pipeline, steps):
     """One leaves, one pauses, one comes late: the others' pictures are theirs all the same."""
     is_there = (lambda turn: turn < 14, lambda turn: turn % 4, lambda turn: turn > 1)
-    table, clips = SlotTable(), [clip(seed, TURNS) for seed in range(3)]
+    table, clips = CachePools(), [clip(seed, TURNS) for seed in range(3)]
     settings = [
         {"style": style, "seed": seed, "steps": steps} for seed, style in enumerate(("pencil", "neon", "oil"))
     ]
-    streams = [tiny_pipeline.stream(**told, table=table) for told in settings]
+    streams = [tiny_pipeline.stream(**told, pools=table) for told in settings]
     pushed, outs, largest = [0] * 3, [[] for _ in range(3)], 0
     for turn in range(TURNS):
         if turn == 14:
@@ -133,12 +133,12 @@ def test_streams_pushed_together_give_what_each_gives_alone(tiny_pipeline, steps
 
 
 def test_streams_of_other_sizes_or_steps_do_not_share_slots(tiny_pipeline):
-    table = SlotTable()
+    table = CachePools()
     streams = [
-        tiny_pipeline.stream(table=table, steps=steps, size=size)
+        tiny_pipeline.stream(pools=table, steps=steps, size=size)
         for steps, size in ((1, 32), (2, 32), (1, 48))
     ]
-    same = tiny_pipeline.stream(table=table, steps=1, size=32)
+    same = tiny_pipeline.stream(pools=table, steps=1, size=32)
     for stream in (*streams, same):
         for frame in clip(0, 8):
             stream.push(frame)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers.paths import EXAMPLES
 
-from live2diff.streaming.scene_change import SceneWatch
+from live2diff.streaming.scene_change import SceneChangeDetector
 from live2diff.video.reader import read_frames
 
 NAMES = ("admiral", "city", "raccoon", "room", "traveller")
@@ -46,7 +46,7 @@ def pan(picture: np.ndarray, frames_a_width: int) -> Pictures:
 
 def seen(pictures: Pictures, **options) -> tuple[list[int], list[int]]:
     """The frames at which it saw a cut, and those at which it found a changed scene at rest."""
-    watch, cuts, settled = SceneWatch(**options), [], []
+    watch, cuts, settled = SceneChangeDetector(**options), [], []
     for number, picture in enumerate(pictures):
         watch.see(picture)
         cuts += [number] * watch.cut
@@ -96,7 +96,7 @@ def test_the_threshold_is_the_callers_and_none_turns_it_off(clips):
     assert seen(spliced, threshold=None) == seen(spliced, threshold=0.99) == ([], [])
     for wrong in (0, 1, -1, 2.0):
         with pytest.raises(ValueError, match="scene_cut"):
-            SceneWatch(wrong)
+            SceneChangeDetector(wrong)
 
 
 def test_while_a_fast_pan_lasts_nothing_is_begun_and_once_when_it_ends(clips):

@@ -11,6 +11,7 @@ from live2diff.model.depth import DepthRange, depth_pictures, inverse_depth
 from live2diff.model.lcm import add_noise, denoise
 from live2diff.model.unet import StreamUNet
 from live2diff.streaming.images import resize
+from live2diff.streaming.settings import StreamSettings
 from live2diff.video.translate import translate
 
 
@@ -259,7 +260,7 @@ def test_bad_input_is_named_and_changes_nothing(tiny_pipeline):
             stream.push(bad)
     with pytest.raises(ValueError, match="no style"):
         stream.update(style="cubist", prompt="a dog")
-    assert (stream._style, stream._prompt, stream.frames_in) == (None, "", 0)
+    assert (stream.settings, stream.frames_in) == (StreamSettings(), 0)
     assert stream.ignored_words == ""
     stream.update(prompt="cat " * 100)
     assert stream.ignored_words.startswith("cat cat")

@@ -121,7 +121,7 @@ def test_training_moves_only_what_is_new_and_a_run_that_was_killed_goes_on(pipel
 
     saved = load_file(target)
     assert all(weight.dtype == torch.float16 for weight in saved.values())
-    published = json.loads(PARITY / "two-step.json".read_text())["weights"]
+    published = json.loads((PARITY / "two-step.json").read_text())["weights"]
     assert saved.keys() == {name for name in published if is_added(name)}
     fresh = copy.deepcopy(pipeline)
     load_added(fresh.unet, target)

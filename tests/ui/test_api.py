@@ -12,8 +12,9 @@ from helpers.clips import write_clip
 
 import app
 from live2diff.errors import ClipStopped
-from live2diff.serving.clip_queue import ClipJobs, Waiting
+from live2diff.serving.clip_queue import ClipQueue, Waiting
 from live2diff.serving.temp_files import sweep
+from live2diff.streaming.settings import StreamSettings
 from live2diff.video.reader import Cut, read_frames
 
 
@@ -103,8 +104,8 @@ def test_a_file_that_was_not_uploaded_is_refused(address, path):
 
 
 def test_clips_run_one_after_the_other_and_one_that_waits_can_be_stopped(engine, clip, tmp_path):
-    jobs = ClipJobs(engine, tmp_path / "results")
-    settings = {"style": "pencil", "prompt": "", "seed": 0}
+    jobs = ClipQueue(engine, tmp_path / "results")
+    settings = StreamSettings(style="pencil")
     first = jobs.run("first", clip, jobs.new_result(), Cut(), settings)
     assert next(first).done == 1
     second = jobs.run("second", clip, jobs.new_result(), Cut(), settings)
@@ -118,9 +119,9 @@ def test_clips_run_one_after_the_other_and_one_that_waits_can_be_stopped(engine,
 
 
 def test_a_stopped_clip_keeps_what_is_done(engine, clip, tmp_path):
-    jobs = ClipJobs(engine, tmp_path / "results")
+    jobs = ClipQueue(engine, tmp_path / "results")
     result = jobs.new_result()
-    steps = jobs.run("key", clip, result, Cut(), {"style": "pencil", "prompt": "", "seed": 0})
+    steps = jobs.run("key", clip, result, Cut(), StreamSettings(style="pencil"))
     while next(steps).written < 12:
         pass
     jobs.stop("key")
@@ -150,14 +151,14 @@ def test_old_results_and_empty_folders_are_swept_and_nothing_else(tmp_path):
 
 
 def test_temporary_files_have_a_bound_and_the_oldest_go_first_unless_in_use(engine, clip, tmp_path):
-    jobs = ClipJobs(engine, tmp_path / "results")
+    jobs = ClipQueue(engine, tmp_path / "results")
     uploads = [tmp_path / name / "upload.mp4" for name in ("first", "second", "third")]
     for age, path in zip((300, 200, 100), uploads, strict=True):
         path.parent.mkdir()
         path.write_bytes(bytes(1000))
         os.utime(path, (time.time() - age,) * 2)
     os.utime(clip, (time.time() - 400,) * 2)
-    running = jobs.run("key", clip, jobs.new_result(), Cut(), {"style": "pencil", "prompt": "", "seed": 0})
+    running = jobs.run("key", clip, jobs.new_result(), Cut(), StreamSettings(style="pencil"))
     next(running)
     jobs.most_bytes = clip.stat().st_size + 1500  # what is being written counts as well
     jobs.tidy()

@@ -22,7 +22,7 @@ from helpers.paths import ROOT
 
 from live2diff.__main__ import main
 from live2diff.errors import ClipError
-from live2diff.serving.clip_queue import LIMITS, ClipJobs
+from live2diff.serving.clip_queue import LIMITS, ClipQueue
 from live2diff.serving.engine import Engine
 from live2diff.video.reader import Cut, probe
 
@@ -334,7 +334,7 @@ def test_a_file_in_a_request_that_is_no_clip_is_told_apart(client, clip, tmp_pat
 
 
 def test_the_length_of_a_clip_is_limited_for_every_way_in(tmp_path, tiny_pipeline, capsys):
-    """A page's clips and those of programs go through `ClipJobs`; the command line has limits of its own."""
+    """A page's clips and those of programs go through `ClipQueue`; the command line has limits of its own."""
     source = tmp_path / "hour.mkv"
     with av.open(str(source), "w") as container:
         video = container.add_stream("mjpeg", rate=25)
@@ -353,7 +353,7 @@ def test_the_length_of_a_clip_is_limited_for_every_way_in(tmp_path, tiny_pipelin
         (replace(LIMITS, max_pixels=1000), "megapixels"),
         (replace(LIMITS, max_bytes=1000), "MB"),
     ):
-        jobs = ClipJobs(engine, tmp_path / "results", limits)
+        jobs = ClipQueue(engine, tmp_path / "results", limits)
         with pytest.raises(ClipError, match=words):
             list(jobs.run("key", source, jobs.new_result(), Cut(), {"style": "pencil"}))
     engine.shutdown()

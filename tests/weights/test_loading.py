@@ -28,6 +28,7 @@ import live2diff
 from live2diff.loading import main
 from live2diff.model.unet import StreamUNet
 from live2diff.serving.engine import Engine
+from live2diff.streaming.settings import StreamSettings
 from live2diff.styles import STYLES, Style, read_styles
 from live2diff.weights.checkpoints import read_published, split_single_file
 from live2diff.weights.convert import Sources, added_weights, convert, load_base
@@ -289,7 +290,7 @@ def test_a_lora_that_fits_nothing_or_only_in_part_is_refused_by_name(full, tmp_p
 
 
 def test_a_single_file_becomes_the_same_weights_as_its_folder(full, styles, base, model):
-    full.wear("toon")
+    full.activate_style("toon")
     expected = load_file(styles["toon"].base)
     lora = random_lora(LAYERS, seed=7) | {}
     few = random_lora(LAYERS | CONVOLUTION, seed=3)
@@ -312,9 +313,9 @@ def test_a_hundred_changes_of_style_leave_the_very_bits_of_a_fresh_load(full, mo
         style = (
             (None, "felt", "toon", "dream")[number % 4] if number % 10 == 0 else (None, "felt")[number % 2]
         )
-        full.wear(style, lora_scale=1 - number % 7 / 10)
+        full.activate_style(style, lora_scale=1 - number % 7 / 10)
     for style in (None, "dream", "toon"):
-        full.wear(style)
+        full.activate_style(style)
         fresh = weights_of(live2diff.load(str(model), "cpu", style=style, styles=styles))
         worn = weights_of(full)
         assert all(torch.equal(worn[name], fresh[name]) for name in fresh), style
@@ -324,19 +325,19 @@ def test_a_hundred_changes_of_style_leave_the_very_bits_of_a_fresh_load(full, mo
 def test_nobody_restyles_the_picture_of_another(full, model, styles):
     alone = live2diff.load(str(model), "cpu", styles=styles)(FRAMES, style="felt", **SMALL)
     engine = Engine(full)
-    engine.open("one", style="felt", **SMALL).result()
+    engine.open("one", StreamSettings(style="felt", **SMALL)).result()
     with pytest.raises(ValueError, match="Somebody else"):
-        engine.open("two", style="toon", **SMALL).result()
+        engine.open("two", StreamSettings(style="toon", **SMALL)).result()
     out = []
     for number, frame in enumerate(FRAMES):
         out += engine.push("one", frame).result().frames
         if number == 9:
-            engine.open("two", style="felt", **SMALL).result()  # the same weights: welcome
+            engine.open("two", StreamSettings(style="felt", **SMALL)).result()  # the same weights: welcome
             with pytest.raises(ValueError, match="Somebody else"):
-                engine.update("two", lora_scale=0.5).result()
+                engine.update("two", StreamSettings(style="felt", lora_scale=0.5)).result()
     assert all(np.array_equal(mine, his) for mine, his in zip(out, alone, strict=False))
     engine.close("one").result()
-    engine.update("two", style="toon").result()
+    engine.update("two", StreamSettings(style="toon")).result()
     engine.shutdown()
 
 

@@ -19,13 +19,14 @@ from helpers.gpu_visits import visiting
 from helpers.paths import ROOT
 from playwright.sync_api import sync_playwright
 
-from live2diff.errors import EngineBusy, StreamGone, VisitOver
+from live2diff.errors import EngineBusy, GpuSessionOver, StreamClosed
 from live2diff.serving.admission import WaitingLine
+from live2diff.streaming.settings import StreamSettings
 from live2diff.zerogpu import engine as zero_engine
 from live2diff.zerogpu import worker
 from live2diff.zerogpu.button import visit_button
 from live2diff.zerogpu.channel import LARGEST_FRAME
-from live2diff.zerogpu.engine import ZeroEngine, lend, seconds_of
+from live2diff.zerogpu.engine import ZeroGpuEngine, lend, seconds_of
 from live2diff.zerogpu.worker import Event, Run
 
 PATIENCE = 60.0  # seconds that a condition may take
@@ -103,8 +104,8 @@ both_ways = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def engine(request, tiny_pipeline) -> Iterator[ZeroEngine]:
-    engine = ZeroEngine(tiny_pipeline, capacity=3, lender=getattr(request, "param", in_forked_process))
+def engine(request, tiny_pipeline) -> Iterator[ZeroGpuEngine]:
+    engine = ZeroGpuEngine(tiny_pipeline, capacity=3, lender=getattr(request, "param", in_forked_process))
     yield engine
     engine.shutdown()
 
@@ -112,7 +113,7 @@ def engine(request, tiny_pipeline) -> Iterator[ZeroEngine]:
 @both_ways
 def test_a_visit_translates_what_is_pushed_and_names_the_frame_that_is_shown(engine, tiny_pipeline):
     clip = frames(1, 11)
-    assert engine.open("ann", style="pencil", seed=1).result(PATIENCE) == ""
+    assert engine.open("ann", StreamSettings(style="pencil", seed=1)).result(PATIENCE) == ""
     assert engine.time_left("ann") is None
     with visiting(engine, "ann"):
         answers = [engine.push("ann", frame, tag=tag).result(PATIENCE) for tag, frame in enumerate(clip)]
@@ -129,7 +130,7 @@ def test_a_visit_translates_what_is_pushed_and_names_the_frame_that_is_shown(eng
 
 def test_before_the_visit_only_the_newest_frame_waits_and_the_others_warm_it_up(engine, tiny_pipeline):
     clip = frames(2, 12)
-    engine.open("ann", style="pencil", steps=1).result(PATIENCE)
+    engine.open("ann", StreamSettings(style="pencil", steps=1)).result(PATIENCE)
     waiting = [engine.push("ann", frame, tag=tag) for tag, frame in enumerate(clip[:9])]
     assert engine.stats()["dropped"] == 8 and len(set(map(id, waiting))) == 1
     with visiting(engine, "ann"):
@@ -140,22 +141,22 @@ def test_before_the_visit_only_the_newest_frame_waits_and_the_others_warm_it_up(
 
 def test_prompt_style_and_restart_reach_a_visit_that_runs(engine, tiny_pipeline):
     clip = frames(3, 12)
-    engine.open("ann", style="pencil", steps=1, seed=1)
-    assert engine.update("ann", prompt="a dog").result(PATIENCE) == ""
+    engine.open("ann", StreamSettings(style="pencil", steps=1, seed=1))
+    assert engine.update("ann", StreamSettings(prompt="a dog")).result(PATIENCE) == ""
     with visiting(engine, "ann"):
         for frame in clip[:8]:
             engine.push("ann", frame).result(PATIENCE)
-        assert engine.update("ann", style="neon", blend=1).result(PATIENCE) == ""
-        assert engine.update("ann", prompt="word " * 300).result(PATIENCE) != ""
+        assert (
+            engine.update("ann", StreamSettings(style="neon", prompt="a dog"), blend=1).result(PATIENCE) == ""
+        )
+        assert engine.update("ann", StreamSettings(prompt="word " * 300)).result(PATIENCE) != ""
         with pytest.raises(ValueError, match="no style"):
-            engine.update("ann", style="no such style").result(PATIENCE)
-        with pytest.raises(ValueError, match="lora_scale"):
-            engine.update("ann", lora_scale=5).result(PATIENCE)
-        engine.update("ann", prompt="a cat", blend=1).result(PATIENCE)
+            engine.update("ann", StreamSettings(style="no such style")).result(PATIENCE)
+        engine.update("ann", StreamSettings(style="neon", prompt="a cat"), blend=1).result(PATIENCE)
         changed = engine.push("ann", clip[8]).result(PATIENCE).frames
         engine.restart("ann").result(PATIENCE)
         assert engine.push("ann", clip[9]).result(PATIENCE).warm
-        engine.open("ann", style="ink", steps=2).result(PATIENCE)  # in a visit: begun anew
+        engine.open("ann", StreamSettings(style="ink", steps=2)).result(PATIENCE)  # in a visit: begun anew
         assert engine.push("ann", clip[10]).result(PATIENCE).frames_in == 1
     stream = tiny_pipeline.stream(style="pencil", prompt="a dog", steps=1, seed=1)
     for frame in clip[:8]:
@@ -167,15 +168,15 @@ def test_prompt_style_and_restart_reach_a_visit_that_runs(engine, tiny_pipeline)
 @both_ways
 def test_a_visit_that_is_over_is_continued_from_its_last_frames(tiny_pipeline, engine):
     clip = frames(4, 12)
-    engine.open("ann", style="pencil", steps=1, seed=1)
+    engine.open("ann", StreamSettings(style="pencil", steps=1, seed=1))
     with visiting(engine, "ann"):
         for frame in clip[:10]:
             engine.push("ann", frame).result(PATIENCE)
-        engine.update("ann", style="neon").result(PATIENCE)
+        engine.update("ann", StreamSettings(style="neon")).result(PATIENCE)
     assert engine.time_left("ann") == 0
-    with pytest.raises(VisitOver):
+    with pytest.raises(GpuSessionOver):
         engine.push("ann", clip[10])
-    engine.open("ann", style="neon", steps=1, seed=1).result(PATIENCE)
+    engine.open("ann", StreamSettings(style="neon", steps=1, seed=1)).result(PATIENCE)
     waiting = engine.push("ann", clip[10], tag=10)
     with visiting(engine, "ann"):
         continued = waiting.result(PATIENCE)
@@ -188,16 +189,16 @@ def test_a_visit_that_is_over_is_continued_from_its_last_frames(tiny_pipeline, e
 
 def test_the_time_that_was_lent_ends_the_visit_by_itself(engine):
     engine.visit_seconds = 1.0
-    engine.open("ann", style="pencil")
+    engine.open("ann", StreamSettings(style="pencil"))
     with visiting(engine, "ann") as over:
         wait_for(lambda: engine.time_left("ann"))
         wait_for(over.is_set)
-    with pytest.raises(VisitOver):
+    with pytest.raises(GpuSessionOver):
         engine.push("ann", frames(5, 1)[0])
 
 
 def test_closing_ends_the_visit_and_leaves_nothing_in_the_slot(engine):
-    engine.open("ann", style="pencil")
+    engine.open("ann", StreamSettings(style="pencil"))
     with visiting(engine, "ann") as over:
         engine.push("ann", frames(6, 1)[0]).result(PATIENCE)
         slot = engine._guest("ann").slot
@@ -205,22 +206,22 @@ def test_closing_ends_the_visit_and_leaves_nothing_in_the_slot(engine):
         wait_for(over.is_set)
     assert not any(any(half) for box in (slot.frames, slot.wishes) for half in box._halves)
     assert slot in engine._free and engine.visitors() == set()
-    with pytest.raises(StreamGone):
+    with pytest.raises(StreamClosed):
         engine.push("ann", frames(6, 1)[0])
     engine.close("ann").result(PATIENCE)  # again does no harm
 
 
 def test_whoever_vanishes_gives_back_the_gpu_and_in_time_the_place(tiny_pipeline, monkeypatch):
-    engine = ZeroEngine(tiny_pipeline, capacity=1)
+    engine = ZeroGpuEngine(tiny_pipeline, capacity=1)
     streams = []
     original = tiny_pipeline.stream
 
-    def noted(**settings):
-        streams.append(weakref.ref(stream := original(**settings)))
+    def noted(*settings):
+        streams.append(weakref.ref(stream := original(*settings)))
         return stream
 
     monkeypatch.setattr(tiny_pipeline, "stream", noted)
-    engine.open("ann", style="pencil")
+    engine.open("ann", StreamSettings(style="pencil"))
     with visiting(engine, "ann") as over:
         engine.push("ann", frames(7, 1)[0]).result(PATIENCE)
         monkeypatch.setattr(worker, "SILENCE_SECONDS", 0.2)
@@ -234,10 +235,10 @@ def test_whoever_vanishes_gives_back_the_gpu_and_in_time_the_place(tiny_pipeline
 
 
 def test_the_page_that_goes_closes_the_stream_where_the_gpu_is(tiny_pipeline, monkeypatch):
-    engine = ZeroEngine(tiny_pipeline, capacity=1)
+    engine = ZeroGpuEngine(tiny_pipeline, capacity=1)
     closed = threading.Event()
     monkeypatch.setattr(worker.Session, "close", lambda _: closed.set())
-    engine.open("ann", style="pencil")
+    engine.open("ann", StreamSettings(style="pencil"))
     visit = engine.visit("ann")
     next(visit)
     visit.close()  # what Gradio does with the generator of a visitor who has gone
@@ -249,7 +250,7 @@ def test_the_page_that_goes_closes_the_stream_where_the_gpu_is(tiny_pipeline, mo
 @both_ways
 def test_a_clip_comes_out_as_from_a_stream_of_its_own(engine, tiny_pipeline):
     clip = frames(8, 12)
-    with engine.clip("ann/clip", frames=600, style="pencil", seed=1) as stream:
+    with engine.clip("ann/clip", StreamSettings(style="pencil", seed=1), frames=600) as stream:
         assert engine.stats()["clips"] == 1
         outs = [out for frame in clip for out in stream.push(frame)] + stream.flush()
     for left, right in zip(outs, alone(tiny_pipeline, clip, style="pencil", seed=1), strict=True):
@@ -258,24 +259,30 @@ def test_a_clip_comes_out_as_from_a_stream_of_its_own(engine, tiny_pipeline):
 
 
 def test_a_clip_too_large_for_the_mailbox_keeps_its_size(tiny_pipeline):
-    engine = ZeroEngine(tiny_pipeline)
+    engine = ZeroGpuEngine(tiny_pipeline)
     large = frames(9, 3, height=1400, width=1300)
     assert large[0].nbytes > LARGEST_FRAME
-    with engine.clip("ann/clip", frames=600, style="pencil", steps=1) as stream:
+    with engine.clip("ann/clip", StreamSettings(style="pencil", steps=1), frames=600) as stream:
         outs = [out for frame in large for out in stream.push(frame)] + stream.flush()
     assert [out.shape for out in outs] == [(1400, 1300, 3)] * 3
     engine.shutdown()
 
 
 def test_a_clip_that_fails_is_cancelled_or_runs_out_of_time_says_so_and_is_freed(engine, monkeypatch):
-    with pytest.raises(ValueError, match="steps"), engine.clip("ann/clip", style="pencil", steps=9):
+    with (
+        pytest.raises(ValueError, match="steps"),
+        engine.clip("ann/clip", StreamSettings(style="pencil", steps=9)),
+    ):
         pass
-    with pytest.raises(StreamGone), engine.clip("ann/clip", style="pencil") as stream:
+    with pytest.raises(StreamClosed), engine.clip("ann/clip", StreamSettings(style="pencil")) as stream:
         stream.push(frames(10, 1)[0])
         engine.close("ann/clip")
         stream.push(frames(10, 1)[0])
     monkeypatch.setattr(zero_engine, "SHORTEST_CLIP", 0.0)
-    with pytest.raises(VisitOver), engine.clip("ann/clip", frames=0, style="pencil") as stream:
+    with (
+        pytest.raises(GpuSessionOver),
+        engine.clip("ann/clip", StreamSettings(style="pencil"), frames=0) as stream,
+    ):
         stream.flush()
     assert len(engine._free) == len(engine._slots)
 
@@ -293,14 +300,14 @@ def test_what_the_lender_says_is_told_and_nobody_waits_for_ever(tiny_pipeline):
 
         return call
 
-    engine = ZeroEngine(tiny_pipeline, lender=no_gpu)
-    engine.open("ann", style="pencil")
+    engine = ZeroGpuEngine(tiny_pipeline, lender=no_gpu)
+    engine.open("ann", StreamSettings(style="pencil"))
     waiting = engine.push("ann", frames(11, 1)[0])
     with pytest.raises(RuntimeError, match="quota"):
         list(engine.visit("ann"))
-    with pytest.raises(VisitOver):
+    with pytest.raises(GpuSessionOver):
         waiting.result(PATIENCE)
-    with pytest.raises(RuntimeError, match="quota"), engine.clip("ann/clip", style="pencil"):
+    with pytest.raises(RuntimeError, match="quota"), engine.clip("ann/clip", StreamSettings(style="pencil")):
         pass
     assert len(engine._free) == len(engine._slots) - 1
     engine.shutdown()
@@ -308,9 +315,9 @@ def test_what_the_lender_says_is_told_and_nobody_waits_for_ever(tiny_pipeline):
 
 def test_a_stream_that_cannot_be_opened_there_is_told_to_who_waits(engine):
     with pytest.raises(ValueError, match="no style"):
-        engine.open("ann", style="no such style")
+        engine.open("ann", StreamSettings(style="no such style"))
     assert engine.visitors() == set()
-    engine.open("ann", style="pencil", steps=9)  # only the pipeline judges that
+    engine.open("ann", StreamSettings(style="pencil", steps=9))  # only the pipeline judges that
     waiting = engine.push("ann", frames(12, 1)[0])
     with visiting(engine, "ann") as over:
         with pytest.raises(ValueError, match="steps"):
@@ -323,7 +330,7 @@ def test_two_visitors_at_once_have_each_their_own(engine, tiny_pipeline):
     clips = {"ann": frames(13, 9), "bob": frames(14, 9)}
     outs: dict[str, list[np.ndarray]] = {"ann": [], "bob": []}
     for key in clips:
-        engine.open(key, **settings[key])
+        engine.open(key, StreamSettings(**settings[key]))
     with visiting(engine, "ann"), visiting(engine, "bob"):
         for pair in zip(clips["ann"], clips["bob"], strict=True):
             answers = [engine.push(key, frame) for key, frame in zip(clips, pair, strict=True)]
@@ -349,13 +356,13 @@ def test_a_space_takes_the_model_that_its_operator_asks_for(tiny_pipeline, monke
 
 
 def test_a_line_stands_before_it_as_before_any_engine(tiny_pipeline):
-    engine = ZeroEngine(tiny_pipeline, capacity=1, visit_seconds=30.0)
+    engine = ZeroGpuEngine(tiny_pipeline, capacity=1, visit_seconds=30.0)
     line = WaitingLine(engine)
     assert line.join("ann").position == 0
-    engine.open("ann", style="pencil")
+    engine.open("ann", StreamSettings(style="pencil"))
     assert line.join("bob").position == 1
     with pytest.raises(EngineBusy):
-        engine.open("bob", style="pencil")
+        engine.open("bob", StreamSettings(style="pencil"))
     with visiting(engine, "ann"):
         wait_for(lambda: engine.time_left("ann"))
         assert 0 < line.time_left("ann") <= 30.0
@@ -367,11 +374,11 @@ def test_a_line_stands_before_it_as_before_any_engine(tiny_pipeline):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
 def test_the_hidden_button_borrows_the_gpu_until_the_page_is_closed(tiny_pipeline):
-    engine = ZeroEngine(tiny_pipeline, capacity=1)
+    engine = ZeroGpuEngine(tiny_pipeline, capacity=1)
     with gr.Blocks() as demo:
         visit_button(engine)
     _, url, _ = demo.queue().launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-    engine.open("ann", style="pencil", steps=1)
+    engine.open("ann", StreamSettings(style="pencil", steps=1))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page()

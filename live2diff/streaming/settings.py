@@ -1,0 +1,179 @@
+"""The settings of a stream, from a message of the page to `Stream`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ..config import MAX_DENOISING_STEPS
+from .scene_change import SCENE_CUT
+
+LONGEST_PROMPT = 4000  # characters; the tokenizer keeps 77 tokens in any case
+LONGEST_MESSAGE_PROMPT = 2000  # characters of a style or prompt in a message of the page
+MESSAGE_FIELDS = ("style", "prompt", "seed", "steps", "strength", "lora_scale")
+BLEND_FRAMES = 8  # over which a new prompt replaces the old one
+LIVE_FIELDS = ("style", "prompt", "lora_scale")  # what `Stream.update` can change
+
+Integer = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
+
+
+class StreamSettings(BaseModel):
+    """Immutable, validated settings of one stream.
+
+    Whether a style exists and a size fits is checked by the pipeline, which knows the model.
+
+    Attributes:
+        style: a name in the pipeline's `styles`, "" for the prompt as it is, None for the default style.
+        prompt: the viewer's words, at most 4000 characters.
+        seed: 64 bits; the same seed and frames give the same output.
+        steps: 1 to 4 denoising steps; None for the style's or the model's own.
+        strength: above 0 (a touch of the style) up to 1; None for the style's or the model's own.
+        t_index_list: the denoising steps as increasing indices; overrides `steps` and `strength`.
+        size: working size, n for about n x n pixels in the frames' aspect, or (height, width).
+        lora_scale: 0 to 2, multiplies the weights of the style's LoRAs.
+        depth_every: estimate depth for every n-th frame; the others reuse the last estimate.
+        scene_cut: image difference, 0 to 1, at which the stream warms up again; None for never.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    style: str | None = None
+    prompt: str = ""
+    seed: Integer = 0
+    steps: Integer | None = None
+    strength: Number | None = None
+    t_index_list: tuple[Integer, ...] | None = None
+    size: Integer | tuple[Integer, Integer] | None = None
+    lora_scale: Number = 1.0
+    depth_every: Integer = 1
+    scene_cut: Number | None = SCENE_CUT
+
+    def __init__(self, **values: Any) -> None:
+        """Validate the values.
+
+        Raises:
+            ValueError: names the first bad setting, its value and what is possible.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ValueError(describe(error)) from None
+
+    @field_validator("prompt")
+    @classmethod
+    def check_prompt(cls, prompt: str) -> str:
+        """Limit the length of the prompt."""
+        if len(prompt) > LONGEST_PROMPT:
+            raise ValueError(
+                f"The prompt has {len(prompt)} characters; at most {LONGEST_PROMPT} are possible."
+            )
+        return prompt
+
+    @field_validator("seed")
+    @classmethod
+    def check_seed(cls, seed: int) -> int:
+        """Limit the seed to 64 bits."""
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"seed is {seed}; it must fit into 64 bits.")
+        return seed
+
+    @field_validator("steps")
+    @classmethod
+    def check_steps(cls, steps: int | None) -> int | None:
+        """Limit the number of denoising steps."""
+        if steps is not None and not 1 <= steps <= MAX_DENOISING_STEPS:
+            raise ValueError(f"steps is {steps!r}; it must be 1, 2, 3 or 4.")
+        return steps
+
+    @field_validator("strength")
+    @classmethod
+    def check_strength(cls, strength: float | None) -> float | None:
+        """Limit the strength."""
+        if strength is not None and not 0 < strength <= 1:
+            raise ValueError(f"strength is {strength!r}; it must be above 0 and at most 1.")
+        return strength
+
+    @field_validator("lora_scale")
+    @classmethod
+    def check_lora_scale(cls, lora_scale: float) -> float:
+        """Limit the LoRA scale."""
+        if not 0 <= lora_scale <= 2:
+            raise ValueError(f"lora_scale is {lora_scale!r}; it must be from 0 to 2.")
+        return lora_scale
+
+    @field_validator("depth_every")
+    @classmethod
+    def check_depth_every(cls, depth_every: int) -> int:
+        """Limit the depth interval."""
+        if depth_every < 1:
+            raise ValueError(f"depth_every is {depth_every!r}; it must be a whole number from 1 on.")
+        return depth_every
+
+    @field_validator("scene_cut")
+    @classmethod
+    def check_scene_cut(cls, scene_cut: float | None) -> float | None:
+        """Limit the threshold of scene changes."""
+        if scene_cut is not None and not 0 < scene_cut < 1:
+            raise ValueError(f"scene_cut is {scene_cut!r}; it must be between 0 and 1, or None for never.")
+        return scene_cut
+
+    @classmethod
+    def from_message(cls, message: object) -> Self:
+        """Read the settings that the browser sent, of which nothing is trusted.
+
+        Args:
+            message: a decoded JSON value; fields other than those of the page are ignored.
+
+        Raises:
+            ValueError: not an object, style or prompt missing or over 2000 characters, a bad value.
+        """
+        if not isinstance(message, dict):
+            raise ValueError("The settings are not an object.")
+        values = {name: message[name] for name in MESSAGE_FIELDS if name in message}
+        for name in ("style", "prompt"):
+            text = values.get(name)
+            if not isinstance(text, str) or len(text) > LONGEST_MESSAGE_PROMPT:
+                raise ValueError(
+                    f"Style and prompt are texts of at most {LONGEST_MESSAGE_PROMPT} characters."
+                )
+            # JSON can hold unpaired surrogates, which no tokenizer accepts.
+            values[name] = text.encode("utf-8", "replace").decode()
+        return cls(**values)
+
+    def updated(self, **changes: Any) -> Self:
+        """Return a validated copy with some settings changed.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        return type(self)(**{**self.model_dump(), **changes})
+
+    def updated_live(self, other: Self) -> Self:
+        """Return a copy with those settings of `other` that a running stream can change."""
+        return self.updated(**{name: getattr(other, name) for name in LIVE_FIELDS})
+
+    def check_update(self, other: Self) -> None:
+        """Check that a stream with these settings can change to others while it runs.
+
+        Raises:
+            ValueError: a setting differs that needs a new stream.
+        """
+        for name in type(self).model_fields.keys() - set(LIVE_FIELDS):
+            present, asked = getattr(self, name), getattr(other, name)
+            if present != asked:
+                raise ValueError(
+                    f"{name} is {present!r} while the stream runs; open a new one for {asked!r}."
+                )
+
+
+def describe(error: ValidationError) -> str:
+    """Describe the first problem in one sentence."""
+    first = error.errors()[0]
+    if "error" in first.get("ctx", {}):
+        return str(first["ctx"]["error"])
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    if first["type"] == "extra_forbidden":
+        return f"There is no setting {name!r}."
+    return f"{name} is {first['input']!r}: {first['msg']}."
