@@ -37,7 +37,7 @@ from live2diff.ui.api import add_endpoints
 from live2diff.ui.live_tab import connect, live_view
 from live2diff.ui.theme import STYLESHEET, THEME
 from live2diff.ui.video_tab import EXAMPLES, UPLOAD_MEGABYTES, clip_key, video_tab
-from live2diff.zerogpu.button import visit_button
+from live2diff.zerogpu.button import gpu_session_button
 from live2diff.zerogpu.engine import space_engine
 
 ENGINE = space_engine()  # on ZeroGPU the weights are loaded at import; elsewhere nothing is
@@ -83,8 +83,8 @@ def build(engine: Engine, limits: VisitorLimits = DEFAULT_LIMITS, jobs: ClipQueu
             live_view(engine, limits)
         with gr.Tab("Video"):
             video_tab(engine, jobs)
-        if engine.needs_visit:
-            visit_button(engine)
+        if engine.needs_gpu_session:
+            gpu_session_button(engine)
         gr.Markdown(engine.about, elem_id="about")
         add_endpoints(engine, jobs)
         demo.unload(leave)

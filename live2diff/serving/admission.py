@@ -65,7 +65,7 @@ class WaitingLine:
         self._clock = clock
         self._lock = threading.Lock()  # taken before the engine's own, never after it
         now = clock()
-        self._inside = {key: Guest(now, now) for key in engine.visitors()}  # longest inside first
+        self._inside = {key: Guest(now, now) for key in engine.session_keys()}  # longest inside first
         self._waiting: dict[str, Waiter] = {}  # first come first
         engine.admission = self._admission
 
@@ -133,7 +133,7 @@ class WaitingLine:
             del self._waiting[key]
         if self._waiting and len(self._inside) >= self._engine.capacity:
             self._engine.make_room()
-        streams = self._engine.visitors()
+        streams = self._engine.session_keys()
         for key, guest in list(self._inside.items()):
             if key not in streams and now - guest.asked > RESERVED_SECONDS:
                 del self._inside[key]

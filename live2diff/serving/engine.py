@@ -22,7 +22,7 @@ import numpy as np
 from ..errors import NonFiniteError, ServerStopping, StreamOutOfMemory
 from ..streaming.settings import BLEND_FRAMES, StreamSettings
 from .event_log import log_id
-from .sessions import Answer, ClipStream, SessionManager, Visitor
+from .sessions import ClipStream, FrameResult, SessionManager, Visitor
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ class Viewer(Visitor):
 
     stream: Stream | None = None  # None until the device thread has opened it, and once it has closed it
     mailbox: Mail | None = None
-    answer: Future[Answer] | None = None  # to the frame in the mailbox, or to the last one taken from it
+    answer: Future[FrameResult] | None = None  # to the frame in the mailbox, or to the last one taken from it
     changes: int = 0  # updates and restarts that the device thread has not come to
     inside: deque[Mail] = field(default_factory=deque)  # frames that went in and have not come out yet
 
@@ -61,7 +61,7 @@ class Work:
 
     viewer: Viewer
     mail: Mail
-    answer: Future[Answer]
+    answer: Future[FrameResult]
     arrival: PendingFrame
 
 
@@ -130,7 +130,7 @@ class Engine(SessionManager[Viewer]):
         self._device.submit(self._close, former)
         return self._device.submit(self._open, key, visitor, settings)
 
-    def push(self, key: str, frame: np.ndarray, tag: Any = None) -> Future[Answer]:
+    def push(self, key: str, frame: np.ndarray, tag: Any = None) -> Future[FrameResult]:
         """Put `frame` into the mailbox. One still waiting there is dropped: its answer is then this one's."""
         with self._lock:
             visitor = self._visitor(key)
@@ -240,7 +240,7 @@ class Engine(SessionManager[Viewer]):
         for viewer, mail, answer in ready:
             with delivering(answer):
                 arrival = self._alive(viewer).receive(mail.frame)
-                groups.setdefault(viewer.stream.slots or viewer, []).append(
+                groups.setdefault(viewer.stream.pool or viewer, []).append(
                     Work(viewer, mail, answer, arrival)
                 )
         for works in groups.values():
@@ -261,14 +261,14 @@ class Engine(SessionManager[Viewer]):
         mail, viewer.mailbox = viewer.mailbox, None
         return mail if mail is not None and viewer.answer.set_running_or_notify_cancel() else None
 
-    def _answer(self, viewer: Viewer, mail: Mail, frames: list[np.ndarray]) -> Answer:
+    def _answer(self, viewer: Viewer, mail: Mail, frames: list[np.ndarray]) -> FrameResult:
         viewer.last_seen = time.monotonic()
         viewer.inside.append(mail)  # only now: a frame that was refused is not inside
         for _ in frames:
             shown = viewer.inside.popleft()
         if frames:
             self._note_shown(viewer.last_seen - shown.arrived)
-        return Answer(frames, shown.tag if frames else None, viewer.stream.frames_in, viewer.stream.warm)
+        return FrameResult(frames, shown.tag if frames else None, viewer.stream.frames_in, viewer.stream.warm)
 
     def _alive(self, viewer: Viewer) -> Stream:
         if viewer.closed or viewer.stream is None:

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from ..errors import GONE, EngineBusy, ServerStopping, StreamClosed
-from ..streaming.settings import StreamSettings
+from ..streaming.settings import BLEND_FRAMES, StreamSettings
 from .event_log import log_event
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ QUIET_SECONDS = 10.0  # a visitor silent for this long gives way when another ne
 
 
 @dataclass(frozen=True)
-class Answer:
+class FrameResult:
     """What one frame gave: the finished frames in order, and the tag of the frame that the last one shows."""
 
     frames: list[np.ndarray]  # each uint8 [height, width, 3]
@@ -103,10 +103,10 @@ class SessionManager(Generic[AnyVisitor]):
         capacity: how many live visitors there may be; clips do not count.
         admission: entered with a key while a stream is given its place; raises `EngineBusy` for who is not to
             have one. A `WaitingLine` puts itself here.
-        needs_visit: whether the page must click the visit button for frames to be worked on.
+        needs_gpu_session: whether the page must click the visit button for frames to be worked on.
     """
 
-    needs_visit = False
+    needs_gpu_session = False
 
     def __init__(self, pipe: Live2DiffPipeline, capacity: int, idle_seconds: float) -> None:
         if capacity < 1:
@@ -160,7 +160,7 @@ class SessionManager(Generic[AnyVisitor]):
         """Free the stream of `key`, if it has one; the future tells when that is done."""
         raise NotImplementedError
 
-    def visitors(self) -> set[str]:
+    def session_keys(self) -> set[str]:
         """Who has a place."""
         with self._lock:
             return {key for key, visitor in self._visitors.items() if not visitor.is_clip}
@@ -215,7 +215,7 @@ class SessionManager(Generic[AnyVisitor]):
         with self.admission(key):
             if self._ending:
                 raise ServerStopping
-            if len(self.visitors() - {key}) >= self.capacity:
+            if len(self.session_keys() - {key}) >= self.capacity:
                 self.make_room()
             with self._lock:
                 others = sum(not other.is_clip for name, other in self._visitors.items() if name != key)
@@ -268,3 +268,90 @@ class SessionManager(Generic[AnyVisitor]):
     def _reap(self) -> None:
         while not self._stopped.wait(min(self.idle_seconds / 4, 5.0)):
             self._close_idle(self.idle_seconds)
+
+
+class EngineProtocol(Protocol):
+    """What the page, the waiting line and the clip queue call of an engine, wherever its streams run."""
+
+    capacity: int
+    admission: Callable[[str], AbstractContextManager]
+    needs_gpu_session: bool
+
+    @property
+    def styles(self) -> dict[str, Style]:
+        """Return the presets that viewers can choose from."""
+        ...
+
+    @property
+    def default_style(self) -> str:
+        """Return the style chosen at first."""
+        ...
+
+    @property
+    def about(self) -> str:
+        """Return which model this is, in a sentence."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Return the working size n: a frame is processed at about n x n pixels."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Return the name of the device."""
+        ...
+
+    def fetch(self, style: str | None) -> Future[None]:
+        """Download what a style needs."""
+        ...
+
+    def open(self, key: str, settings: StreamSettings) -> Future[str]:
+        """Open a stream; the result is the end of the prompt that the model cannot read."""
+        ...
+
+    def push(self, key: str, frame: np.ndarray, tag: Any = None) -> Future[FrameResult]:
+        """Translate a frame; a frame that still waits is replaced and shares this future."""
+        ...
+
+    def update(self, key: str, settings: StreamSettings, blend: int = BLEND_FRAMES) -> Future[str]:
+        """Change style, prompt and LoRA scale."""
+        ...
+
+    def restart(self, key: str) -> Future[Any]:
+        """Warm up again from the last frames."""
+        ...
+
+    def close(self, key: str) -> Future[None]:
+        """Free the stream of a key, if there is one."""
+        ...
+
+    def clip(
+        self, key: str, settings: StreamSettings, frames: int | None = None
+    ) -> AbstractContextManager[ClipStream]:
+        """Open a stream for a clip, closed with the context."""
+        ...
+
+    def session_keys(self) -> set[str]:
+        """Return the keys of the live sessions."""
+        ...
+
+    def make_room(self) -> None:
+        """Close the streams of live sessions that have been silent for a while."""
+        ...
+
+    def time_left(self, key: str) -> float | None:
+        """Return the seconds until the stream ends by itself; None if it does not."""
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """Return the figures of the server, as `/health` shows them."""
+        ...
+
+    def end(self, clips: bool = True) -> None:
+        """Close every stream, without `clips` only the live ones; none begins from then on."""
+        ...
+
+    def shutdown(self) -> None:
+        """Close every stream and end all threads."""
+        ...

@@ -139,7 +139,7 @@ def advance(streams: Sequence[Stream], entering: Sequence[Frame | None]) -> list
     """
     for stream, frame in zip(streams, entering, strict=True):
         stream._rows[0] = frame
-    slots, pipeline = streams[0].slots, streams[0]._open
+    slots, pipeline = streams[0].pool, streams[0]._open
     block = slots.around([stream._slot for stream in streams])
     owner = {stream._slot.index: stream for stream in streams}
     idle: list[Frame | None] = [None] * slots.steps

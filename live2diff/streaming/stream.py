@@ -76,7 +76,7 @@ class Stream:
         return self._slot is not None
 
     @property
-    def slots(self) -> CachePool | None:
+    def pool(self) -> CachePool | None:
         """Where its memory lies, once it is warm; streams in the same slots can be pushed together."""
         return self._slot and self._slot.slots
 

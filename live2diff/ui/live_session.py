@@ -207,10 +207,10 @@ class Visit:
                 return await self.fail_in_model(error)
             self.gone.clear()
             self.is_open, self.worn = True, asked
-            await self.say(started=ignored, visit=self.key if self.engine.needs_visit else None)
+            await self.say(started=ignored, visit=self.key if self.engine.needs_gpu_session else None)
             self.keep_up()
             is_over = await self.turn_ends()
-            if self.engine.needs_visit and self.key in self.engine.visitors():
+            if self.engine.needs_gpu_session and self.key in self.engine.session_keys():
                 self.forget_frames()  # and nothing else: the next visit goes on from the last ones
                 return await self.say(visit_over="Your time on the GPU is over.")
             self.close_stream()
@@ -229,7 +229,7 @@ class Visit:
     async def turn_ends(self) -> bool:
         """Tell the time left until the stream ends; whether that is because there was none left."""
         told = None
-        while not self.gone.is_set() and self.key in self.engine.visitors():
+        while not self.gone.is_set() and self.key in self.engine.session_keys():
             left = self.line.time_left(self.key)
             if left != told:
                 told = left

@@ -15,12 +15,12 @@ from .engine import ZeroGpuEngine
 KEY_OF_THE_PAGE = "() => [window.live2diffVisit ?? '']"
 
 
-def visit_button(engine: ZeroGpuEngine) -> None:
+def gpu_session_button(engine: ZeroGpuEngine) -> None:
     """Put it on the page, with `#visit-left`, the seconds left, beside it; within `gr.Blocks`."""
 
     def visit(key: str) -> Iterator[float | None]:
         try:
-            yield from engine.visit(key)
+            yield from engine.gpu_session(key)
         except StreamClosed as error:
             raise gr.Error(str(error), print_exception=False) from None
 

@@ -30,7 +30,7 @@ import numpy as np
 from ..cli import add_model_options, load_model, operator_options
 from ..errors import EngineBusy, GpuSessionOver, ServerStopping
 from ..serving.event_log import log_id
-from ..serving.sessions import Answer, ClipStream, SessionManager
+from ..serving.sessions import ClipStream, FrameResult, SessionManager
 from ..streaming.settings import BLEND_FRAMES, StreamSettings
 from .channel import make_slots
 from .remote_stream import Guest
@@ -93,7 +93,7 @@ class ZeroGpuEngine(SessionManager[Guest]):
     visit, goes on with the last 8 frames as warmup.
     """
 
-    needs_visit = True
+    needs_gpu_session = True
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class ZeroGpuEngine(SessionManager[Guest]):
             raise
         return ignored
 
-    def push(self, key: str, frame: np.ndarray, tag: Any = None) -> Future[Answer]:
+    def push(self, key: str, frame: np.ndarray, tag: Any = None) -> Future[FrameResult]:
         """As `Engine.push`.
 
         Raises:
@@ -174,7 +174,7 @@ class ZeroGpuEngine(SessionManager[Guest]):
             return 0.0 if guest and guest.over else None
         return max(0.0, ends - time.monotonic())
 
-    def visit(self, key: str) -> Iterator[float | None]:
+    def gpu_session(self, key: str) -> Iterator[float | None]:
         """Borrow a GPU and work on the frames of `key`; yields the time left until it is over.
 
         Whoever closes this generator gives the GPU back. If a visit is under way already, nothing happens.
@@ -289,7 +289,7 @@ class ClipCalls:
 
     def __init__(self, guest: Guest, run: Future[None]) -> None:
         self._guest, self._run = guest, run
-        self._newest: Future[Answer] | None = None
+        self._newest: Future[FrameResult] | None = None
 
     def __call__(self, name: str, *frame: np.ndarray) -> list[np.ndarray]:
         frames = result_of(self._newest, self._run).frames if self._newest else []

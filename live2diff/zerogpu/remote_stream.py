@@ -16,7 +16,7 @@ import numpy as np
 
 from ..config import WARMUP_FRAMES
 from ..errors import EngineBusy, GpuSessionOver
-from ..serving.sessions import Answer, Visitor
+from ..serving.sessions import FrameResult, Visitor
 from ..streaming.settings import StreamSettings
 from .channel import LARGEST_FRAME, LARGEST_WISHES, Slot
 from .worker import ERRORS, FRAME_HEADER, Done, Event, Failure, Pictures, Run
@@ -131,7 +131,7 @@ class Guest(Visitor):
                 self.settings = StreamSettings(**settings["settings"])
             return None
 
-    def send(self, frame: np.ndarray, tag: Any = None) -> Future[Answer]:
+    def send(self, frame: np.ndarray, tag: Any = None) -> Future[FrameResult]:
         """Put a frame into the mailbox. One still waiting there is dropped: its answer is then this one's.
 
         Raises:
@@ -150,7 +150,7 @@ class Guest(Visitor):
             self.last_seen = now
             self._recent.append(letter)
             self._sent[number] = Sent(tag, now, frame.shape[:2])
-            answer: Future[Answer] = Future()
+            answer: Future[FrameResult] = Future()
             if self._answers and self._answers[-1][0] > taken:  # the frame before was dropped for this one
                 dropped, former = self._answers.pop()
                 self._sent.pop(dropped, None)
@@ -238,7 +238,7 @@ class Guest(Visitor):
             of_shape(picture, sent.shape if sent else None)
             for picture, sent in zip(pictures, shown, strict=True)
         ]
-        answer = Answer(frames, last and last.tag, event.frames_in, event.warm, jpeg)
+        answer = FrameResult(frames, last and last.tag, event.frames_in, event.warm, jpeg)
         for future in waiting:
             settle(future, outcome(event.failure) if event.failure else answer)
         if event.failure and event.failure.ends_stream:

@@ -16,7 +16,7 @@ def visiting(engine: ZeroGpuEngine, key: str) -> Iterator[threading.Event]:
 
     def visit() -> None:
         try:
-            for _ in engine.visit(key):
+            for _ in engine.gpu_session(key):
                 if leave.is_set():
                     break
         finally:

@@ -74,7 +74,7 @@ from helpers.tiny_models import build_tiny_pipeline  # noqa: E402
 
 from live2diff.errors import GpuSessionOver  # noqa: E402
 from live2diff.streaming.settings import StreamSettings  # noqa: E402
-from live2diff.zerogpu.button import visit_button  # noqa: E402
+from live2diff.zerogpu.button import gpu_session_button  # noqa: E402
 from live2diff.zerogpu.engine import ZeroGpuEngine  # noqa: E402
 
 PATIENCE = 60.0
@@ -126,7 +126,7 @@ def main() -> None:
     pipe = build_tiny_pipeline(folder).to("cuda")
     engine = ZeroGpuEngine(pipe, capacity=2)
     with gr.Blocks() as demo:
-        visit_button(engine)
+        gpu_session_button(engine)
     button = next(index for index, function in demo.fns.items() if function.name == "visit")
     _, url, _ = demo.queue().launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     clip = list(np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), dtype=np.uint8))

@@ -64,7 +64,7 @@ def test_who_comes_first_is_let_in_first_and_the_next_one_by_itself(line, engine
     assert positions(line, "cid", "dee", "eve") == [1, 2, 3]
     assert positions(line, "eve", "cid", "dee") == [3, 1, 2]  # asking again changes nothing
     line.leave("ann")
-    assert engine.visitors() == {"bob"}
+    assert engine.session_keys() == {"bob"}
     assert positions(line, "eve", "dee", "cid") == [2, 1, 0]
 
 
@@ -82,9 +82,9 @@ def test_a_used_up_slice_ends_when_somebody_waits_but_never_without_notice(line,
     assert line.time_left("ann") == NOTICE_SECONDS
     assert line.time_left("bob") is None, "one waits, and one must give way for them"
     pass_time(line, clock, NOTICE_SECONDS - 1, "cid")
-    assert (line.time_left("ann"), engine.visitors()) == (1.0, {"ann", "bob"})
+    assert (line.time_left("ann"), engine.session_keys()) == (1.0, {"ann", "bob"})
     pass_time(line, clock, 1, "cid")
-    assert engine.visitors() == {"bob"}
+    assert engine.session_keys() == {"bob"}
     with pytest.raises(StreamClosed):
         engine.push("ann", FRAME)
     enter(line, engine, "cid")
@@ -226,6 +226,6 @@ def test_whatever_people_do_nobody_jumps_the_line_and_nobody_starves(line, engin
         assert [places[key].position for key in waiting] == list(range(1, len(waiting) + 1))
         waits = [places[key].seconds for key in waiting]
         assert waits == sorted(waits) and all(0 <= wait <= len(people) * SLICE for wait in waits)
-        assert len(engine.visitors()) <= engine.capacity
+        assert len(engine.session_keys()) <= engine.capacity
         assert len(line._inside) <= engine.capacity
-        assert engine.visitors() <= line._inside.keys()
+        assert engine.session_keys() <= line._inside.keys()

@@ -192,7 +192,7 @@ def test_without_memory_one_visitor_is_told_what_to_lower_and_nobody_else_notice
         if moment == "open":
             engine.open("ann", StreamSettings(size=SIZE, steps=2)).result(PATIENCE)
         engine.push("ann", mine[pushed]).result(PATIENCE)
-    assert full.calls and engine.visitors() == {"bob"} and engine.capacity == 2
+    assert full.calls and engine.session_keys() == {"bob"} and engine.capacity == 2
     assert stream is None or stream() is None, "the stream's memory is still held"
     engine.open("ann", StreamSettings(size=SIZE, steps=1)).result(PATIENCE)  # a new one can start
     assert engine.push("ann", mine[0]).result(PATIENCE).frames_in == 1

@@ -142,8 +142,8 @@ def test_streams_of_other_sizes_or_steps_do_not_share_slots(tiny_pipeline):
     for stream in (*streams, same):
         for frame in clip(0, 8):
             stream.push(frame)
-    assert len({stream.slots for stream in streams}) == 3
-    assert same.slots is streams[0].slots and len(same.slots) == 2
+    assert len({stream.pool for stream in streams}) == 3
+    assert same.pool is streams[0].pool and len(same.pool) == 2
     for stream in (*streams, same):
         stream.close()
     assert table.nbytes == 0

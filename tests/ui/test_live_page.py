@@ -242,7 +242,7 @@ def test_pause_keeps_the_picture_and_the_stream(page, identity, monkeypatch):
 def test_a_stream_that_was_freed_meanwhile_begins_again_by_itself(page, identity):
     start(page)
     reach(page, "running")
-    (key,) = identity[0].visitors()
+    (key,) = identity[0].session_keys()
     note_states(page)
     identity[0].close(key).result(PATIENCE)
     passes(page, "warmup", "running")

@@ -24,7 +24,7 @@ from live2diff.serving.admission import WaitingLine
 from live2diff.streaming.settings import StreamSettings
 from live2diff.zerogpu import engine as zero_engine
 from live2diff.zerogpu import worker
-from live2diff.zerogpu.button import visit_button
+from live2diff.zerogpu.button import gpu_session_button
 from live2diff.zerogpu.channel import LARGEST_FRAME
 from live2diff.zerogpu.engine import ZeroGpuEngine, lend, seconds_of
 from live2diff.zerogpu.worker import Event, Run
@@ -205,7 +205,7 @@ def test_closing_ends_the_visit_and_leaves_nothing_in_the_slot(engine):
         engine.close("ann").result(PATIENCE)
         wait_for(over.is_set)
     assert not any(any(half) for box in (slot.frames, slot.wishes) for half in box._halves)
-    assert slot in engine._free and engine.visitors() == set()
+    assert slot in engine._free and engine.session_keys() == set()
     with pytest.raises(StreamClosed):
         engine.push("ann", frames(6, 1)[0])
     engine.close("ann").result(PATIENCE)  # again does no harm
@@ -227,9 +227,9 @@ def test_whoever_vanishes_gives_back_the_gpu_and_in_time_the_place(tiny_pipeline
         monkeypatch.setattr(worker, "SILENCE_SECONDS", 0.2)
         wait_for(over.is_set)  # no frame came
     assert [stream() for stream in streams] == [None]
-    assert engine.visitors() == {"ann"}
+    assert engine.session_keys() == {"ann"}
     engine.idle_seconds = 0.5
-    wait_for(lambda: engine.visitors() == set())
+    wait_for(lambda: engine.session_keys() == set())
     assert len(engine._free) == len(engine._slots)
     engine.shutdown()
 
@@ -239,7 +239,7 @@ def test_the_page_that_goes_closes_the_stream_where_the_gpu_is(tiny_pipeline, mo
     closed = threading.Event()
     monkeypatch.setattr(worker.Session, "close", lambda _: closed.set())
     engine.open("ann", StreamSettings(style="pencil"))
-    visit = engine.visit("ann")
+    visit = engine.gpu_session("ann")
     next(visit)
     visit.close()  # what Gradio does with the generator of a visitor who has gone
     assert closed.wait(PATIENCE)
@@ -304,7 +304,7 @@ def test_what_the_lender_says_is_told_and_nobody_waits_for_ever(tiny_pipeline):
     engine.open("ann", StreamSettings(style="pencil"))
     waiting = engine.push("ann", frames(11, 1)[0])
     with pytest.raises(RuntimeError, match="quota"):
-        list(engine.visit("ann"))
+        list(engine.gpu_session("ann"))
     with pytest.raises(GpuSessionOver):
         waiting.result(PATIENCE)
     with pytest.raises(RuntimeError, match="quota"), engine.clip("ann/clip", StreamSettings(style="pencil")):
@@ -316,7 +316,7 @@ def test_what_the_lender_says_is_told_and_nobody_waits_for_ever(tiny_pipeline):
 def test_a_stream_that_cannot_be_opened_there_is_told_to_who_waits(engine):
     with pytest.raises(ValueError, match="no style"):
         engine.open("ann", StreamSettings(style="no such style"))
-    assert engine.visitors() == set()
+    assert engine.session_keys() == set()
     engine.open("ann", StreamSettings(style="pencil", steps=9))  # only the pipeline judges that
     waiting = engine.push("ann", frames(12, 1)[0])
     with visiting(engine, "ann") as over:
@@ -376,7 +376,7 @@ def test_a_line_stands_before_it_as_before_any_engine(tiny_pipeline):
 def test_the_hidden_button_borrows_the_gpu_until_the_page_is_closed(tiny_pipeline):
     engine = ZeroGpuEngine(tiny_pipeline, capacity=1)
     with gr.Blocks() as demo:
-        visit_button(engine)
+        gpu_session_button(engine)
     _, url, _ = demo.queue().launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     engine.open("ann", StreamSettings(style="pencil", steps=1))
     with sync_playwright() as playwright:
