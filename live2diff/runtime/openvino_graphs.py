@@ -70,12 +70,12 @@ class Past:
         """`Window.stream` where the new frame is a 17th entry, and the slot that it will be written to is not
         seen."""
         stream = Window.stream(count)
-        evicted = torch.arange(WINDOW) == stream.pool[:, :, None]
+        evicted = torch.arange(WINDOW) == stream.slots[:, :, None]
         return Window(
             torch.cat([stream.mask & ~evicted, torch.ones_like(evicted[..., :1])], dim=-1),
             torch.cat([stream.positions, stream.own[..., None]], dim=-1),
             stream.own,
-            stream.pool,
+            stream.slots,
         )
 
 
