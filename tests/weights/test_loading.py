@@ -25,15 +25,15 @@ from safetensors.torch import load_file
 from transformers import BitConfig, CLIPTextConfig, CLIPTextModel, DPTConfig, DPTForDepthEstimation
 
 import live2diff
-from live2diff.loading import main
+from live2diff.loading import convert, load_base, main
 from live2diff.model.unet import StreamUNet
 from live2diff.serving.engine import Engine
 from live2diff.streaming.settings import StreamSettings
 from live2diff.styles import STYLES, Style, read_styles
-from live2diff.weights.checkpoints import read_published, split_single_file
-from live2diff.weights.convert import Sources, added_weights, convert, load_base
+from live2diff.weights.checkpoints import SD_VAE, read_published, split_single_file
+from live2diff.weights.convert import Sources, added_weights
 from live2diff.weights.lora import read_lora
-from live2diff.weights.swap import SD_VAE, is_added, parts_of
+from live2diff.weights.swap import is_added, parts_of
 
 SMALL = {"size": 128, "t_index_list": [30]}  # one step at the smallest size
 FRAMES = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), np.uint8)
@@ -326,14 +326,14 @@ def test_nobody_restyles_the_picture_of_another(full, model, styles):
     alone = live2diff.load(str(model), "cpu", styles=styles)(FRAMES, style="felt", **SMALL)
     engine = Engine(full)
     engine.open("one", StreamSettings(style="felt", **SMALL)).result()
-    with pytest.raises(ValueError, match="Somebody else"):
+    with pytest.raises(ValueError, match="Another viewer"):
         engine.open("two", StreamSettings(style="toon", **SMALL)).result()
     out = []
     for number, frame in enumerate(FRAMES):
         out += engine.push("one", frame).result().frames
         if number == 9:
             engine.open("two", StreamSettings(style="felt", **SMALL)).result()  # the same weights: welcome
-            with pytest.raises(ValueError, match="Somebody else"):
+            with pytest.raises(ValueError, match="Another viewer"):
                 engine.update("two", StreamSettings(style="felt", lora_scale=0.5)).result()
     assert all(np.array_equal(mine, his) for mine, his in zip(out, alone, strict=False))
     engine.close("one").result()
@@ -412,7 +412,7 @@ def test_the_command_line_converts_once_and_translates_with_style_and_lora(sourc
     assert main(words) == 2 and "exists already" in capsys.readouterr().err
     wrong = [*words[:1], str(tmp_path / "other"), *words[2:4], "--motion", sources.few_step_lora, *words[6:]]
     assert main(wrong) == 2 and "lcm.safetensors" in capsys.readouterr().err
-    assert not (tmp_path / "other").exists() and not list(tmp_path.glob(".partly*"))
+    assert not (tmp_path / "other").exists() and not list(tmp_path.glob(".partial*"))
     pipeline = live2diff.load(str(tmp_path / "out"), loras=[styles["felt"].loras[0]])
     assert len(pipeline(FRAMES[:8], style="pencil", **SMALL)) == 8
 
@@ -438,7 +438,7 @@ def test_the_names_and_shapes_of_the_real_model_are_those_of_the_published_check
         "cond_stage_model.transformer.text_model.encoder.layers.11.mlp.fc1.weight": [3072, 768],
     }
     assert {name: list(whole[name].shape) for name in names} == names
-    split = split_single_file(whole, dict(unet.config), SD_VAE, "whole.ckpt")
+    split = split_single_file(whole, dict(unet.config), "whole.ckpt")
     for part, state in zip(("unet", "vae"), states, strict=False):
         assert {n: t.shape for n, t in split[part].items()} == {n: t.shape for n, t in state.items()}
     assert len(split["text_encoder"]) == 196 and len(split["unet"]) == 686 and len(split["vae"]) == 248
