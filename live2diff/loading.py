@@ -39,10 +39,6 @@ GPU_BYTES = 9 * 2**30
 Report = Callable[[str], None]
 
 
-def ignore(line: str) -> None:
-    """Report nothing."""
-
-
 def load(
     model: str = "auto",
     device: str | None = None,
@@ -55,7 +51,7 @@ def load(
     sources: Sources = PUBLISHED,
     eager: bool = False,
     safety_checker: bool | str | None = None,
-    report: Report = ignore,
+    report: Report = lambda line: None,
 ) -> Live2DiffPipeline:
     """Load a model.
 
@@ -211,7 +207,7 @@ def convert(
     out: str | Path,
     sources: Sources = PUBLISHED,
     dtype: torch.dtype = torch.float16,
-    report: Report = ignore,
+    report: Report = lambda line: None,
 ) -> None:
     """Assemble the published model and write it to the folder `out` as safetensors, whole or not at all.
 

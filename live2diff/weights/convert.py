@@ -111,6 +111,7 @@ def load_components(
         OSError: a part cannot be read or downloaded.
     """
     base, depth_estimator = find(str(base)), find(str(depth_estimator))
+    vae_class, vae_folder = (AutoencoderTiny, find(str(vae))) if vae else (AutoencoderKL, base / "vae")
     dtype = torch.float32
     with reading(base):
         loaded: Any = UNet2DConditionModel.from_pretrained(
@@ -119,21 +120,20 @@ def load_components(
         stock, found = loaded
         check_names(found["missing_keys"], "lacks", base)
         check_names(found["unexpected_keys"], "has, unknown here,", base)
-        components: dict[str, Any] = {
-            "text_encoder": CLIPTextModel.from_pretrained(base, subfolder="text_encoder", dtype=dtype),
-            "tokenizer": CLIPTokenizer.from_pretrained(base, subfolder="tokenizer"),
-            "unet": add_motion(stock, added, motion),
-            "scheduler": build_scheduler(),
-        }
-        if not vae:
-            components["vae"] = AutoencoderKL.from_pretrained(base, subfolder="vae", dtype=dtype)
-    if vae:
-        folder = find(str(vae))
-        with reading(folder):
-            components["vae"] = AutoencoderTiny.from_pretrained(folder, dtype=dtype)
+        text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", dtype=dtype)
+        tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
+    with reading(vae_folder):
+        autoencoder = vae_class.from_pretrained(vae_folder, dtype=dtype)
     with reading(depth_estimator):
-        components["depth_estimator"] = DPTForDepthEstimation.from_pretrained(depth_estimator, dtype=dtype)
-    return components
+        estimator = DPTForDepthEstimation.from_pretrained(depth_estimator, dtype=dtype)
+    return {
+        "vae": autoencoder,
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "unet": add_motion(stock, added, motion),
+        "scheduler": build_scheduler(),
+        "depth_estimator": estimator,
+    }
 
 
 def add_motion(

@@ -25,9 +25,9 @@ ASK = """
     from live2diff.weights.hub import find
     for name in sys.argv[1:]:
         try:
-            place = find(name)
-            files = sorted(p.name for p in place.rglob("*")) if place.is_dir() else place.stat().st_size
-            print("OK", place, files)
+            path = find(name)
+            files = sorted(p.name for p in path.rglob("*")) if path.is_dir() else path.stat().st_size
+            print("OK", path, files)
         except (ValueError, OSError) as error:
             print(type(error).__name__, error)
 """
@@ -39,7 +39,7 @@ class Hub(ThreadingHTTPServer):
     Attributes:
         files: by repository and name.
         cut: each answer ends after so many bytes; None for whole ones.
-        ranges: what was asked for in part.
+        ranges: the ranges of partial requests.
     """
 
     def __init__(self, files: dict[str, dict[str, bytes]]):
@@ -77,9 +77,9 @@ class Request(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         begin = 0
-        if status == 200 and (asked := self.headers.get("Range")):
-            self.server.ranges.append(asked)
-            begin, status = int(re.search(r"\d+", asked)[0]), 206
+        if status == 200 and (requested := self.headers.get("Range")):
+            self.server.ranges.append(requested)
+            begin, status = int(re.search(r"\d+", requested)[0]), 206
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)

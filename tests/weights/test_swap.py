@@ -29,12 +29,14 @@ def test_a_base_in_a_single_file_with_loras_gives_every_parameter_its_value(full
     for name, parameter in full.unet.named_parameters():
         if is_added(name):
             continue
-        wanted = expected[f"model.diffusion_model.{original_unet_name(name)}"].clone()
+        expected_value = expected[f"model.diffusion_model.{original_unet_name(name)}"].clone()
         for weight, layers in ((0.7, lora), (1.0, few)):
             for (_, layer), (down, up, alpha) in layers.items():
                 if name == f"{layer}.weight":
-                    wanted += weight * alpha / 4 * (up.flatten(1) @ down.flatten(1)).view_as(wanted)
-        torch.testing.assert_close(parameter.detach(), wanted, rtol=0, atol=1e-5, msg=name)
+                    expected_value += (
+                        weight * alpha / 4 * (up.flatten(1) @ down.flatten(1)).view_as(expected_value)
+                    )
+        torch.testing.assert_close(parameter.detach(), expected_value, rtol=0, atol=1e-5, msg=name)
     own = live2diff.load(str(model), "cpu")
     assert weights_of(own).keys() == weights_of(full).keys()  # a tiny VAE stays what it is
 
@@ -49,8 +51,8 @@ def test_weights_after_a_hundred_style_changes_equal_a_fresh_load_to_the_bit(ful
     for style in (None, "dream", "toon"):
         full.activate_style(style)
         fresh = weights_of(live2diff.load(str(model), "cpu", style=style, styles=styles))
-        worn = weights_of(full)
-        assert all(torch.equal(worn[name], fresh[name]) for name in fresh), style
+        weights = weights_of(full)
+        assert all(torch.equal(weights[name], fresh[name]) for name in fresh), style
     assert [p.data_ptr() for p in full.unet.parameters()] == addresses  # written in place
 
 
