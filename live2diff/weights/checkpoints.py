@@ -63,22 +63,17 @@ def read_tensors(file: str | Path) -> Tensors:
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {file}: check the name.")
-    if file.suffix == ".safetensors":
-        try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{file} is cut off, or no safetensors file ({error}). Copy or download it again."
-            ) from None
     try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except pickle.UnpicklingError:
         raise ValueError(
             f"{file} holds more than tensors, or is no checkpoint. Code from a file is never run: get it as "
             ".safetensors."
         ) from None
-    except BROKEN_PICKLE as error:
-        reason = str(error).splitlines()[0] if str(error) else "it ends too early"
+    except (SafetensorError, *BROKEN_PICKLE) as error:
+        reason = str(error).partition("\n")[0] or "it ends too early"
         raise ValueError(
             f"{file} is cut off, or no checkpoint ({reason}). Copy or download it again."
         ) from None
