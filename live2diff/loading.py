@@ -1,9 +1,9 @@
-"""From a name or a folder to a pipeline.
+"""Turn the name of a model into a ready pipeline.
 
-    python -m live2diff.weights convert OUT [--base ...] [--motion ...] [--few-step-lora ...] [--vae ...]
+    python -m live2diff.loading convert OUT [--base ...] [--motion ...] [--few-step-lora ...] [--vae ...]
 
-The published weights lie in five places and partly in a pickle. They are put together once, into a folder of
-safetensors that `Live2DiffPipeline.from_pretrained` reads, and that is what is loaded from then on.
+The published weights are in five repositories and partly in a pickle. They are assembled once, into a folder
+of safetensors that `Live2DiffPipeline.from_pretrained` reads, which is what is loaded from then on.
 """
 
 import argparse
@@ -11,25 +11,32 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from .pipeline import Live2DiffPipeline
 from .styles import STYLES, Style
-from .weights.convert import PUBLISHED, Report, Sources, convert, converted_folder, reading
-from .weights.hub import CHECKPOINTS, find, is_hub_name
+from .weights.checkpoints import read_published, read_tensors
+from .weights.convert import PUBLISHED, Sources, converted_folder, load_components, new_folder, quiet, reading
+from .weights.hub import CHECKPOINTS, find, find_local, is_hub_name
+from .weights.lora import read_lora
 from .weights.swap import WeightSwapper, parts_of
 
 NANO = Path(__file__).parent / "nano"
-RANGES = "activation_ranges.json"  # of a model that is small enough for a CPU: see `runtime.accelerate`
+RANGES = "activation_ranges.json"  # of a model that is small enough for a CPU: see `runtime.openvino`
+FEW_STEP_LORA = "few_step_lora.safetensors"  # in a converted folder
 # Computed, not measured: 3.1 GB of weights in half precision, 4.6 GB for one viewer's cache at 512 x 512
-# with the default 3 steps, and some air.
+# with the default 3 steps, and some margin.
 GPU_BYTES = 9 * 2**30
+Report = Callable[[str], None]
 
 
 def load(
@@ -49,20 +56,21 @@ def load(
     """Load a model.
 
     Args:
-        model: "nano", the model shipped with this package; "live2diff", the published one, put together from
+        model: "nano", the model shipped with this package; "live2diff", the published one, assembled from
             `sources`; a folder written by `convert` or `save_pretrained`; the name of a repository on the
-            Hugging Face Hub that holds such a folder; "auto" for the published one if it can be had and there
-            is a GPU with room for it, else nano. The pipeline's `about` says which it is and why.
+            Hugging Face Hub that holds such a folder; "auto" for the published one if it is available and
+            there is a GPU with enough memory, else nano. The pipeline's `about` says which it is and why.
         device: "cpu", "cuda", "mps"; by default the fastest there is.
         dtype: precision; by default float16, on a CPU float32.
         style: the style of streams that name none.
-        loras: files or Hub names `owner/name/file`, and weights, that go with every style.
-        styles: more presets, as `read_styles` gives.
+        loras: files or Hub names `owner/name/file` with their scales, for every style.
+        styles: more presets, as `read_styles` returns.
         checkpoints: the folder where the files that styles name are looked for.
-        eager: leave everything to PyTorch's own kernels, as they are.
-        safety_checker: whether a content filter looks at what goes out, or its weights by a folder or Hub
-            name; by default it does for the full model on a Space.
-        report: told in words what is going on, step by step.
+        sources: where the parts of the published model are.
+        eager: whether to leave everything to PyTorch's own kernels.
+        safety_checker: whether a content filter checks the results, or its weights by a folder or Hub name;
+            by default it does for the full model on a Space.
+        report: called with a line of text at each step.
 
     Raises:
         ValueError: there is no such model, or a part of it does not fit; the message names it.
@@ -70,71 +78,56 @@ def load(
     """
     device, about = device or best_device(), ""
     if model == "auto":
-        model, about = choose(device, sources, report)
-    folder = folder_of(model, sources, report)
+        model, about = choose_model(device, sources, report)
+    folder = model_folder(model, sources, report)
     report(f"Reading {model}")
-    cpu = torch.device(device).type == "cpu"
-    dtype = dtype or (torch.float32 if cpu else torch.float16)
+    pipeline = read_pipeline(folder, device, dtype, report)
+    pipeline.about = about or f"Model: {model}."
+    add_content_filter(pipeline, safety_checker, report)
+    add_styles(pipeline, folder, styles or {}, loras, checkpoints, report)
+    pipeline.default_style = style
+    if style:
+        report("Applying the style")
+    pipeline.activate_style(style)
+    if not eager:
+        accelerate(pipeline, folder, report)
+    return pipeline
+
+
+def read_pipeline(folder: Path, device: str, dtype: torch.dtype | None, report: Report) -> Live2DiffPipeline:
+    """Read the pipeline in `folder` and move it to `device`, with PyTorch's own kernels and no styles yet."""
+    if dtype is None:
+        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
     with reading(folder):
         pipeline = Live2DiffPipeline.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=dtype
         )
     pipeline.set_progress_bar_config(disable=True)
-    if pipeline.config.few_step_lora:
-        check_room(device)
+    if pipeline.config["few_step_lora"]:
+        check_gpu_memory(device)
     report(f"Moving the weights to {device}")
     pipeline.to(device)
     for module in (pipeline.vae, pipeline.unet, pipeline.depth_estimator):
         module.to(memory_format=torch.channels_last)
-    pipeline.about = about or f"Model: {model}."
-    if safety_checker is None:
-        safety_checker = bool(pipeline.config.few_step_lora and os.environ.get("SPACE_ID"))
-    if safety_checker:
-        give_content_filter(pipeline, safety_checker, report)
-    pipeline.default_style = style
-    give_styles(pipeline, folder, styles or {}, loras, checkpoints, report)
-    if style:
-        report("Putting on the style")
-    pipeline.activate_style(style)
-    if not eager:
-        give_runtime(pipeline, folder, report)
     return pipeline
 
 
-def give_content_filter(pipeline: Live2DiffPipeline, safety_checker: bool | str, report: Report) -> None:
-    """Have what goes out looked at, by the checker in a folder or of a Hub name, or by the usual one."""
-    from .streaming.content_filter import ABOUT, CHECKER, load_content_filter
+def add_content_filter(
+    pipeline: Live2DiffPipeline, safety_checker: bool | str | None, report: Report
+) -> None:
+    """Have a content filter check the results, as `load` describes `safety_checker`."""
+    if safety_checker is None:
+        safety_checker = bool(pipeline.config["few_step_lora"] and os.environ.get("SPACE_ID"))
+    if safety_checker:
+        from .streaming.content_filter import ABOUT, CHECKER, load_content_filter
 
-    report("Loading the content filter")
-    name = safety_checker if isinstance(safety_checker, str) else CHECKER
-    pipeline.content_filter = load_content_filter(pipeline.unet.device, pipeline.unet.dtype, name)
-    pipeline.about += ABOUT
-
-
-def give_runtime(pipeline: Live2DiffPipeline, folder: Path, report: Report) -> None:
-    """Have a pipeline read from `folder` computed faster than by PyTorch's own kernels, if there is a way."""
-    ranges = folder / RANGES
-    if pipeline.unet.device.type == "cuda":
-        from .runtime import cuda_graphs
-
-        cuda_graphs.accelerate(pipeline, report=report)
-    elif ranges.is_file() and can_be_compiled(pipeline):
-        from .runtime.openvino import accelerate
-
-        try:
-            accelerate(pipeline, json.loads(ranges.read_text()), report=report)
-        except OSError as error:  # a disk that is full or may not be written to
-            report(f"Going on with PyTorch's own kernels, which are slower: {error}")
+        report("Loading the content filter")
+        name = safety_checker if isinstance(safety_checker, str) else CHECKER
+        pipeline.content_filter = load_content_filter(pipeline.unet.device, pipeline.unet.dtype, name)
+        pipeline.about += ABOUT
 
 
-def can_be_compiled(pipeline: Live2DiffPipeline) -> bool:
-    """Whether `runtime` is for this model: in full precision on a PC's processor, with weights that stay."""
-    on_cpu = pipeline.unet.device.type == "cpu" and pipeline.unet.dtype == torch.float32
-    has_library = find_spec("openvino") is not None and platform.machine() in ("x86_64", "AMD64")
-    return on_cpu and has_library and pipeline.weight_swapper is None
-
-
-def give_styles(
+def add_styles(
     pipeline: Live2DiffPipeline,
     folder: Path,
     styles: dict[str, Style],
@@ -142,25 +135,50 @@ def give_styles(
     checkpoints: str | Path,
     report: Report,
 ) -> None:
-    """Tell a pipeline read from `folder` which styles it can wear, the presets and `styles`, and who changes
-    its weights for them."""
-    few_step = pipeline.config.few_step_lora
+    """Give a pipeline read from `folder` its weight swapper and the presets that it has the files for."""
+    few_step = pipeline.config["few_step_lora"]
     if few_step or loras:
         always = [*loras, *([(str(folder / few_step), 1.0)] if few_step else [])]
         locate = partial(find, checkpoints=checkpoints)
         pipeline.weight_swapper = WeightSwapper(parts_of(pipeline), folder, locate, always)
+
+    def missing(style: Style) -> list[str]:
+        return [n for n in style.files if not is_hub_name(n) and find_local(n, checkpoints) is None]
+
     pipeline.styles = {
         name: style
         for name, style in (STYLES | styles).items()
-        if not style.has_weights or (few_step and not missing(style, checkpoints))
+        if not style.has_weights or (few_step and not missing(style))
     }
     for name in sorted(styles.keys() - pipeline.styles.keys()):
-        lacks = ", ".join(missing(styles[name], checkpoints)) or "the full model"
-        report(f"The style {name!r} is left out, as it needs what is not there: {lacks}")
+        lacks = ", ".join(missing(styles[name])) or "the full model"
+        report(f"The style {name!r} is not available: it needs {lacks}.")
 
 
-def folder_of(model: str, sources: Sources, report: Report) -> Path:
-    """The folder that a model's name stands for, downloaded and converted if need be."""
+def accelerate(pipeline: Live2DiffPipeline, folder: Path, report: Report) -> None:
+    """Use a faster runtime than PyTorch's own kernels for a pipeline read from `folder`, if there is one."""
+    ranges, device = folder / RANGES, pipeline.unet.device.type
+    if device == "cuda":
+        from .runtime import cuda_graphs
+
+        cuda_graphs.accelerate(pipeline, report=report)
+    # OpenVINO's 8-bit graphs hold the weights, which must not change then.
+    elif (
+        ranges.is_file()
+        and (device, pipeline.unet.dtype, pipeline.weight_swapper) == ("cpu", torch.float32, None)
+        and platform.machine() in ("x86_64", "AMD64")
+        and find_spec("openvino") is not None
+    ):
+        from .runtime import openvino
+
+        try:
+            openvino.accelerate(pipeline, json.loads(ranges.read_text()), report=report)
+        except OSError as error:  # a disk that is full or read-only
+            report(f"Continuing with PyTorch's own kernels, which are slower: {error}")
+
+
+def model_folder(model: str, sources: Sources, report: Report) -> Path:
+    """Return the folder of a model by its name, downloaded and converted if need be."""
     if model == "nano":
         return NANO
     if model == "live2diff":  # even where there is a folder of this name, such as this package's
@@ -178,26 +196,67 @@ def folder_of(model: str, sources: Sources, report: Report) -> Path:
     return folder
 
 
-def missing(style: Style, checkpoints: str | Path) -> list[str]:
-    """The weights of a style that are neither on the disk nor have a Hub name."""
-    places = Path(), Path(checkpoints)
-    return [n for n in style.files if not is_hub_name(n) and not any((p / n).exists() for p in places)]
+def load_base(
+    base: str | Path, depth_estimator: str | Path = Sources.depth, **added: Any
+) -> Live2DiffPipeline:
+    """Return Stable Diffusion 1.5, or a model like it, as a pipeline; arguments as `load_components`."""
+    return Live2DiffPipeline(**load_components(base, depth_estimator, **added))
 
 
-def choose(device: str, sources: Sources, report: Report) -> tuple[str, str]:
-    """The model to take where none is asked for, and why, in a sentence."""
+def convert(
+    out: str | Path,
+    sources: Sources = PUBLISHED,
+    dtype: torch.dtype = torch.float16,
+    report: Report = lambda line: None,
+) -> None:
+    """Assemble the published model and write it to the folder `out` as safetensors, whole or not at all.
+
+    The few-step LoRA is a file beside the weights and not merged into them: styles need it again.
+
+    Raises:
+        ValueError: a part does not fit; the message names it. `out` exists already.
+        OSError: a part cannot be read or downloaded, or the disk is full.
+    """
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} exists already: name a new folder.")
+    paths = {}
+    for field in fields(sources):
+        name = getattr(sources, field.name)
+        if name:
+            report(f"Fetching {name}")
+            paths[field.name] = find(name)
+    report("Assembling the parts")
+    motion, few_step_lora = paths["motion"], paths["few_step_lora"]
+    pipeline = load_base(
+        paths["base"], paths["depth"], added=read_published(motion), motion=motion, vae=paths.get("vae")
+    )
+    read_lora(few_step_lora, parts_of(pipeline))  # fail now rather than when it is used
+    pipeline.register_to_config(few_step_lora=FEW_STEP_LORA)
+    report(f"Writing {out}")
+    modules = [module for module in pipeline.components.values() if isinstance(module, nn.Module)]
+    parameters = sum(p.numel() for module in modules for p in module.parameters())
+    with new_folder(out, 1.1 * dtype.itemsize * parameters) as folder, quiet():
+        pipeline.to(dtype)
+        pipeline.save_pretrained(folder)
+        lora = {name: tensor.contiguous() for name, tensor in read_tensors(few_step_lora).items()}
+        save_file(lora, folder / FEW_STEP_LORA)
+
+
+def choose_model(device: str, sources: Sources, report: Report) -> tuple[str, str]:
+    """Return the model to load for "auto", and a sentence that says why."""
     if torch.device(device).type != "cuda":
         return "nano", "Model: nano, the small one, as there is no CUDA GPU here for the full one."
     try:
-        check_room(device)
-        folder_of("live2diff", sources, report)
+        check_gpu_memory(device)
+        model_folder("live2diff", sources, report)
     except (OSError, ValueError) as error:
-        return "nano", f"Model: nano, the small one. The full one cannot be had: {error}"
+        return "nano", f"Model: nano, the small one. The full one is not available: {error}"
     return "live2diff", "Model: Live2Diff, the full one."
 
 
-def check_room(device: str) -> None:
-    """Raises `ValueError` if a CUDA GPU has too little free memory for the full model."""
+def check_gpu_memory(device: str) -> None:
+    """Raise `ValueError` if `device` is a CUDA GPU with too little free memory for the full model."""
     if torch.device(device).type != "cuda":
         return
     free = torch.cuda.mem_get_info(device)[0]
@@ -209,23 +268,23 @@ def check_room(device: str) -> None:
 
 
 def best_device() -> str:
-    """The fastest kind of device there is: "cuda", "mps" or "cpu"."""
+    """Return the fastest kind of device there is: "cuda", "mps" or "cpu"."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """The exit code: 0 when the folder is written, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m live2diff.weights", description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code: 0 when the folder is written, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m live2diff.loading")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    told = commands.add_parser("convert", help="put the published model together as a folder of safetensors")
-    told.add_argument("out", metavar="OUT", help="a new folder, for --model")
+    command = commands.add_parser("convert", help="write the published model as a folder of safetensors")
+    command.add_argument("out", metavar="OUT", help="a new folder, for --model")
     for field in fields(Sources):
         flag = "--" + field.name.replace("_", "-")
-        told.add_argument(flag, default=field.default, help="a Hub name, a folder or a file (%(default)s)")
-    told.add_argument("--full-precision", action="store_true", help="float32: twice the size")
-    options = parser.parse_args(words)
+        command.add_argument(flag, default=field.default, help="a Hub name, a folder or a file (%(default)s)")
+    command.add_argument("--full-precision", action="store_true", help="float32: twice the size")
+    options = parser.parse_args(arguments)
     sources = Sources(**{field.name: getattr(options, field.name) for field in fields(Sources)})
     dtype = torch.float32 if options.full_precision else torch.float16
     try:

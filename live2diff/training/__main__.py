@@ -13,8 +13,8 @@ import torch
 
 from ..cli import BAD_INPUT, INTERRUPTED
 from ..config import WINDOW
-from ..loading import NANO
-from ..weights.convert import Sources, load_added, load_base
+from ..loading import NANO, load_base
+from ..weights.convert import Sources, load_added
 from .loop import Losses
 
 

@@ -6,23 +6,27 @@ from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+from av.container import OutputContainer
+from av.error import FFmpegError
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from ..errors import ClipError
 from .reader import WHOLE, ClipInfo, Cut, Image, Limits, Source
 
+# Macroblock trees off: with AVX-512, x264 165 makes another file of the same frames once in fifty times.
 ENCODER_OPTIONS = {"preset": "veryfast", "mbtree": "0"}
 QUALITY = 18  # x264's crf: nearly that of the frames
 COPIED_SOUND = ("aac", "mp3")  # every browser plays these two in an mp4; any other sound becomes AAC
 SOUND_RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000)
-CODER_DELAY = Fraction(1, 5)  # seconds; sound starting this little before the picture is coder delay
+CODER_DELAY = Fraction(1, 5)  # seconds; sound that starts this little before the first frame is coder delay
 
 
 def check_target(source: str | Path, target: str | Path) -> None:
-    """Raises `ClipError` when no result of `source` can be written to `target`."""
+    """Raise `ClipError` when no result of `source` can be written to `target`."""
     source, target = Path(source), Path(target)
     if target.suffix.lower() != ".mp4":
         raise ClipError(f"{target.name} must end in .mp4: the result is always an mp4.")
@@ -35,14 +39,15 @@ def check_target(source: str | Path, target: str | Path) -> None:
 
 
 def even(length: int) -> int:
-    """The nearest even length that is not smaller: H.264 with 4:2:0 colour has no odd ones."""
+    """Round up to an even length: H.264 with 4:2:0 colour has no odd ones."""
     return length + length % 2
 
 
 class ClipWriter:
-    """An mp4 being written: H.264 at the times it is told, beside it the sound of the source.
+    """An mp4 being written: H.264 at the given times, and the sound of the source.
 
-    It is written under a temporary name and takes its own at `finish`; left before that, it vanishes.
+    It is written under a temporary name and takes its own at `finish`; otherwise it is deleted at the end of
+    the block.
     """
 
     def __init__(
@@ -58,26 +63,28 @@ class ClipWriter:
         self.lead = self.sound.lead if self.sound else Fraction(0)
         self.end = Fraction(0)  # of the newest frame, in the result
         self.pts = -1  # of the newest frame
-        self.container = None
+        with self._writing():
+            self.container = av.open(
+                str(self.partial), "w", format="mp4", container_options={"movflags": "+faststart"}
+            )
 
     def __enter__(self) -> "ClipWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            if self.container is not None:
-                self.container.close()
+            self.container.close()
             if self.sound is not None:
                 self.sound.source.container.close()
         finally:
             self.partial.unlink(missing_ok=True)
 
-    def write(self, image: Image, moment: Fraction) -> None:
-        """Appends a frame to be shown `moment` seconds after the first one, and the sound up to then."""
+    def write(self, image: Image, time: Fraction) -> None:
+        """Append a frame to be shown `time` seconds after the first one, and the sound up to then."""
         self.latest = image
         with self._writing():
-            if self.container is None:
-                self._open(even(image.shape[1]), even(image.shape[0]))
+            if not self.written:
+                self._add_tracks(even(image.shape[1]), even(image.shape[0]))
             rows, columns = self.video.height - image.shape[0], self.video.width - image.shape[1]
             if (rows, columns) != (0, 0):
                 image = np.pad(image, ((0, rows), (0, columns), (0, 0)), mode="edge")
@@ -87,16 +94,18 @@ class ClipWriter:
             )
             frame.time_base = self.info.tick
             # Times that increase may be the same tick: 10,000 frames a second, in milliseconds.
-            frame.pts = self.pts = max(self.pts + 1, round((moment + self.lead) / self.info.tick))
-            self.end = moment + self.lead + 1 / self.info.rate
+            frame.pts = self.pts = max(self.pts + 1, round((time + self.lead) / self.info.tick))
+            self.end = time + self.lead + 1 / self.info.rate
             self._mux(self.video.encode(frame))
             if self.sound is not None:
-                self.sound.write_until(moment + self.lead)
+                self.sound.write_until(time + self.lead)
         self.written += 1
 
     def finish(self, complete: bool) -> None:
-        """The last frames and the rest of the sound, which ends with them if they are not the whole clip's;
-        the file takes its name."""
+        """Write the last frames and the rest of the sound, and give the file its name.
+
+        The sound ends with the frames unless they are the whole clip's.
+        """
         with self._writing():
             self._mux(self.video.encode(None))
             if self.sound is not None:
@@ -104,10 +113,7 @@ class ClipWriter:
             self.container.close()
             self.partial.replace(self.target)
 
-    def _open(self, width: int, height: int) -> None:
-        self.container = av.open(
-            str(self.partial), "w", format="mp4", container_options={"movflags": "+faststart"}
-        )
+    def _add_tracks(self, width: int, height: int) -> None:
         self.video = self.container.add_stream("libx264", rate=self.info.rate, options=self.options)
         encoder = self.video.codec_context
         encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
@@ -127,81 +133,80 @@ class ClipWriter:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except (av.FFmpegError, OSError) as error:
+        except (FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ClipError(f"{self.target.name} cannot be written: {reason}.") from error
 
 
 class SoundTrack:
-    """The sound of a clip on its way into an mp4: copied as it is where that plays, else made AAC.
+    """The sound of a clip on its way into an mp4: copied where browsers play it, else encoded as AAC.
 
-    `lead` is how many seconds the sound starts before the first picture; the pictures wait that long. Where
-    they begin later in the clip, with a cut, so does the sound.
+    `lead` is how many seconds the sound starts before the first frame; the frames wait that long. In a cut
+    that begins later in the clip, the sound begins with the frames.
     """
 
     def __init__(self, source: str | Path, info: ClipInfo, limits: Limits, cut: Cut):
         self.source = Source(source, limits)
+        assert self.source.sound is not None  # `probe` has seen it
         self.track = self.source.sound
-        first = (self.track.start_time or 0) * self.track.time_base
-        ahead = info.start - first
+        self.tick = self.track.time_base or Fraction(1, self.track.codec_context.rate)
+        ahead = info.start - (self.track.start_time or 0) * self.tick
         self.lead = ahead if ahead > CODER_DELAY and not cut.start else Fraction(0)
         self.earliest = Fraction(0) if cut.start else -CODER_DELAY
         self.shift = self.lead - info.start
         self.limit = Fraction(limits.max_seconds)
-        self.copied = self.track.codec_context.name in COPIED_SOUND
 
-    def open(self, container: av.container.OutputContainer) -> None:
-        """Adds the track to the file; nothing is written yet."""
+    def open(self, container: OutputContainer) -> None:
+        """Add the track to the file; nothing is written yet."""
         self.container = container
-        if self.copied:
-            self.output = container.add_stream_from_template(self.track)
+        decoder = self.track.codec_context
+        if decoder.name in COPIED_SOUND:
+            self.output: Any = container.add_stream_from_template(self.track)
+            self.packets = self._copied()
         else:
-            decoder = self.track.codec_context
             rate = decoder.rate if decoder.rate in SOUND_RATES else SOUND_RATES[0]
             self.output = container.add_stream("aac", rate=rate)
             self.output.codec_context.layout = "mono" if decoder.channels == 1 else "stereo"
             self.output.codec_context.bit_rate = 160_000
-        self.packets = self._copied() if self.copied else self._coded()
+            self.packets = self._encoded()
         self.waiting = next(self.packets, None)
 
-    def write_until(self, moment: Fraction) -> None:
-        """Writes the sound up to `moment`, so that sound and pictures lie beside each other in the file."""
-        while self.waiting is not None and self.waiting[0] <= moment:
+    def write_until(self, time: Fraction) -> None:
+        """Write the sound up to `time`, so that sound and frames are beside each other in the file."""
+        while self.waiting is not None and self.waiting[0] <= time:
             self.container.mux(self.waiting[1])
             self.waiting = next(self.packets, None)
 
     def _copied(self) -> Iterator[tuple[Fraction, av.Packet]]:
         for packet in self.source.packets(self.track):
-            base = packet.time_base
-            if packet.pts is None or packet.pts * base + self.shift < self.earliest:
+            tick = packet.time_base
+            if packet.pts is None or packet.pts * tick + self.shift < self.earliest:
                 continue
-            packet.pts += round(self.shift / base)
+            packet.pts += round(self.shift / tick)
             packet.dts = packet.pts
             packet.stream = self.output
-            yield packet.pts * base, packet
+            yield packet.pts * tick, packet
 
-    def _coded(self) -> Iterator[tuple[Fraction, av.Packet]]:
+    def _encoded(self) -> Iterator[tuple[Fraction, av.Packet]]:
         encoder = self.output.codec_context
-        # async=1 fills gaps with silence, so that a hole in the sound does not pull the rest forward.
+        # async=1 fills gaps with silence, so that a gap in the sound does not pull the rest forward.
         resampler = av.AudioResampler("fltp", encoder.layout, encoder.rate, options={"async": "1"})
-        for frame in chain(self._decoded(), [None]):
-            for piece in resampler.resample(frame):
-                for packet in self.output.encode(piece):
-                    yield packet.pts * packet.time_base, packet
-        for packet in self.output.encode(None):
-            yield packet.pts * packet.time_base, packet
+        resampled = (piece for frame in chain(self._decoded(), [None]) for piece in resampler.resample(frame))
+        for piece in chain(resampled, [None]):  # None: what is still in the encoder
+            for packet in self.output.encode(piece):
+                yield packet.pts * packet.time_base, packet
 
     def _decoded(self) -> Iterator[av.AudioFrame]:
         for packet in chain(self.source.packets(self.track), [None]):
             try:
                 frames = self.track.codec_context.decode(packet)
-            except av.FFmpegError:
+            except FFmpegError:
                 continue  # a damaged packet: silence in its place
             for frame in frames:
                 if frame.pts is not None:
                     # Counted in samples from here on: milliseconds, as in webm, are too coarse.
-                    moment = frame.pts * self.track.time_base + self.shift
-                    if moment < self.earliest:
+                    time = frame.pts * self.tick + self.shift
+                    if time < self.earliest:
                         continue
-                    frame.pts, frame.time_base = round(moment * frame.rate), Fraction(1, frame.rate)
+                    frame.pts, frame.time_base = round(time * frame.rate), Fraction(1, frame.rate)
                 yield frame

@@ -1,5 +1,8 @@
-"""The published model, put together from its parts: base, motion modules and depth mapping, tiny VAE, depth
-estimator, few-step LoRA (`Sources` says where they are)."""
+"""Read the parts of the published model and write them as one folder of safetensors.
+
+The parts are base, motion modules with depth mapping, tiny VAE, depth estimator and few-step LoRA; `Sources`
+says where they are. `loading.convert` assembles the pipeline from them.
+"""
 
 import errno
 import hashlib
@@ -7,37 +10,37 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any, cast
 
-import diffusers
 import torch
-import transformers
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
+from transformers.utils import logging as transformers_logging
 
 from ..model.attention import TemporalAttention, positional_table
 from ..model.lcm import build_scheduler
 from ..model.unet import StreamUNet
-from ..pipeline import Live2DiffPipeline
-from .checkpoints import Tensors, check_fits, check_names, read_published, read_tensors
+from .checkpoints import Tensors, check_fits, check_names, read_tensors
 from .hub import find
-from .lora import read_lora
-from .swap import is_added, parts_of
-
-FEW_STEP_LORA = "few_step_lora.safetensors"  # in a converted folder
-Report = Callable[[str], None]
+from .swap import is_added
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the parts of the published model are: Hub names, folders or files. A Hub repository's file is
-    named `owner/name/file`. `vae` may be "" for the base's own, slower than the tiny one."""
+    """Where the parts of the published model are: Hub names, folders or files.
+
+    A Hub repository's file is named `owner/name/file`. `vae` may be "" for the base's own, slower than the
+    tiny one.
+    """
 
     base: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     motion: str = "Leoxing/Live2Diff/live2diff.ckpt"
@@ -50,94 +53,57 @@ PUBLISHED = Sources()
 
 
 def converted_folder(sources: Sources) -> Path:
-    """Where the converted model of these sources is kept: in the Hub's cache, by what they are called and,
-    for files, what they are."""
-    told = []
+    """Return where the converted model is cached: by the sources' names and, for files, sizes and times."""
+    described = []
     for source in astuple(sources):
-        told.append(source)
+        described.append(source)
         if source and Path(source).exists():
             stat = Path(source).stat()
-            told.append(f"{stat.st_size} {stat.st_mtime_ns}")
-    digest = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+            described.append(f"{stat.st_size} {stat.st_mtime_ns}")
+    digest = hashlib.sha256("\n".join(described).encode()).hexdigest()[:16]
     return Path(constants.HF_HOME) / "live2diff" / digest
 
 
-def convert(
-    out: str | Path,
-    sources: Sources = PUBLISHED,
-    dtype: torch.dtype = torch.float16,
-    report: Report = lambda line: None,
-) -> None:
-    """Put the published model together and write it to the folder `out`, as safetensors; it appears there in
-    one piece or not at all. The few-step LoRA lies beside the weights, not in them: styles need it again.
+@contextmanager
+def new_folder(out: Path, needed_bytes: float) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `out` if the block succeeds, and disappears otherwise.
 
     Raises:
-        ValueError: a part does not fit; the message names it. `out` exists already.
-        OSError: a part cannot be read or downloaded, or there is no room.
+        OSError: the disk has no room for `needed_bytes`.
     """
-    out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} exists already: name a new folder.")
-    places = {}
-    for field in fields(sources):
-        name = getattr(sources, field.name)
-        if name:
-            report(f"Fetching {name}")
-            places[field.name] = find(name)
-    report("Putting the parts together")
-    pipeline = load_base(
-        places["base"], places["depth"], added=read_published(places["motion"]), vae=places.get("vae"),
-        motion=places["motion"],
-    )  # fmt: skip
-    read_lora(places["few_step_lora"], parts_of(pipeline))  # speak up now rather than when it is used
-    pipeline.register_to_config(few_step_lora=FEW_STEP_LORA)
-    report(f"Writing {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    check_disk(out.parent, pipeline, dtype)
-    partly = Path(tempfile.mkdtemp(prefix=".partly-", dir=out.parent))
-    try:
-        with quiet():
-            pipeline.to(dtype)
-            pipeline.save_pretrained(partly)
-        save_file(
-            {name: t.contiguous() for name, t in read_tensors(places["few_step_lora"]).items()},
-            partly / FEW_STEP_LORA,
-        )
-        partly.chmod(0o755)
-        os.replace(partly, out)
-    finally:
-        shutil.rmtree(partly, ignore_errors=True)
-
-
-def check_disk(folder: Path, pipeline: Live2DiffPipeline, dtype: torch.dtype) -> None:
-    """Raises `OSError` if the disk of `folder` has no room for the pipeline's weights."""
-    modules = [module for module in pipeline.components.values() if isinstance(module, torch.nn.Module)]
-    needed = 1.1 * dtype.itemsize * sum(p.numel() for module in modules for p in module.parameters())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
+    free = shutil.disk_usage(out.parent).free
+    if free < needed_bytes:
         raise OSError(
             errno.ENOSPC,
-            f"The disk is full: the converted model needs {needed / 1e9:.2g} GB in {folder}, and "
-            f"{free / 1e9:.2g} GB are free. Free some room, or set HF_HOME to a folder on another disk.",
+            f"The disk is full: the converted model needs {needed_bytes / 1e9:.2g} GB in {out.parent}, and "
+            f"{free / 1e9:.2g} GB are free. Free some space, or set HF_HOME to a folder on another disk.",
         )
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=out.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def load_base(
+def load_components(
     base: str | Path,
     depth_estimator: str | Path = Sources.depth,
     *,
     added: Tensors | None = None,
     motion: str | Path = "",
     vae: str | Path | None = None,
-) -> Live2DiffPipeline:
-    """Stable Diffusion 1.5, or a model like it, as a pipeline of float32.
+) -> dict[str, Any]:
+    """Load Stable Diffusion 1.5, or a model like it, as the components of a pipeline in float32.
 
     Args:
         base: a folder in diffusers' layout, or the name of such a repository on the Hugging Face Hub.
         depth_estimator: a folder or the Hub name of a DPT.
         added: the weights of motion modules and depth mapping, and of the base where they differ from it; by
-            default they are untrained: as yet they change nothing.
-        motion: what `added` was read from, for messages.
+            default these modules are untrained and change nothing yet.
+        motion: the file that `added` was read from, for messages.
         vae: a folder or the Hub name of a tiny VAE to use instead of the base's own.
 
     Raises:
@@ -145,51 +111,49 @@ def load_base(
         OSError: a part cannot be read or downloaded.
     """
     base, depth_estimator = find(str(base)), find(str(depth_estimator))
-    single = {"dtype": torch.float32}
+    vae_class, vae_folder = (AutoencoderTiny, find(str(vae))) if vae else (AutoencoderKL, base / "vae")
+    dtype = torch.float32
     with reading(base):
-        stock, found = UNet2DConditionModel.from_pretrained(
-            base, subfolder="unet", output_loading_info=True, **single
+        loaded: Any = UNet2DConditionModel.from_pretrained(
+            base, subfolder="unet", output_loading_info=True, dtype=dtype
         )
+        stock, found = loaded
         check_names(found["missing_keys"], "lacks", base)
         check_names(found["unexpected_keys"], "has, unknown here,", base)
-        text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", **single)
+        text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", dtype=dtype)
         tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
-        autoencoder = None if vae else AutoencoderKL.from_pretrained(base, subfolder="vae", **single)
-    if vae:
-        place = find(str(vae))
-        with reading(place):
-            autoencoder = AutoencoderTiny.from_pretrained(place, **single)
+    with reading(vae_folder):
+        autoencoder = vae_class.from_pretrained(vae_folder, dtype=dtype)
     with reading(depth_estimator):
-        estimator = DPTForDepthEstimation.from_pretrained(depth_estimator, **single)
-    return Live2DiffPipeline(
-        vae=autoencoder,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=with_motion(stock, added, motion),
-        scheduler=build_scheduler(),
-        depth_estimator=estimator,
-    )
+        estimator = DPTForDepthEstimation.from_pretrained(depth_estimator, dtype=dtype)
+    return {
+        "vae": autoencoder,
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "unet": add_motion(stock, added, motion),
+        "scheduler": build_scheduler(),
+        "depth_estimator": estimator,
+    }
 
 
-def with_motion(
+def add_motion(
     stock: UNet2DConditionModel, added: Tensors | None = None, source: str | Path = ""
 ) -> StreamUNet:
-    """A `StreamUNet` of the very weights of a stock UNet, with `added` on top, or with untrained motion
-    modules and depth mapping; nothing is held twice.
+    """Return a `StreamUNet` that shares the weights of a stock UNet, with `added` or untrained ones on top.
 
     Raises:
         ValueError: `added` lacks a parameter, or has one that is unknown or of another shape; the message
             names it and `source`.
     """
-    with torch.device("meta"):  # an outline, which costs neither memory nor time
-        unet = StreamUNet.from_config(stock.config)
+    with torch.device("meta"):  # takes neither memory nor time
+        unet = cast(StreamUNet, StreamUNet.from_config(stock.config))
     weights = stock.state_dict()
     if added is None:
         unet.load_state_dict(weights, strict=False, assign=True)
         unet.add_motion()
         return unet.eval()
-    wanted = {name: p for name, p in unet.state_dict().items() if is_added(name) or name in added}
-    check_fits(wanted, added, source)
+    expected = {name: t for name, t in unet.state_dict().items() if is_added(name) or name in added}
+    check_fits(expected, added, source)
     weights |= {name: tensor.float() for name, tensor in added.items()}
     unet.load_state_dict(weights, assign=True)
     for module in unet.modules():
@@ -199,27 +163,27 @@ def with_motion(
 
 
 def added_weights(unet: StreamUNet) -> dict[str, torch.nn.Parameter]:
-    """The parameters of motion modules and depth mapping, by their names in the published checkpoints."""
+    """Return the parameters of motion modules and depth mapping, by their published names."""
     return {name: parameter for name, parameter in unet.named_parameters() if is_added(name)}
 
 
 def load_added(unet: StreamUNet, file: str | Path) -> None:
-    """Fill motion modules and depth mapping from a file that holds these and nothing else.
+    """Fill motion modules and depth mapping from a file that holds nothing else.
 
     Raises:
         ValueError: a parameter is missing, unknown or of another shape; the message names it.
         OSError: the file cannot be read.
     """
-    mine, given = added_weights(unet), read_tensors(file)
-    check_fits(mine, given, file)
+    parameters, tensors = added_weights(unet), read_tensors(file)
+    check_fits(parameters, tensors, file)
     with torch.no_grad():
-        for name, parameter in mine.items():
-            parameter.copy_(given[name])
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
 
 
 @contextmanager
-def reading(place: Path) -> Iterator[None]:
-    """Have the libraries read from `place` in silence, and what is wrong with a file told as such.
+def reading(folder: Path) -> Iterator[None]:
+    """Silence the libraries that read from `folder`, and name it in what they raise.
 
     Raises:
         ValueError: a file is damaged.
@@ -229,23 +193,22 @@ def reading(place: Path) -> Iterator[None]:
         with quiet():
             yield
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"A file in {place} is damaged ({error}). Copy or download it again.") from None
+        raise ValueError(f"A file in {folder} is damaged ({error}). Copy or download it again.") from None
     except OSError as error:
         reason = " ".join(str(error).split())
-        raise OSError(f"{place} cannot be read: {reason} Copy or download it again.") from None
+        raise OSError(f"{folder} cannot be read: {reason} Copy or download it again.") from None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the libraries from printing bars and notes about each file they read."""
-    verbosity = diffusers.utils.logging.get_verbosity()
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
-    diffusers.utils.logging.set_verbosity_error()
-    for logging in libraries:
+    """Keep diffusers and transformers from printing bars and notes about each file they read."""
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
     try:
         yield
     finally:
-        diffusers.utils.logging.set_verbosity(verbosity)
-        for logging in libraries:
+        diffusers_logging.set_verbosity(verbosity)
+        for logging in (diffusers_logging, transformers_logging):
             logging.enable_progress_bar()

@@ -1,55 +1,53 @@
-"""Changing a model's weights to those of another style, in place.
+"""Swap a model's weights for those of another style, in place.
 
-The parameters that all streams share are written, never replaced: compiled code and captured graphs go on
-with them. What is written is always `base + LoRAs`, computed from the untouched base in float32, so nothing
-adds up over many changes and the bits are those of a fresh load.
+Own LoRA deltas and not peft's fusing or diffusers' hot-swapping, on purpose: what is written is always
+`base + LoRAs`, computed in float32 from the untouched base, so the bits after a hundred swaps are those of a
+fresh load, while fusing and unfusing adds up rounding errors. And the parameters are written, never replaced,
+and no layer is wrapped: compiled code and captured CUDA graphs stay valid.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import nn
 
 from .checkpoints import (
     Tensors,
     check_fits,
-    plain_text_names,
-    plain_vae_names,
+    normalise_text_encoder,
+    normalise_vae,
     read_tensors,
     split_single_file,
 )
-from .lora import Layers, read_lora
+from .lora import read_lora
 
-# All that the conversion from the original layout wants to know of Stable Diffusion 1.x's VAE.
-SD_VAE = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-WEIGHT_FILES = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "model.safetensors",
-    "model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-    "pytorch_model.bin",
-)
 
-Look = tuple[str | None, tuple[tuple[str, float], ...]]  # a base (None: the model's own), and LoRAs on it
+@dataclass(frozen=True)
+class WeightSet:
+    """A base (None: the model's own), and the LoRAs on top of it with their scales."""
+
+    base: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
 
 
 class WeightSwapper:
-    """The weights that a pipeline wears, and who depends on them.
+    """Write the weights of styles into a pipeline's modules.
 
-    Weights belong to all streams of a model. So they change only as long as no other stream uses them: one
-    viewer can never restyle another's picture.
+    All streams of a model share its weights, so they change only while no other stream uses them: one
+    viewer's style never changes another's image.
 
     Args:
         parts: the pipeline's modules that a style may change: "unet", "text_encoder" and, unless it is a tiny
             one, "vae".
         own: the folder of the model, with its own base weights.
-        find: turns the name of a base or a LoRA into the file or folder where it lies, as `hub.find`.
-        always: LoRAs that go with every style, such as the one for few steps.
+        find: turns the name of a base or a LoRA into a path, as `hub.find`.
+        always: LoRAs that go with every style, such as the few-step LoRA.
     """
 
     def __init__(
@@ -60,27 +58,28 @@ class WeightSwapper:
         always: Sequence[tuple[str, float]] = (),
     ):
         self.parts, self.always = parts, tuple(always)
-        self._own, self._find = own, find
-        self._look: Look = (None, ())
-        self._base: tuple[str | None, dict[str, Tensors]] | None = None  # the last one that was read
-        self._loras: dict[str, Layers] = {}
-        self._places: dict[str, Path] = {}  # found once: looking again may ask the network
+        self._find = cache(find)  # only once, as it may need the network
+        self._read_lora = cache(lambda name: read_lora(self._find(name), parts))
+        self._read_base = lru_cache(maxsize=1)(
+            lambda base: read_base(own if base is None else self._find(base), parts)
+        )
+        self._active: WeightSet | None = WeightSet()  # None: writing failed halfway
         self._users: WeakSet = WeakSet()
 
     def fetch(self, base: str | None, loras: Sequence[tuple[str, float]]) -> None:
-        """Have the files of a style on the disk, which may take a download. Touches no weights: any thread
-        may call it while streams run.
+        """Download the files of a style. No weights are touched: any thread may call it while streams run.
 
         Raises:
             ValueError, OSError: as `hub.find`.
         """
         for name in (base, *(name for name, _ in loras)):
             if name is not None:
-                self._place(name)
+                self._find(name)
 
     def activate(self, base: str | None, loras: Sequence[tuple[str, float]], user: Any) -> bool:
-        """Make these the weights, if they are not, on behalf of the stream `user`. All is read and checked
-        before anything is written.
+        """Write these weights, unless they are active, for the stream `user`.
+
+        All is read and checked before anything is written.
 
         Returns:
             Whether the weights changed.
@@ -89,105 +88,87 @@ class WeightSwapper:
             ValueError: other streams use other weights, or a file does not fit.
             OSError: a file cannot be read or downloaded.
         """
-        look: Look = (base, (*loras, *self.always))
-        changes = look != self._look
+        target = WeightSet(base, (*loras, *self.always))
+        changes = target != self._active
         if changes:
             if any(other is not user for other in self._users):
                 raise ValueError(
-                    "Somebody else is using this model in a style with other weights. Choose a style with "
+                    "Another viewer is using this model in a style with other weights. Choose a style with "
                     "the same weights, or try again when they have left."
                 )
-            self._write(look)
+            self._write(target)
         if user is not None:
             self._users.add(user)
         return changes
 
     def release(self, user: Any) -> None:
-        """The stream `user` needs the weights no more."""
+        """Let the weights change without the stream `user`, which has ended."""
         self._users.discard(user)
 
     @torch.no_grad()
-    def _write(self, look: Look) -> None:
-        base, loras = look
-        added = [(self._lora(name), weight) for name, weight in loras if weight]
-        before = [self._lora(name) for name, weight in self._look[1] if weight]
-        tensors = self._tensors(base)
-        touched = {target for layers in [*before, *(layers for layers, _ in added)] for target in layers}
-        rebased = base != self._look[0]
-        self._look = ("unfinished", ())  # should writing fail, the next one writes all
+    def _write(self, target: WeightSet) -> None:
+        previous = self._active or WeightSet()
+        added = [(self._read_lora(name), scale) for name, scale in target.loras if scale]
+        removed = [self._read_lora(name) for name, scale in previous.loras if scale]
+        tensors = self._read_base(target.base)
+        touched = set().union(*removed, *(layers for layers, _ in added))
+        write_all = self._active is None or target.base != previous.base
+        self._active = None
         for part, module in self.parts.items():
-            given = tensors[part]
             for name, parameter in module.named_parameters():
-                key = base_name(part, name)
-                if key not in given or not (rebased or (part, name) in touched):
+                base = tensors[part].get(base_name(part, name))
+                if base is None or not (write_all or (part, name) in touched):
                     continue
-                value = given[key].to(parameter.device, torch.float32, copy=True)
-                for layers, weight in added:
+                value = base.to(parameter.device, torch.float32, copy=True)
+                for layers, scale in added:
                     if (part, name) in layers:
-                        value += weight * layers[part, name].delta(value.shape, value.device)
+                        value += scale * layers[part, name].delta(value.shape, value.device)
                 parameter.copy_(value)
-        self._look = look
-
-    def _place(self, name: str) -> Path:
-        if name not in self._places:
-            self._places[name] = self._find(name)
-        return self._places[name]
-
-    def _lora(self, name: str) -> Layers:
-        if name not in self._loras:
-            self._loras[name] = read_lora(self._place(name), self.parts)
-        return self._loras[name]
-
-    def _tensors(self, base: str | None) -> dict[str, Tensors]:
-        """The untouched weights of a base, by part; in memory, or mapped into it."""
-        if self._base is None or self._base[0] != base:
-            place = self._own if base is None else self._place(base)
-            self._base = base, read_base(place, self.parts)
-        return self._base[1]
+        self._active = target
 
 
 def base_name(part: str, name: str) -> str:
-    """A parameter's name in what `read_base` gives."""
+    """Return a parameter's name in what `read_base` returns."""
     return name.removeprefix("text_model.") if part == "text_encoder" else name
 
 
 def parts_of(pipeline: Any) -> dict[str, nn.Module]:
-    """The modules of a pipeline that a style may change."""
-    parts = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
-    return parts | ({"vae": pipeline.vae} if isinstance(pipeline.vae, AutoencoderKL) else {})
+    """Return the modules of a pipeline that a style may change."""
+    names = ["unet", "text_encoder", *(["vae"] if isinstance(pipeline.vae, AutoencoderKL) else [])]
+    return {name: getattr(pipeline, name) for name in names}
 
 
-def read_base(place: Path, parts: dict[str, nn.Module]) -> dict[str, Tensors]:
-    """The weights for `parts` from a folder in diffusers' layout or a single file in the original one.
+def read_base(path: Path, parts: dict[str, nn.Module]) -> dict[str, Tensors]:
+    """Read the weights for `parts` from a folder in diffusers' layout or a single file in the original one.
 
     Raises:
         ValueError: the weights do not fit; the message names the first ones.
         OSError: a file is missing or cannot be read.
     """
-    if place.is_dir():
-        found = {part: read_tensors(weights_file(place / part)) for part in parts}
-        found["text_encoder"] = plain_text_names(found["text_encoder"])
+    if path.is_dir():
+        tensors = {part: read_tensors(weights_file(path / part)) for part in parts}
+        tensors["text_encoder"] = normalise_text_encoder(tensors["text_encoder"])
         if "vae" in parts:
-            found["vae"] = plain_vae_names(found["vae"])
+            tensors["vae"] = normalise_vae(tensors["vae"])
     else:
-        found = split_single_file(read_tensors(place), dict(parts["unet"].config), SD_VAE, place)
+        unet: Any = parts["unet"]
+        tensors = split_single_file(read_tensors(path), dict(unet.config), path)
+    tensors["unet"] = {name: tensor for name, tensor in tensors["unet"].items() if not is_added(name)}
     for part, module in parts.items():
-        wanted = {base_name(part, name): parameter for name, parameter in module.named_parameters()}
-        if part == "unet":
-            wanted = {name: p for name, p in wanted.items() if not is_added(name)}
-            found[part] = {name: t for name, t in found[part].items() if not is_added(name)}
-        check_fits(wanted, found[part], place / part if place.is_dir() else place)
-    return found
+        expected = {base_name(part, n): p for n, p in module.named_parameters() if not is_added(n)}
+        check_fits(expected, tensors[part], path / part if path.is_dir() else path)
+    return tensors
 
 
 def is_added(name: str) -> bool:
-    """Whether a parameter of this name is one that the base lacks: of motion modules or depth mapping."""
+    """Whether a UNet's parameter is one that the base lacks: of motion modules or depth mapping."""
     return ".motion_modules." in name or name.startswith("flow_conv_in.")
 
 
 def weights_file(folder: Path) -> Path:
-    """The file with the weights of one part; safetensors before pickles, full precision before half."""
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f"{folder} holds no weights: it lacks {WEIGHT_FILES[0]}.")
+    """Return the file of one part: safetensors before pickles, full precision before half."""
+    for ending in (".safetensors", ".fp16.safetensors", ".bin"):
+        for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
+            if (folder / (stem + ending)).is_file():
+                return folder / (stem + ending)
+    raise FileNotFoundError(f"{folder} holds no weights, like diffusion_pytorch_model.safetensors.")

@@ -1,11 +1,28 @@
-"""Writing checkpoints in the layouts that are found in the world: the reverse of what the loader does, told
-independently of it."""
+"""Write checkpoints in the layouts found in the wild: the reverse of the loader, written independently."""
 
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
+from transformers import BitConfig, DPTConfig, DPTForDepthEstimation
+
+from live2diff import Live2DiffPipeline
+from live2diff.weights.swap import parts_of
+
+SMALL = {"size": 128, "t_index_list": [30]}  # one step at the smallest size
+FRAMES = np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), np.uint8)
+ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+LAYERS = {
+    ("unet", f"{ATTENTION}.to_q"): torch.Size([32, 32]),
+    ("unet", f"{ATTENTION}.to_out.0"): torch.Size([32, 32]),
+    ("unet", "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.2"): torch.Size([32, 128]),
+    ("unet", "down_blocks.0.attentions.0.proj_in"): torch.Size([32, 32, 1, 1]),
+    ("text_encoder", "encoder.layers.0.self_attn.q_proj"): torch.Size([64, 64]),
+    ("text_encoder", "encoder.layers.0.self_attn.out_proj"): torch.Size([64, 64]),
+}
+CONVOLUTION = {("unet", "mid_block.resnets.0.conv1"): torch.Size([32, 32, 3, 3])}
 
 UNET_RENAMED = [
     (r"^time_embedding\.linear_1", "time_embed.0"),
@@ -81,7 +98,7 @@ def single_file(unet: dict, vae: dict, text_encoder: dict) -> dict[str, torch.Te
     }
 
 
-def random_lora(shapes: dict[tuple[str, str], torch.Size], rank: int = 4, seed: int = 0) -> dict:
+def random_lora(shapes: dict[tuple[str, str], tuple[int, ...]], rank: int = 4, seed: int = 0) -> dict:
     """`{(part, layer): (down, up, alpha)}` for layers with weights of these shapes."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -143,3 +160,50 @@ def write(tensors: dict[str, torch.Tensor], file: Path) -> Path:
     else:
         torch.save(tensors, file)
     return file
+
+
+def perturbed(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """The module's parameters, each changed a little."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: p.detach() + 0.05 * torch.randn(p.shape, generator=generator)
+        for name, p in module.named_parameters()
+    }
+
+
+def build_tiny_hybrid_dpt() -> DPTForDepthEstimation:
+    """The kind that the published one is: a ResNet in front of the transformer."""
+    config = DPTConfig(
+        is_hybrid=True,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=64,
+        backbone_featmap_shape=[1, 64, 4, 4],
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_ignore_stages=[0, 1],
+        neck_hidden_sizes=[16, 32, 8, 8],
+        fusion_hidden_size=8,
+        readout_type="project",
+        backbone_config=BitConfig(
+            embedding_size=16,
+            hidden_sizes=[16, 32, 64],
+            depths=[1, 1, 1],
+            out_features=["stage1", "stage2", "stage3"],
+            embedding_dynamic_padding=True,
+            global_padding="same",
+            layer_type="bottleneck",
+            num_groups=4,
+        ),
+    )
+    return DPTForDepthEstimation(config)
+
+
+def weights_of(pipeline: Live2DiffPipeline) -> dict[str, torch.Tensor]:
+    """Copies of all parameters that a style may change."""
+    return {
+        f"{part}.{name}": parameter.detach().clone()
+        for part, module in parts_of(pipeline).items()
+        for name, parameter in module.named_parameters()
+    }

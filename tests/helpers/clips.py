@@ -11,8 +11,8 @@ from live2diff.video.reader import read_frames
 RATE = 25
 
 
-def picture(index: int, width: int, height: int) -> np.ndarray:
-    """A picture that tells its number by its grey, bright at the top left and red at the top right."""
+def numbered_image(index: int, width: int, height: int) -> np.ndarray:
+    """An image with its index as its grey, bright at the top left and red at the top right."""
     image = np.full((height, width, 3), 40 + 8 * (index % 24), np.uint8)
     image[: height // 4, : width // 4] = 255
     image[: height // 4, -(width // 4) :] = (255, 0, 0)
@@ -32,7 +32,7 @@ def write_clip(
     click_at: float = 0.0,
     sound_delay: float = 0.0,
 ) -> Path:
-    """A real clip of `picture`s; its sound is silent but for a click of 40 ms."""
+    """A real clip of `numbered_image`s; its sound is silent but for a click of 40 ms."""
     with av.open(str(path), "w") as container:
         video = container.add_stream(codec, rate=RATE)
         video.width, video.height, video.pix_fmt = width, height, pixels
@@ -41,7 +41,7 @@ def write_clip(
             video.set_display_rotation(rotation)
         track = container.add_stream(sound, rate=48_000) if sound else None
         for index in range(count):
-            frame = av.VideoFrame.from_ndarray(picture(index, width, height), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(numbered_image(index, width, height), format="rgb24")
             frame.time_base = Fraction(1, 1000)
             frame.pts = times_ms[index] if times_ms else index * 1000 // RATE
             container.mux(video.encode(frame))

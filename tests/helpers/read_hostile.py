@@ -1,6 +1,6 @@
-"""Translates the files named on standard input, one a line, within bounds; a line of JSON for each.
+"""Translate the files named on standard input, one a line, within limits; print a line of JSON for each.
 
-    python tests/read_hostile.py FOLDER < names
+    python tests/helpers/read_hostile.py FOLDER < names
 
 A process of its own: a decoder that crashes, hangs or fills the memory ends this and not the tests.
 """
@@ -24,7 +24,7 @@ LIMITS = Limits(max_frames=300, max_seconds=20.0, max_pixels=1920 * 1080, max_by
 
 
 class Through:
-    """A stream that changes nothing."""
+    """A stream that returns its frames unchanged."""
 
     def push(self, frame: np.ndarray) -> list[np.ndarray]:
         return [frame]
@@ -34,7 +34,7 @@ class Through:
 
 
 def read(source: Path, target: Path) -> str:
-    """What became of it: "made", or the words of the refusal."""
+    """Return "made", or the message of the refusal."""
     try:
         for _ in translate(Through(), source, target, limits=LIMITS):
             pass

@@ -19,12 +19,13 @@ from safetensors.torch import load_file, save_file
 
 from live2diff import Live2DiffPipeline
 from live2diff.config import WINDOW
+from live2diff.loading import load_base
 from live2diff.model.attention import Window
 from live2diff.model.unet import StreamUNet
 from live2diff.training.__main__ import main
 from live2diff.training.motion import Inputs, MotionRecipe, denoising_loss, predict_noise, train_motion
 from live2diff.training.videos import VideoFolder, read_clip
-from live2diff.weights.convert import added_weights, load_added, load_base
+from live2diff.weights.convert import added_weights, load_added
 from live2diff.weights.swap import is_added
 
 SIZE = 64

@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from helpers.clips import RATE, click_time, numbers, picture, sound_seconds, write_clip
+from helpers.clips import RATE, click_time, numbered_image, numbers, sound_seconds, write_clip
 
 from live2diff.errors import ClipError
 from live2diff.video.reader import Cut, Limits, probe, read_frames
@@ -67,13 +67,13 @@ def test_variable_frame_times_are_kept(tmp_path: Path) -> None:
     times = [0, 40, 80, 250, 260, 300, 700, 701, 702, 900, 1400, 1440]
     source = write_clip(tmp_path / "in.mp4", len(times), times_ms=times)
     run(source, tmp_path / "out.mp4")
-    assert [round(moment * 1000) for _, moment in read_frames(tmp_path / "out.mp4")] == times
+    assert [round(time * 1000) for _, time in read_frames(tmp_path / "out.mp4")] == times
 
 
 @pytest.mark.parametrize(
     ("name", "sound"), [("in.mp4", "aac"), ("in.mkv", "libopus"), ("in.mov", "pcm_s16le")]
 )
-def test_sound_stays_beside_its_picture(tmp_path: Path, name: str, sound: str) -> None:
+def test_sound_stays_in_sync(tmp_path: Path, name: str, sound: str) -> None:
     # A clock that starts late and sound that starts later still: both as recorders write them.
     times = [2000 + 40 * index for index in range(50)]
     source = write_clip(tmp_path / name, 50, times_ms=times, sound=sound, click_at=1.0, sound_delay=2.1)
@@ -116,10 +116,10 @@ def test_frames_are_resized_before_they_are_pushed(tmp_path: Path) -> None:
 def test_a_phone_clip_stands_upright(tmp_path: Path, rotation: int) -> None:
     source = write_clip(tmp_path / "in.mp4", 9, rotation=rotation)
     run(source, tmp_path / "out.mp4")
-    wanted = np.rot90(picture(0, 96, 64), rotation // 90)  # both count counter-clockwise
+    expected = np.rot90(numbered_image(0, 96, 64), rotation // 90)  # both count counter-clockwise
     image, _ = next(read_frames(tmp_path / "out.mp4"))
-    assert image.shape == wanted.shape
-    assert np.abs(image.astype(int) - wanted).mean() < 6
+    assert image.shape == expected.shape
+    assert np.abs(image.astype(int) - expected).mean() < 6
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_any_pixel_format_keeps_its_brightness(tmp_path: Path, name: str, codec:
     )
 
 
-def test_colours_survive_the_way_through(tmp_path: Path) -> None:
+def test_colours_are_preserved(tmp_path: Path) -> None:
     ramp = np.zeros((64, 256, 3), np.uint8)
     ramp[:16] = np.arange(256, dtype=np.uint8)[None, :, None]
     ramp[16:32], ramp[32:48], ramp[48:] = (200, 30, 40), (20, 160, 60), (40, 60, 210)
@@ -167,7 +167,7 @@ def test_8k_frames_can_be_read(tmp_path: Path) -> None:
     assert probe(tmp_path / "out.mp4").width == 96
 
 
-def spoilt(folder: Path, kind: str) -> Path:
+def broken_clip(folder: Path, kind: str) -> Path:
     """A file that is no good clip."""
     path = folder / f"{kind}.mp4"
     if kind == "text":
@@ -200,8 +200,8 @@ def spoilt(folder: Path, kind: str) -> Path:
     "kind",
     ["missing", "text", "playlist", "empty", "folder", "only sound", "no index", "cut off", "no frames"],
 )
-def test_what_is_no_clip_gets_a_clear_message_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
-    source = spoilt(tmp_path, kind)
+def test_a_broken_clip_gets_a_clear_message_and_leaves_no_file(tmp_path: Path, kind: str) -> None:
+    source = broken_clip(tmp_path, kind)
     for read in (lambda: probe(source), lambda: run(source, tmp_path / "out.mp4")):
         with pytest.raises(ClipError) as error:
             read()
@@ -218,7 +218,7 @@ def test_what_is_no_clip_gets_a_clear_message_and_leaves_nothing(tmp_path: Path,
         (Limits(max_bytes=100), "MB"),
     ],
 )
-def test_limits_are_named_when_they_are_passed(tmp_path: Path, limits: Limits, word: str) -> None:
+def test_a_clip_over_a_limit_is_refused_with_the_limit(tmp_path: Path, limits: Limits, word: str) -> None:
     source = write_clip(tmp_path / "in.mp4", 30)
     with pytest.raises(ClipError, match=word):
         probe(source, limits)
@@ -226,7 +226,7 @@ def test_limits_are_named_when_they_are_passed(tmp_path: Path, limits: Limits, w
         list(read_frames(source, limits))
 
 
-def test_a_translation_left_midway_leaves_no_file_and_keeps_the_old_one(tmp_path: Path) -> None:
+def test_a_translation_closed_midway_leaves_no_file_and_keeps_the_old_one(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "in.mp4", 30, sound="aac")
     target = tmp_path / "out.mp4"
     target.write_bytes(b"the old one")
@@ -262,12 +262,12 @@ def test_a_cut_holds_exactly_its_frames(tmp_path: Path, name, codec, cut, first,
     np.testing.assert_allclose(
         numbers(tmp_path / "out.mp4"), numbers(source)[first:last], atol=30 if codec == "gif" else 4
     )
-    times = [moment for _, moment in read_frames(tmp_path / "out.mp4")]
+    times = [time for _, time in read_frames(tmp_path / "out.mp4")]
     assert times[0] == 0 and float(times[-1]) == pytest.approx((last - first - 1) / RATE, abs=0.01)
 
 
 @pytest.mark.parametrize(("name", "sound"), [("in.mp4", "aac"), ("in.mkv", "libopus")])
-def test_the_sound_of_a_cut_stays_beside_its_picture_and_ends_with_it(tmp_path, name, sound) -> None:
+def test_the_sound_of_a_cut_stays_in_sync_and_ends_with_it(tmp_path, name, sound) -> None:
     source = write_clip(tmp_path / name, 75, sound=sound, click_at=1.5)
     run(source, tmp_path / "out.mp4", cut=Cut(1.0, 2.0))
     assert click_time(tmp_path / "out.mp4") == pytest.approx(0.5, abs=0.03)
@@ -281,7 +281,7 @@ def test_limits_hold_for_the_cut_and_not_for_the_whole(tmp_path: Path) -> None:
         run(source, tmp_path / "out.mp4", cut=Cut(1.0, 1.6), limits=Limits(max_frames=10))
 
 
-def test_a_cut_without_frames_is_told_so(tmp_path: Path) -> None:
+def test_a_cut_without_frames_is_refused(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "in.mp4", 10)
     with pytest.raises(ClipError, match="no frame from 5 s on"):
         run(source, tmp_path / "out.mp4", cut=Cut(5))
@@ -300,7 +300,7 @@ class Breaks(Late):
 
 
 @pytest.mark.parametrize("ending", ["closed", "failed"])
-def test_what_was_made_is_kept_on_request_with_the_sound_that_belongs_to_it(tmp_path, ending) -> None:
+def test_a_partial_result_is_kept_on_request_with_its_sound(tmp_path, ending) -> None:
     source = write_clip(tmp_path / "in.mp4", 75, sound="aac", click_at=0.4)
     stream = Breaks() if ending == "failed" else Late()
     steps = translate(stream, source, tmp_path / "out.mp4", keep=True)
@@ -318,7 +318,7 @@ def test_what_was_made_is_kept_on_request_with_the_sound_that_belongs_to_it(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
 
 
-def test_nothing_is_kept_of_what_was_left_before_a_frame_was_made(tmp_path: Path) -> None:
+def test_no_file_is_kept_when_no_frame_was_written(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "in.mp4", 30)
     steps = translate(Late(), source, tmp_path / "out.mp4", keep=True)
     next(steps)
@@ -326,7 +326,7 @@ def test_nothing_is_kept_of_what_was_left_before_a_frame_was_made(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
-def test_the_result_has_its_own_name(tmp_path: Path) -> None:
+def test_a_target_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "in.mp4", 3)
     for target in (source, tmp_path / "out.avi", tmp_path / "nowhere" / "out.mp4"):
         with pytest.raises(ClipError):

@@ -1,4 +1,4 @@
-"""Checkpoints and LoRAs of strangers: broken, lying or spoilt, each is read or refused by name."""
+"""Checkpoints and LoRAs of strangers: truncated, lying or damaged, each is read or refused by name."""
 
 import json
 import random
@@ -42,14 +42,14 @@ def lying_safetensors() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", lying_safetensors())
-def test_a_checkpoint_whose_header_lies_is_told_apart(tmp_path, name):
+def test_a_checkpoint_with_a_lying_header_is_refused_by_name(tmp_path, name):
     path = tmp_path / f"{name}.safetensors"
     path.write_bytes(lying_safetensors()[name])
     with pytest.raises(ValueError, match=name):
         read_tensors(path)
 
 
-def spoilt_checkpoints(folder: Path, count: int, seed: int) -> Iterator[Path]:
+def damaged_checkpoints(folder: Path, count: int, seed: int) -> Iterator[Path]:
     dice = random.Random(seed)
     tensors = {f"layer.{number}.weight": torch.ones(8, 8) * number for number in range(5)}
     torch.save({"state_dict": tensors}, folder / "zip.ckpt")
@@ -67,7 +67,7 @@ def spoilt_checkpoints(folder: Path, count: int, seed: int) -> Iterator[Path]:
                     data[at] = dice.randrange(256)
                 case 2:
                     del data[at : at + dice.randrange(1, 30)]
-        path = folder / f"spoilt-{seed}-{number}-{good.name}"
+        path = folder / f"damaged-{seed}-{number}-{good.name}"
         path.write_bytes(data)
         yield path
 
@@ -85,13 +85,13 @@ def read_all(paths: Iterator[Path]) -> dict[str, int]:
     return counts
 
 
-def test_a_spoilt_checkpoint_is_read_or_refused_by_name(tmp_path):
-    assert sum(read_all(spoilt_checkpoints(tmp_path, 60, seed=0)).values()) == 60
+def test_a_damaged_checkpoint_is_read_or_refused_by_name(tmp_path):
+    assert sum(read_all(damaged_checkpoints(tmp_path, 60, seed=0)).values()) == 60
 
 
 @pytest.mark.long
-def test_three_thousand_spoilt_checkpoints_are_read_or_refused_by_name(tmp_path):
-    print(read_all(spoilt_checkpoints(tmp_path, 3000, seed=1)))
+def test_three_thousand_damaged_checkpoints_are_read_or_refused_by_name(tmp_path):
+    print(read_all(damaged_checkpoints(tmp_path, 3000, seed=1)))
 
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -120,7 +120,7 @@ def test_a_lora_of_a_wrong_rank_shape_or_alpha_is_refused(tiny_pipeline, tmp_pat
         read_lora(path, {"unet": tiny_pipeline.unet})
 
 
-def test_a_lora_with_numbers_that_are_none_is_refused(tiny_pipeline, tmp_path):
+def test_a_lora_with_nan_or_infinity_is_refused(tiny_pipeline, tmp_path):
     path = tmp_path / "style.safetensors"
     prefix = "lora_unet_" + ATTENTION.replace(".", "_")
     for bad in (float("nan"), float("inf")):

@@ -1,5 +1,7 @@
-"""Finding weights by name, against a stand-in of the Hub: the real client library talks to a server on this
-machine, in a process of its own, as it reads its settings once."""
+"""Find weights by name, against a local server as the Hub.
+
+The real client library talks to it in a process of its own, as it reads its settings once.
+"""
 
 import json
 import os
@@ -15,15 +17,17 @@ from pathlib import Path
 
 import pytest
 
+from live2diff.weights.hub import is_hub_name
+
 COMMIT = "c" * 40
 ASK = """
     import sys
     from live2diff.weights.hub import find
     for name in sys.argv[1:]:
         try:
-            place = find(name)
-            files = sorted(p.name for p in place.rglob("*")) if place.is_dir() else place.stat().st_size
-            print("OK", place, files)
+            path = find(name)
+            files = sorted(p.name for p in path.rglob("*")) if path.is_dir() else path.stat().st_size
+            print("OK", path, files)
         except (ValueError, OSError) as error:
             print(type(error).__name__, error)
 """
@@ -35,7 +39,7 @@ class Hub(ThreadingHTTPServer):
     Attributes:
         files: by repository and name.
         cut: each answer ends after so many bytes; None for whole ones.
-        ranges: what was asked for in part.
+        ranges: the ranges of partial requests.
     """
 
     def __init__(self, files: dict[str, dict[str, bytes]]):
@@ -73,9 +77,9 @@ class Request(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         begin = 0
-        if status == 200 and (asked := self.headers.get("Range")):
-            self.server.ranges.append(asked)
-            begin, status = int(re.search(r"\d+", asked)[0]), 206
+        if status == 200 and (requested := self.headers.get("Range")):
+            self.server.ranges.append(requested)
+            begin, status = int(re.search(r"\d+", requested)[0]), 206
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -126,9 +130,32 @@ def ask(home: Path, names: list[str], **settings: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_repository_is_fetched_once_without_what_is_not_needed_and_then_found_without_a_network(
-    hub, tmp_path
-):
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("owner/name", True),
+        ("owner/name-1.5", True),
+        ("owner/name/file.safetensors", True),
+        ("owner/name/folder/file.ckpt", True),
+        ("loras/ink.safetensors", False),
+        ("models/base.ckpt", False),
+        ("ink.safetensors", False),
+        ("./owner/name", False),
+        ("../models/name", False),
+        ("~/models/name", False),
+        ("/models/name", False),
+        ("C:/models/name", False),
+        ("C:\\models\\name", False),
+        ("owner//name", False),
+        ("owner/", False),
+        ("no such thing", False),
+    ],
+)
+def test_a_hub_name_is_a_repository_or_a_file_in_one_and_no_local_file(name, expected):
+    assert is_hub_name(name) is expected
+
+
+def test_a_repository_is_fetched_once_without_unused_files_and_then_found_offline(hub, tmp_path):
     names = ["some/style", "some/old", "some/lora/folder/lora.safetensors"]
     online = ask(tmp_path, names, HF_ENDPOINT=hub.address)
     assert [line.split()[0] for line in online] == ["OK"] * 3
@@ -137,23 +164,25 @@ def test_a_repository_is_fetched_once_without_what_is_not_needed_and_then_found_
     assert ask(tmp_path, names, HF_HUB_OFFLINE="1") == online
 
 
-def test_every_failure_of_the_hub_is_told_with_what_to_do(hub, tmp_path):
+def test_every_error_of_the_hub_says_what_to_do(hub, tmp_path):
     names = [
         "some/gated",
         "some/nothing",
         "some/lora/other.safetensors",
         "no such thing",
         "absent.safetensors",
+        "loras/absent.safetensors",
     ]
-    told = ask(tmp_path, names, HF_ENDPOINT=hub.address)
+    lines = ask(tmp_path, names, HF_ENDPOINT=hub.address)
     expected = [
         "OSError some/gated is gated: accept its terms on its page, then log in",
         "ValueError The Hub has no public repository 'some/nothing': check the name.",
         "ValueError some/lora on the Hub has no file 'other.safetensors'.",
         "ValueError There is no model 'no such thing': give a folder, a file or a Hub name",
         "ValueError There is no file 'absent.safetensors', neither here nor in the folder 'models'.",
+        "ValueError There is no file 'loras/absent.safetensors', neither here nor in the folder 'models'.",
     ]
-    for line, beginning in zip(told, expected, strict=True):
+    for line, beginning in zip(lines, expected, strict=True):
         assert line.startswith(beginning), line
     (alone,) = ask(tmp_path, ["some/style"], HF_ENDPOINT="http://127.0.0.1:9")
     beginning = "OSError some/style is not on this machine, and the Hub cannot be reached, "
@@ -161,7 +190,7 @@ def test_every_failure_of_the_hub_is_told_with_what_to_do(hub, tmp_path):
     assert "Connect to the network" in alone, alone
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_ended_and_is_never_taken_for_whole(hub, tmp_path):
+def test_an_interrupted_download_resumes_and_is_never_taken_as_complete(hub, tmp_path):
     name = "some/lora/folder/lora.safetensors"
     hub.cut = 0
     (broken,) = ask(tmp_path, [name], HF_ENDPOINT=hub.address)

@@ -17,9 +17,10 @@ from helpers.checkpoints import kohya_lora, random_lora, write
 from transformers import CLIPTextConfig, CLIPTextModel, DPTConfig, DPTForDepthEstimation
 
 import live2diff
+from live2diff.loading import convert
 from live2diff.model.unet import StreamUNet
 from live2diff.training.text import build_tokenizer
-from live2diff.weights.convert import Sources, convert
+from live2diff.weights.convert import Sources
 from live2diff.weights.swap import is_added
 
 pytestmark = pytest.mark.skipif(not os.environ.get("REAL_SIZE"), reason="large: set REAL_SIZE=1")
