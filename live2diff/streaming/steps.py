@@ -15,7 +15,7 @@ import torch
 from ..errors import NonFiniteError
 from ..model.attention import Window
 from ..model.lcm import add_noise, denoise, joined
-from .images import download, sent, upload
+from .images import download, to_device, upload
 from .recovery import are_finite
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def advance(streams: Sequence[Stream], entering: Sequence[Frame | None]) -> list
     idle: list[Frame | None] = [None] * slots.steps
     rows = [row for index in block for row in (owner[index]._rows if index in owner else idle)]
     nothing = None if all(rows) else blank(next(row for row in rows if row is not None))
-    real = sent(torch.tensor([row is not None for row in rows]), pipeline.unet.device)
+    real = to_device(torch.tensor([row is not None for row in rows]), pipeline.unet.device)
     filled = [(index % slots.steps, row or nothing) for index, row in enumerate(rows)]
 
     schedule = joined([owner.get(index, streams[0]).schedule for index in block])

@@ -16,7 +16,7 @@ from ..model.depth import DepthRange, depth_pictures
 from ..model.kv_cache import KVCache
 from ..model.lcm import Schedule, add_noise, denoise
 from .cache_pool import CacheLease, CachePool, CachePools
-from .images import check_frame, sent
+from .images import check_frame, to_device
 from .recovery import broken, mended
 from .scene_change import SceneChangeDetector
 from .settings import BLEND_FRAMES, StreamSettings
@@ -213,7 +213,7 @@ class Stream:
         the same on every device."""
         shape = self._open.latent_shape(self._working_size)
         noise = torch.randn(self.schedule.steps, *shape, generator=self._generator)
-        return sent(noise, self._open.unet.device).to(self._open.unet.dtype)
+        return to_device(noise, self._open.unet.device).to(self._open.unet.dtype)
 
     @property
     def depth_is_due(self) -> bool:
