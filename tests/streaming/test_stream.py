@@ -201,11 +201,11 @@ def test_a_restart_forgets_all_but_the_last_eight_frames(tiny_pipeline):
         for frame in clip(12, seed=seed) + clip(12, seed=3):
             stream.push(frame)
         stream.restart()
-        stream._depth_range = DepthRange(torch.tensor(0.0), torch.tensor(1.0))
-        for frame in stream._recent:
+        stream.state.depth_range = DepthRange(torch.tensor(0.0), torch.tensor(1.0))
+        for frame in stream.state.recent:
             frame.depth_latents = torch.zeros_like(frame.depth_latents)
         stream.push(clip(1, seed=4)[0])
-        caches.append(stream._cache)
+        caches.append(stream.state.cache)
     for a, b in zip(caches[0].keys, caches[1].keys, strict=True):
         torch.testing.assert_close(a[:, :9], b[:, :9])
     assert caches[0].count.tolist() == [1]
@@ -220,10 +220,12 @@ def test_an_update_takes_effect_from_the_next_frame_and_ends_at_the_new_prompt(t
     for index, frame in enumerate(source[12:]):
         assert (changed.push(frame)[0] != kept.push(frame)[0]).any()
         target = tiny_pipeline.encode_prompt("neon", "")
-        assert torch.allclose(changed._embeds, target, atol=1e-6) == (index >= 3)
+        assert torch.allclose(changed.state.prompt.embeds, target, atol=1e-6) == (index >= 3)
     changed.restart()
     changed.push(source[0])
-    torch.testing.assert_close(changed._embeds, tiny_pipeline.encode_prompt("neon", ""))  # the current prompt
+    torch.testing.assert_close(
+        changed.state.prompt.embeds, tiny_pipeline.encode_prompt("neon", "")
+    )  # the current prompt
 
 
 def test_strength_and_steps_choose_where_a_stream_begins(tiny_pipeline):

@@ -356,11 +356,11 @@ def test_a_stream_changes_style_without_a_gap_and_forgets_only_if_the_weights_ch
     stream.close()
 
 
-def full_count(stream: live2diff.Stream, keep_memory: bool) -> int:
+def full_count(stream: live2diff.Stream, keep_cache: bool) -> int:
     """Frames that the memory holds beside the warmup ones, one frame after a change of style."""
-    stream.update(style="toon" if keep_memory else "felt", keep_memory=keep_memory)
+    stream.update(style="toon" if keep_cache else "felt", keep_cache=keep_cache)
     assert len(stream.push(FRAMES[0])) == 1
-    return int(stream._cache.count[0])
+    return int(stream.state.cache.count[0])
 
 
 def test_a_style_brings_its_steps_and_one_that_needs_the_full_model_says_so(full, styles):
