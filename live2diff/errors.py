@@ -24,8 +24,8 @@ class StreamOutOfMemory(RuntimeError):
     """The device ran out of memory over this stream, which was closed."""
 
     WORDS = (
-        "There is not enough memory on the server for this stream. Choose fewer denoising steps, or try again "
-        "later. If you run the server, let it serve fewer viewers at once (--streams)."
+        "There is not enough memory on the server for this stream. Choose fewer denoising steps, or try "
+        "again later. If you run the server, let it serve fewer viewers at once (--streams)."
     )
 
     def __init__(self, words: str = WORDS) -> None:

@@ -107,7 +107,7 @@ def test_a_fast_pan_settles_once_when_it_ends(clips):
 
 
 def test_after_a_cut_the_cache_holds_nothing_of_the_scene_before(tiny_pipeline, clips):
-    """Streams with different pasts have the same cache after a cut, to the bit; without detection, they differ."""
+    """Streams with different pasts have the same cache, to the bit; without detection they differ."""
 
     def cached(past: str, scene_cut: float | None) -> list[np.ndarray]:
         stream = tiny_pipeline.stream(steps=1, seed=3, size=16, scene_cut=scene_cut)
