@@ -1,5 +1,4 @@
-"""Frames as they come: what is plainly a picture is taken as one at the edges; `Stream.push` is strict, and
-says what to do."""
+"""`Stream.push` takes any uint8 RGB frame and refuses others with advice; the clip reader converts."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -29,7 +28,7 @@ COLOUR = np.dstack([COLOUR, np.full((48, 64), 90, np.uint8)])
         ([[1, 2, 3]], "this is list"),
     ],
 )
-def test_a_stream_refuses_what_is_no_frame_says_what_to_do_and_goes_on(tiny_pipeline, frame, words):
+def test_a_stream_refuses_a_bad_frame_with_advice_and_goes_on(tiny_pipeline, frame, words):
     stream = tiny_pipeline.stream(steps=1)
     stream.push(COLOUR)
     with pytest.raises(ValueError, match=words):
@@ -65,7 +64,7 @@ def test_a_hundred_megapixels_are_a_frame_as_well(tiny_pipeline):
 @pytest.mark.parametrize(
     ("codec", "pixels"), [("ffv1", "gray"), ("ffv1", "gray16le"), ("ffv1", "bgra"), ("ffv1", "rgba64le")]
 )
-def test_a_clip_of_grey_deep_or_see_through_pictures_is_read_as_it_looks(tmp_path: Path, codec, pixels):
+def test_a_clip_of_grey_deep_or_transparent_images_is_read_as_rgb(tmp_path: Path, codec, pixels):
     path = tmp_path / "in.mkv"
     with av.open(str(path), "w") as container:
         video = container.add_stream(codec, rate=25)

@@ -1,4 +1,4 @@
-"""The stream against slow, obvious computations of the same thing."""
+"""A stream equals slow, obvious computations of the same thing."""
 
 import av
 import numpy as np
@@ -35,8 +35,8 @@ def test_a_unet_may_have_its_last_motion_module_alone(tiny_pipeline):
     whole = tiny_pipeline.unet
     unet = StreamUNet.from_config({**whole.config, "motion_module_last_only": True}).eval()
     kept = unet.state_dict().keys()
-    places = {name.split(".temporal_transformer")[0] for name in kept if ".motion_modules." in name}
-    assert places == {f"up_blocks.1.motion_modules.{len(whole.up_blocks[1].resnets) - 1}"}
+    modules = {name.split(".temporal_transformer")[0] for name in kept if ".motion_modules." in name}
+    assert modules == {f"up_blocks.1.motion_modules.{len(whole.up_blocks[1].resnets) - 1}"}
     unet.load_state_dict({name: weight for name, weight in whole.state_dict().items() if name in kept})
     assert len(unet.new_cache(1, 8, 12).keys) == 2 < len(whole.new_cache(1, 8, 12).keys)
     check_streaming(unet, steps=2)
@@ -193,8 +193,8 @@ def test_restart_update_and_flush_at_every_fill_level_lose_no_frame(tiny_pipelin
     assert len(out) == len(source)
 
 
-def test_a_restart_forgets_all_but_the_last_eight_frames(tiny_pipeline):
-    """After different pasts, the same last 8 frames and a restart, the memories are the same."""
+def test_a_restart_fills_the_cache_from_the_last_eight_frames_only(tiny_pipeline):
+    """After different pasts, the same last 8 frames and a restart, the caches are the same."""
     caches = []
     for seed in (1, 2):
         stream = tiny_pipeline.stream(steps=1, seed=0)
