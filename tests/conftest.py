@@ -57,7 +57,7 @@ def playwright() -> Iterator["Playwright"]:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
-    """A random model in the layout of `stable-diffusion-v1-5`, with a DPT in `depth`; tests must not change it."""
+    """A random model in the layout of `stable-diffusion-v1-5`, with a DPT in `depth`; do not change it."""
     base = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
     tokenizer = build_tokenizer(base / "words")
