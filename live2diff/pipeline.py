@@ -1,14 +1,16 @@
-"""Live2DiffPipeline: the weights, and what they do to tensors. Nothing of any viewer is kept here."""
+"""Live2DiffPipeline: the weights, and what they compute. No state of any viewer is kept here."""
 
 import math
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
-from diffusers import DiffusionPipeline, LCMScheduler
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
-from .config import MAX_DENOISING_STEPS
 from .model.attention import Window
 from .model.depth import inverse_depth
 from .model.kv_cache import KVCache
@@ -16,39 +18,50 @@ from .model.lcm import make_schedule, spread_indices, timesteps_of_indices
 from .model.unet import StreamUNet
 from .model.vae import VAE, decode, encode, vae_scale_factor
 from .streaming.cache_pool import CachePools
-from .streaming.settings import LONGEST_PROMPT, StreamSettings
+from .streaming.content_filter import ContentFilter
+from .streaming.settings import StreamSettings
+from .streaming.state import FrameNetworks
 from .streaming.stream import Stream
 from .styles import STYLES, Style, find_style
 from .weights.swap import WeightSwapper
 
-if TYPE_CHECKING:
-    from .runtime.openvino import Runtime
-    from .streaming.content_filter import ContentFilter
-
-# Of the working size; beyond it a viewer's cache alone takes over 12 GB with SD 1.5's UNet.
-LARGEST_SIDE = 1024
+LARGEST_SIDE = 1024  # of the working size: beyond it a viewer's cache takes over 12 GB with SD 1.5's UNet
 WIDEST_ASPECT = 4.0
 PUBLISHED_INDICES = (30, 36, 42)  # of most of the published styles
+CACHE_DTYPES = (None, torch.int8, torch.float8_e4m3fn)
+
+
+class FrameRuntime(FrameNetworks, Protocol):
+    """A faster implementation of the networks."""
+
+    takes: Callable[[Window, KVCache], bool]  # whether `predict` can be called with these
 
 
 class Live2DiffPipeline(DiffusionPipeline):
-    """Text encoder, VAE, depth estimator and UNet of one model, shared by all streams; only a change of
-    style writes to its weights.
+    """The modules of one model, shared by all streams; only a change of style writes to the weights.
 
     Args:
-        size: default working size: a frame is worked on at about `size` x `size` pixels, in its own aspect.
+        size: default working size: a frame is processed at about `size` x `size` pixels, in its own aspect.
         t_index_list: default denoising steps, as indices into `num_inference_steps` LCM steps.
         strongest_index: where a stream of full strength begins: the noisiest step the model was trained on.
         few_step_lora: a file beside the weights, the LoRA that lets a model of many steps do with a few.
 
     Attributes:
-        styles: the presets it can wear.
+        styles: the presets that it has the weights for.
         default_style: the style of streams that name none.
-        runtime: computes a stream's frames in place of PyTorch's own kernels; None if they do it.
-        content_filter: looks at what goes out; None for none.
+        runtime: computes frames in place of PyTorch's own kernels; None if those do it.
+        content_filter: checks the output; None for none.
         weight_swapper: writes a style's weights; None if no style has weights of its own.
-        about: which model this is, in a sentence for people.
+        about: a sentence for people on which model this is.
     """
+
+    config: Any
+    vae: VAE
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: StreamUNet
+    scheduler: LCMScheduler
+    depth_estimator: DPTForDepthEstimation
 
     def __init__(
         self,
@@ -63,12 +76,12 @@ class Live2DiffPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         strongest_index: int = 0,
         few_step_lora: str | None = None,
-    ):
+    ) -> None:
         super().__init__()
         self.styles: dict[str, Style] = {n: style for n, style in STYLES.items() if not style.has_weights}
         self.default_style: str | None = None
         self.weight_swapper: WeightSwapper | None = None
-        self.runtime: Runtime | None = None
+        self.runtime: FrameRuntime | None = None
         self.content_filter: ContentFilter | None = None
         self.about = ""
         self.register_modules(
@@ -99,10 +112,10 @@ class Live2DiffPipeline(DiffusionPipeline):
 
         Args:
             settings: the settings of the stream; None for the default ones.
-            cache_dtype: `torch.int8` or `torch.float8_e4m3fn` for a memory of a byte a number; None for one
-                in the precision of the weights.
-            pools: where its memory is to be beside that of other streams, to be pushed together with them;
-                by default on its own.
+            cache_dtype: `torch.int8` or `torch.float8_e4m3fn` for a cache in 8 bits; None for one in the
+                precision of the weights.
+            pools: holds the caches of several streams, so that they can be pushed together; None for a cache
+                of its own.
             **changes: fields of `StreamSettings` that replace those of `settings`.
 
         Raises:
@@ -111,13 +124,16 @@ class Live2DiffPipeline(DiffusionPipeline):
             OSError: the style's weights cannot be read or downloaded.
         """
         settings = (settings or StreamSettings()).updated(**changes)
-        steps, strength, t_index_list = settings.steps, settings.strength, settings.t_index_list
-        if steps is None and strength is None and t_index_list is None:
-            preset = self.preset(settings.style)
-            steps, strength, t_index_list = preset.steps, preset.strength, preset.t_index_list
-        indices = self.indices(steps, strength) if t_index_list is None else list(t_index_list)
-        timesteps = timesteps_of_indices(self.scheduler, indices, self.config.num_inference_steps)
-        if cache_dtype not in (None, torch.int8, torch.float8_e4m3fn):
+        steps, preset = settings, self.preset(settings.style)
+        if settings.steps is None and settings.strength is None and settings.t_index_list is None:
+            steps = StreamSettings(
+                steps=preset.steps, strength=preset.strength, t_index_list=preset.t_index_list
+            )
+        indices = steps.t_index_list
+        if indices is None:
+            indices = self.indices(steps.steps, steps.strength)
+        timesteps = timesteps_of_indices(self.scheduler, list(indices), self.config.num_inference_steps)
+        if cache_dtype not in CACHE_DTYPES:
             raise ValueError(
                 f"cache_dtype is {cache_dtype}; it must be torch.int8, torch.float8_e4m3fn or None."
             )
@@ -128,7 +144,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         """Return the preset of that name; None is the default style, "" the prompt as it is.
 
         Raises:
-            ValueError: there is none, or this model cannot wear it.
+            ValueError: there is none, or this model does not have its weights.
         """
         style = self.default_style if style is None else style
         if style in STYLES and style not in self.styles:
@@ -138,7 +154,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         return find_style(style, self.styles)
 
     def fetch(self, style: str | None) -> None:
-        """Have the files of a style on the disk, so that `wear` is quick; for any thread.
+        """Download the style's files, so that `activate_style` is quick; for any thread.
 
         Raises:
             ValueError: no such style.
@@ -149,53 +165,40 @@ class Live2DiffPipeline(DiffusionPipeline):
             self.weight_swapper.fetch(preset.base, preset.loras)
 
     def activate_style(self, style: str | None, user: object = None, lora_scale: float = 1.0) -> bool:
-        """Have the weights of a style, on behalf of the stream `user`; whether they changed.
+        """Load the weights of a style on behalf of the stream `user`; return whether they changed.
 
         Raises:
-            ValueError: no such style, `lora_scale` out of range, a file that does not fit, or other streams
-                use other weights.
+            ValueError: no such style, a file that does not fit, or other streams use other weights.
             OSError: a file cannot be read or downloaded.
         """
-        if not 0 <= lora_scale <= 2:
-            raise ValueError(f"lora_scale is {lora_scale!r}; it must be from 0 to 2.")
         preset = self.preset(style)
         if self.weight_swapper is None:
             return False
         return self.weight_swapper.activate(preset.base, [(n, w * lora_scale) for n, w in preset.loras], user)
 
     def release_style(self, user: object) -> None:
-        """The stream `user` has ended: the weights may change without it."""
+        """Note that the stream `user` has ended: the weights may change without it."""
         if self.weight_swapper is not None:
             self.weight_swapper.release(user)
 
     def indices(self, steps: int | None, strength: float | None) -> list[int]:
-        """The denoising steps that this number of steps and this strength stand for; None: the model's own.
-
-        Raises:
-            ValueError: one of them is out of range.
-        """
+        """Return the indices of so many denoising steps from that strength on; None: the model's own."""
         own, last = list(self.config.t_index_list), self.config.num_inference_steps - 1
-        if steps is not None and steps not in range(1, MAX_DENOISING_STEPS + 1):
-            raise ValueError(f"steps is {steps!r}; it must be 1, 2, 3 or 4.")
-        if strength is not None and not 0 < strength <= 1:
-            raise ValueError(f"strength is {strength!r}; it must be above 0 and at most 1.")
         if steps is None and strength is None:
             return own
         first = own[0] if strength is None else last - int(strength * (last - self.config.strongest_index))
         return spread_indices(first, own[-1] if len(own) > 1 else last, steps or len(own))
 
     @torch.no_grad()
-    def __call__(self, frames, **settings) -> list:
-        """Translate a clip: an iterable of uint8 `[height, width, 3]` frames to a list of as many; settings
-        as `stream`'s."""
+    def __call__(self, frames: Iterable[np.ndarray], **settings: Any) -> list[np.ndarray]:
+        """Translate a clip of uint8 `[height, width, 3]` frames to as many; settings as `stream`'s."""
         with closing(self.stream(**settings)) as stream:
             out = [translated for frame in frames for translated in stream.push(frame)]
             return out + stream.flush()
 
     @property
     def size_multiple(self) -> int:
-        """The working size is a multiple of this many pixels, so that every level of VAE and UNet halves
-        evenly."""
+        """The working size is a multiple of this many pixels: each level of VAE and UNet halves evenly."""
         return vae_scale_factor(self.vae) * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def working_size(
@@ -208,39 +211,34 @@ class Live2DiffPipeline(DiffusionPipeline):
         Raises:
             ValueError: `size` is out of range.
         """
-        size = self.config.size if size is None else size
+        if size is None:
+            return self.working_size(height, width, self.config.size)
+        multiple = self.size_multiple
+        sides: tuple[float, float] = (size, size) if isinstance(size, int) else size
+        if min(sides) < 2 * multiple or max(sides) > LARGEST_SIDE:
+            raise ValueError(
+                f"size {size} is out of range: a side must have {2 * multiple} to {LARGEST_SIDE} pixels."
+            )
         if isinstance(size, int):
             aspect = min(max(width / height, 1 / WIDEST_ASPECT), WIDEST_ASPECT)
-            asked, wanted = (size, size), (size / math.sqrt(aspect), size * math.sqrt(aspect))
-        else:
-            asked = wanted = tuple(size)
-        smallest = 2 * self.size_multiple
-        if len(asked) != 2 or min(asked) < smallest or max(asked) > LARGEST_SIDE:
-            raise ValueError(
-                f"size {size} is out of range: a side must have {smallest} to {LARGEST_SIDE} pixels."
-            )
-        sides = tuple(max(1, round(side / self.size_multiple)) * self.size_multiple for side in wanted)
-        return sides
+            sides = size / math.sqrt(aspect), size * math.sqrt(aspect)
+        return max(1, round(sides[0] / multiple)) * multiple, max(1, round(sides[1] / multiple)) * multiple
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents of a picture of `size` (height, width)."""
-        cell = vae_scale_factor(self.vae)
-        return self.unet.config.in_channels, size[0] // cell, size[1] // cell
+        """Return the (channels, height, width) of the latents of an image of `size` (height, width)."""
+        factor = vae_scale_factor(self.vae)
+        return self.unet.config.in_channels, size[0] // factor, size[1] // factor
 
     def _text(self, style: str | None, prompt: str) -> str:
-        """What the tokenizer gets; half a character (JSON can spell one) becomes a question mark."""
+        """Return the tokenizer's input; unpaired surrogates, which JSON can hold, become question marks."""
         return self.preset(style).prompt(prompt).encode("utf-8", "replace").decode()
 
     def tokenize(self, style: str | None, prompt: str) -> torch.Tensor:
-        """A style and the viewer's words as tokens `[1, 77]`; words beyond 77 tokens have no effect.
+        """Tokenize a style and the viewer's words to `[1, 77]`; words beyond 77 tokens have no effect.
 
         Raises:
-            ValueError: an unknown style, or a prompt over 4000 characters.
+            ValueError: an unknown style.
         """
-        if len(prompt) > LONGEST_PROMPT:
-            raise ValueError(
-                f"The prompt has {len(prompt)} characters; at most {LONGEST_PROMPT} are possible."
-            )
         return self.tokenizer(
             self._text(style, prompt),
             padding="max_length",
@@ -251,10 +249,10 @@ class Live2DiffPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def encode_prompt(self, style: str | None, prompt: str) -> torch.Tensor:
-        """Prompt embeddings `[tokens, dim]` of a style and the viewer's words.
+        """Encode a style and the viewer's words to prompt embeddings `[tokens, dim]`.
 
         Raises:
-            ValueError: as `tokenize`.
+            ValueError: an unknown style.
         """
         tokens = self.tokenize(style, prompt).to(self.text_encoder.device)
         layer = -(self.preset(style).clip_skip + 1)
@@ -263,31 +261,30 @@ class Live2DiffPipeline(DiffusionPipeline):
         return text_model.final_layer_norm(hidden)[0]
 
     def ignored_words(self, style: str | None, prompt: str) -> str:
-        """The end of the prompt that does not fit into the text encoder's 77 tokens; empty if all of it
-        does."""
+        """Return the end of the prompt that is beyond the text encoder's 77 tokens; "" if all of it fits."""
         tokens = self.tokenizer(self._text(style, prompt)).input_ids[1:-1]
-        return self.tokenizer.decode(tokens[self.tokenizer.model_max_length - 2 :]).strip()
+        return str(self.tokenizer.decode(tokens[self.tokenizer.model_max_length - 2 :])).strip()
 
     @torch.no_grad()
-    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures `[n, 3, height, width]` in `[-1, 1]` to scaled latents `[n, C, h, w]`."""
-        return self.runtime.encode(pictures) if self.runtime else encode(self.vae, pictures)
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Encode images `[n, 3, height, width]` in `[-1, 1]` to scaled latents `[n, C, h, w]`."""
+        return self.runtime.encode(images) if self.runtime else encode(self.vae, images)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents `[n, C, h, w]` to pictures `[n, 3, height, width]` in `[-1, 1]`, not clamped, and
-        hidden where the content filter objects."""
-        pictures = self.runtime.decode(latents) if self.runtime else decode(self.vae, latents)
-        return pictures if self.content_filter is None else self.content_filter(pictures)
+        """Decode scaled latents `[n, C, h, w]` to images `[n, 3, height, width]` in about `[-1, 1]`.
+
+        Images that the content filter objects to are hidden.
+        """
+        images = self.runtime.decode(latents) if self.runtime else decode(self.vae, latents)
+        return images if self.content_filter is None else self.content_filter(images)
 
     @torch.no_grad()
-    def inverse_depth(self, pictures: torch.Tensor) -> torch.Tensor:
-        """As `depth.inverse_depth`."""
-        return (
-            self.runtime.inverse_depth(pictures)
-            if self.runtime
-            else inverse_depth(self.depth_estimator, pictures)
-        )
+    def inverse_depth(self, images: torch.Tensor) -> torch.Tensor:
+        """Estimate depth as `model.depth.inverse_depth`."""
+        if self.runtime:
+            return self.runtime.inverse_depth(images)
+        return inverse_depth(self.depth_estimator, images)
 
     @torch.no_grad()
     def predict(
@@ -299,7 +296,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         window: Window,
         cache: KVCache,
     ) -> torch.Tensor:
-        """As `StreamUNet.forward`."""
-        by_runtime = self.runtime is not None and self.runtime.takes(window, cache)
-        predict = self.runtime.predict if by_runtime else self.unet
+        """Run the UNet as `StreamUNet.forward`."""
+        runtime = self.runtime
+        predict = runtime.predict if runtime is not None and runtime.takes(window, cache) else self.unet
         return predict(sample, timestep, prompt_embeds, depth_latents, window, cache)

@@ -1,4 +1,4 @@
-"""A pipeline of all the real classes at tiny width, with random weights: what most tests run on."""
+"""Fixtures: a pipeline of all the real classes at tiny width with random weights, an engine, the page."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from helpers.tiny_models import build_tiny_dpt, build_tiny_pipeline
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
-# Tiny models have nothing to share out: two threads that wait for each other take five times as long as one.
+# With tiny models, two threads that wait for each other take five times as long as one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -30,7 +30,7 @@ def tiny_pipeline(tmp_path_factory) -> Live2DiffPipeline:
 
 @pytest.fixture(scope="session")
 def engine(tiny_pipeline) -> Iterator[Engine]:
-    """The one behind `address`."""
+    """The engine behind `address`."""
     engine = Engine(tiny_pipeline)
     yield engine
     engine.shutdown()
@@ -38,7 +38,7 @@ def engine(tiny_pipeline) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def address(engine) -> Iterator[str]:
-    """The page, served."""
+    """The address of the page, served."""
     import app  # brings Gradio with it, which most tests do without
 
     demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
@@ -48,7 +48,7 @@ def address(engine) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def playwright() -> Iterator["Playwright"]:
-    """Closed after the module: no other may run beside it."""
+    """Playwright, closed after the module: no other may run beside it."""
     from playwright.sync_api import sync_playwright  # not everywhere that a GPU is
 
     with sync_playwright() as playwright:
@@ -57,8 +57,7 @@ def playwright() -> Iterator["Playwright"]:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
-    """A random model in the layout of `stable-diffusion-v1-5`, with a DPT beside it in `depth`; not to be
-    changed."""
+    """A random model in the layout of `stable-diffusion-v1-5`, with a DPT in `depth`; do not change it."""
     base = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
     tokenizer = build_tokenizer(base / "words")

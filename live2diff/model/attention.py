@@ -1,8 +1,8 @@
-"""Uni-directional temporal attention: who sees whom, the cache of keys and values, and the motion module.
+"""Uni-directional temporal attention: the window of visible frames, and the motion module.
 
-Shapes: B streams x denoising steps (or clips, in training), Q frames per call, K frames that may be seen, P
+Shapes: B streams x denoising steps (or clips, in training), Q frames per call, K frames in the window, P
 pixels, C channels, H heads, D channels of one head. Everything is `[B, frames, P, C]`: a frame's entry in the
-cache is one piece of memory, and so are its channels at each pixel.
+cache is contiguous, and so are its channels at each pixel.
 """
 
 import math
@@ -19,7 +19,7 @@ from .kv_cache import KVCache, Pieces
 
 @dataclass(frozen=True)
 class Window:
-    """Who sees whom in one call, and at which position (paper, section 4.2).
+    """Which frames attend to which in one call, and at which position (paper, section 4.2).
 
     Attributes:
         mask: bool `[B or 1, Q, K]`, true where frame q sees frame k.
@@ -35,13 +35,12 @@ class Window:
 
     @property
     def frames(self) -> int:
-        """Q, the number of frames that enter together."""
+        """Number of frames that enter together, Q."""
         return self.own.shape[1]
 
     @staticmethod
     def clip(frames: int, device: torch.device | str = "cpu") -> "Window":
-        """The window of a whole clip at once, without a cache: what training uses, and the slow way to
-        stream.
+        """Return the window of a whole clip at once, without a cache, as in training.
 
         The 8 warmup frames see each other; frame f >= 8 sees them and the last 8 frames up to itself.
         """
@@ -57,7 +56,7 @@ class Window:
 
     @staticmethod
     def warmup(device: torch.device | str = "cpu") -> "Window":
-        """The 8 warmup frames together, with a cache: they fill slots 0-7 and see nothing else."""
+        """Return the window of the 8 warmup frames: they fill slots 0-7 of the cache and see only these."""
         index = torch.arange(WARMUP_FRAMES, device=device)
         slot = torch.arange(WINDOW, device=device)
         mask = (slot < WARMUP_FRAMES).expand(WARMUP_FRAMES, -1)
@@ -66,10 +65,12 @@ class Window:
 
     @staticmethod
     def stream(count: torch.Tensor) -> "Window":
-        """One new frame per row, with a cache; `count`, int64 `[B]`, is how many frames each row has streamed
-        before.
+        """Return the window of one new frame per row of a cache.
 
         Slots 8-15 are a ring. Entries stay where they were written; their positions slide as they age.
+
+        Args:
+            count: int64 `[B]`, how many frames each row has streamed before.
         """
         slot = torch.arange(WINDOW, device=count.device)
         write = WARMUP_FRAMES + count % RECENT_FRAMES
@@ -82,7 +83,7 @@ class Window:
 
 
 def positional_table(channels: int) -> torch.Tensor:
-    """The usual sinusoid, float32 `[24, channels]`: sine on even channels, cosine on odd ones, base 10000."""
+    """Return the sinusoid of base 10000, float32 `[24, channels]`: sine on even channels, cosine on odd."""
     position = torch.arange(POSITIONS)[:, None]
     frequency = torch.exp(torch.arange(0, channels, 2) * (-math.log(10000.0) / channels))
     table = torch.zeros(POSITIONS, channels)
@@ -99,8 +100,19 @@ def attend(
     position_value: torch.Tensor,
     mask: torch.Tensor,
 ) -> torch.Tensor:
-    """Attention of several frames: query `[B, Q, P, C]`, scaled; keys and values of K frames; what their
-    positions add, as each query sees them, `[B, Q, K, C]`; mask `[B or 1, Q, K]`. Gives `[B, Q, P, C]`."""
+    """Attend from several frames to K frames.
+
+    Args:
+        query: `[B, Q, P, C]`, scaled.
+        keys: of K frames in all.
+        values: of the same.
+        position_key: what the frames' positions add to the keys for each query, `[B, Q, K, C]`.
+        position_value: the same of the values.
+        mask: bool `[B or 1, Q, K]`.
+
+    Returns:
+        `[B, Q, P, C]`.
+    """
 
     def heads(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.unflatten(-1, (TEMPORAL_HEADS, -1))
@@ -122,10 +134,10 @@ def attend_once(
     position_value: torch.Tensor,
     mask: torch.Tensor,
 ) -> torch.Tensor:
-    """`attend` for Q = 1, in passes over the cache as it lies: for a single query, P x H products of a row
-    and a matrix of 16 columns take a CPU longer.
+    """Do the same as `attend` for Q = 1, in passes over the cache in its own layout.
 
-    What the positions add is added on the way: compiled, each pass is one, with nothing laid out anew.
+    For a single query, P x H products of a row and a matrix of 16 columns take a CPU longer. Positions are
+    added within each pass, so that a compiler fuses it.
     """
     channels, lengths = query.shape[-1], [key.shape[1] for key in keys]
     head = torch.arange(channels, device=query.device) // (channels // TEMPORAL_HEADS)
@@ -149,10 +161,12 @@ class TemporalAttention(nn.Module):
     """Self-attention over the frames at one pixel; the same for training, warmup and streaming.
 
     Positions are added to the input of q, k and v. As `to_k` and `to_v` have no bias, `W(x + pe) = Wx + W
-    pe`: the cache holds `Wx`, and `W pe`, small and the same for all pixels, comes in here.
+    pe`: the cache holds `Wx`, and `W pe`, small and the same for all pixels, is added here.
     """
 
-    def __init__(self, channels: int):
+    positions: torch.Tensor
+
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(channels, channels, bias=False)
@@ -161,12 +175,12 @@ class TemporalAttention(nn.Module):
         self.register_buffer("positions", positional_table(channels), persistent=False)
 
     def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
-        """`x` is `[B, Q, P, C]`, and so is the result; `layer` is this attention's number in the cache."""
+        """Attend from `x`, `[B, Q, P, C]`; `layer` is this attention's number in the cache."""
         query = self.to_q(x + self.positions[window.own][:, :, None])
         query = query * (query.shape[-1] // TEMPORAL_HEADS) ** -0.5
         keys, values = [self.to_k(x)], [self.to_v(x)]
         if cache is not None:
-            keys, values = cache.write(layer, *keys, *values, window.slots)
+            keys, values = cache.write(layer, keys[0], values[0], window.slots)
         position = self.positions[window.positions].expand(x.shape[0], -1, -1, -1)  # [B, Q, K, C]
         once = window.frames == 1 and not torch.is_grad_enabled()
         out = (attend_once if once else attend)(
@@ -178,7 +192,7 @@ class TemporalAttention(nn.Module):
 class TemporalTransformerBlock(nn.Module):
     """Two temporal attentions and a feed-forward, each on a normed input with a residual."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.attention_blocks = nn.ModuleList([TemporalAttention(channels) for _ in range(2)])
         self.norms = nn.ModuleList([nn.LayerNorm(channels) for _ in range(2)])
@@ -186,6 +200,7 @@ class TemporalTransformerBlock(nn.Module):
         self.ff_norm = nn.LayerNorm(channels)
 
     def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
+        """Transform `x`, `[B, Q, P, C]`, with attentions `layer` and `layer + 1` of the cache."""
         for offset, (attention, norm) in enumerate(zip(self.attention_blocks, self.norms, strict=True)):
             x = x + attention(norm(x), window, cache, layer + offset)
         return x + self.ff(self.ff_norm(x))
@@ -194,7 +209,7 @@ class TemporalTransformerBlock(nn.Module):
 class TemporalTransformer(nn.Module):
     """Norm of each frame on its own (a norm over the clip would leak the future), projections, one block."""
 
-    def __init__(self, channels: int, groups: int):
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
@@ -204,7 +219,8 @@ class TemporalTransformer(nn.Module):
         nn.init.zeros_(self.proj_out.bias)
 
     def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
-        y = self.norm(x).permute(0, 2, 3, 1)  # as it lies, channels last
+        """Transform `x`, `[B * Q, C, h, w]`, with attentions `layer` and `layer + 1` of the cache."""
+        y = self.norm(x).permute(0, 2, 3, 1)  # as it is in memory, channels last
         y = self.proj_in(y.flatten(1, 2).unflatten(0, (-1, window.frames)))  # [B, Q, P, C]
         for block in self.transformer_blocks:
             y = block(y, window, cache, layer)
@@ -212,13 +228,12 @@ class TemporalTransformer(nn.Module):
 
 
 class MotionModule(nn.Module):
-    """What the method adds after each (resnet + spatial attention) pair of the UNet."""
+    """The module that the method adds after each (resnet + spatial attention) pair of the UNet."""
 
-    def __init__(self, channels: int, groups: int):
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.temporal_transformer = TemporalTransformer(channels, groups)
 
     def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
-        """`x` is `[B * Q, C, height, width]`; attentions `layer` and `layer + 1` of the cache are this
-        module's."""
+        """Attend from `x`, `[B * Q, C, h, w]`, with attentions `layer` and `layer + 1` of the cache."""
         return self.temporal_transformer(x, window, cache, layer)

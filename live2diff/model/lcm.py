@@ -1,48 +1,49 @@
-"""The few-step sampler: noise schedule, LCM step, re-noising. Pure functions of tensors (Luo et al., LCM,
-2023)."""
+"""The few-step sampler: schedule, LCM step, re-noising; pure functions of tensors (Luo et al., LCM, 2023)."""
 
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import numpy as np
 import torch
-from diffusers import LCMScheduler
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
 from ..config import MAX_DENOISING_STEPS
+
+SIGMA_DATA = 0.5  # of LCM's boundary condition
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The denoising steps of a stream, noisiest first; every tensor is `[steps]`, float32 but for
-    `timesteps`, int64.
+    """The denoising steps of a stream, noisiest first; tensors `[steps]`, float32 or, for timesteps, int64.
 
     Attributes:
         timesteps: in `[0, 1000)`, decreasing.
-        signal, noise: the square roots of alpha-bar and of 1 - alpha-bar at each timestep.
-        of_sample, of_output: the clean latents are the noised ones times the first plus the model's output
-            times the second, whatever it is that the model predicts.
+        sqrt_alpha_bar, sqrt_one_minus_alpha_bar: factors of clean latents and noise at each timestep.
+        x0_from_sample, x0_from_output: clean latents are the noised ones times the first plus the model's
+            output times the second, whatever the model predicts.
         skip, out: LCM's boundary scalings c_skip and c_out.
     """
 
     timesteps: torch.Tensor
-    signal: torch.Tensor
-    noise: torch.Tensor
-    of_sample: torch.Tensor
-    of_output: torch.Tensor
+    sqrt_alpha_bar: torch.Tensor
+    sqrt_one_minus_alpha_bar: torch.Tensor
+    x0_from_sample: torch.Tensor
+    x0_from_output: torch.Tensor
     skip: torch.Tensor
     out: torch.Tensor
 
     @property
     def steps(self) -> int:
+        """Number of denoising steps."""
         return len(self.timesteps)
 
     def to(self, device: torch.device) -> "Schedule":
-        """The same on that device."""
+        """Return a copy on that device."""
         return Schedule(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def build_scheduler(prediction_type: str = "epsilon") -> LCMScheduler:
-    """Stable Diffusion's noise schedule, but linear, as the published model was trained with (section 5).
+    """Build Stable Diffusion's noise schedule, but linear, as the published model was trained (section 5).
 
     Args:
         prediction_type: what the model predicts: "epsilon", the noise; "sample", the clean latents; or
@@ -59,41 +60,40 @@ def build_scheduler(prediction_type: str = "epsilon") -> LCMScheduler:
 
 
 def make_schedule(scheduler: LCMScheduler, timesteps: list[int]) -> Schedule:
-    """The schedule that visits `timesteps` of `scheduler` (1 to 4 of them, decreasing).
+    """Return the schedule that visits `timesteps` of `scheduler` (1 to 4 of them, decreasing).
 
     Raises:
         ValueError: too few, too many, out of range or out of order.
     """
-    total = scheduler.config.num_train_timesteps
+    total = scheduler.config["num_train_timesteps"]
     if not 1 <= len(timesteps) <= MAX_DENOISING_STEPS:
         raise ValueError(
-            f"{len(timesteps)} denoising steps asked for; 1 to {MAX_DENOISING_STEPS} are possible."
+            f"There are {len(timesteps)} denoising steps; 1 to {MAX_DENOISING_STEPS} are possible."
         )
     if any(not 0 <= t < total for t in timesteps) or any(a <= b for a, b in pairwise(timesteps)):
         raise ValueError(f"timesteps {timesteps} must decrease and lie in [0, {total}).")
     visited = torch.tensor(timesteps, dtype=torch.int64)
     alpha_bar = scheduler.alphas_cumprod[visited].double()
-    scaled = visited.double() * scheduler.config.timestep_scaling
-    deviation = 0.5  # sigma_data of LCM's boundary condition
-    signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    of_sample, of_output = {
-        "epsilon": (1 / signal, -noise / signal),
-        "sample": (0 * signal, 1 + 0 * signal),
-        "v_prediction": (signal, -noise),
-    }[scheduler.config.prediction_type]
+    scaled = visited.double() * scheduler.config["timestep_scaling"]
+    alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    x0_from_sample, x0_from_output = {
+        "epsilon": (1 / alpha, -sigma / alpha),
+        "sample": (0 * alpha, 1 + 0 * alpha),
+        "v_prediction": (alpha, -sigma),
+    }[scheduler.config["prediction_type"]]
     return Schedule(
         timesteps=visited,
-        signal=signal.float(),
-        noise=noise.float(),
-        of_sample=of_sample.float(),
-        of_output=of_output.float(),
-        skip=(deviation**2 / (scaled**2 + deviation**2)).float(),
-        out=(scaled / (scaled**2 + deviation**2).sqrt()).float(),
+        sqrt_alpha_bar=alpha.float(),
+        sqrt_one_minus_alpha_bar=sigma.float(),
+        x0_from_sample=x0_from_sample.float(),
+        x0_from_output=x0_from_output.float(),
+        skip=(SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)).float(),
+        out=(scaled / (scaled**2 + SIGMA_DATA**2).sqrt()).float(),
     )
 
 
-def joined(schedules: list[Schedule]) -> Schedule:
-    """The steps of these schedules one after the other: a step for each row of several streams."""
+def concatenate(schedules: list[Schedule]) -> Schedule:
+    """Concatenate schedules: a step for each row of several streams."""
     if len(schedules) == 1:
         return schedules[0]
     names = [field.name for field in fields(Schedule)]
@@ -103,7 +103,7 @@ def joined(schedules: list[Schedule]) -> Schedule:
 def timesteps_of_indices(
     scheduler: LCMScheduler, indices: list[int], num_inference_steps: int = 50
 ) -> list[int]:
-    """The timesteps at `indices` (increasing) of an LCM schedule of `num_inference_steps`.
+    """Return the timesteps at `indices` (increasing) of an LCM schedule of `num_inference_steps`.
 
     Raises:
         ValueError: an index out of range or out of order.
@@ -117,27 +117,8 @@ def timesteps_of_indices(
     return [int(scheduler.timesteps[index]) for index in indices]
 
 
-def timesteps_of_strength(scheduler: LCMScheduler, num_inference_steps: int, strength: float) -> list[int]:
-    """The last `floor(num_inference_steps * strength)` timesteps of an LCM schedule of `num_inference_steps`.
-
-    Raises:
-        ValueError: a strength outside (0, 1], or one so small that no step is left.
-    """
-    kept = int(num_inference_steps * strength)
-    if not 0 < strength <= 1 or kept < 1:
-        raise ValueError(
-            f"strength {strength} of {num_inference_steps} steps leaves no step; it must lie in "
-            f"[{1 / num_inference_steps:g}, 1]."
-        )
-    scheduler.set_timesteps(
-        num_inference_steps, original_inference_steps=scheduler.config.original_inference_steps
-    )
-    return [int(timestep) for timestep in scheduler.timesteps[-kept:]]
-
-
 def spread_indices(first: int, last: int, steps: int) -> list[int]:
-    """`steps` different indices from `first` to `last`; `first` alone for one step, an earlier one where
-    there would be too few between the two."""
+    """Return `steps` different indices from `first` to `last`, earlier ones if there is too little room."""
     if steps == 1:
         return [first]
     first = min(first, last - steps + 1)
@@ -145,7 +126,7 @@ def spread_indices(first: int, last: int, steps: int) -> list[int]:
 
 
 def per_row(factor: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """`[rows]` shaped to multiply `[rows, C, h, w]`, in its precision and on its device."""
+    """Shape `[rows]` to multiply `[rows, C, h, w]`, in its precision and on its device."""
     return factor.to(latents).view(-1, *[1] * (latents.ndim - 1))
 
 
@@ -153,18 +134,20 @@ def add_noise(
     schedule: Schedule, step: int | slice, latents: torch.Tensor, noise: torch.Tensor
 ) -> torch.Tensor:
     """Noise clean `latents`, `[rows, C, h, w]`, to denoising step `step` (a slice: one step a row)."""
-    signal, sigma = (torch.atleast_1d(factor[step]) for factor in (schedule.signal, schedule.noise))
-    return per_row(signal, latents) * latents + per_row(sigma, latents) * noise
+    alpha, sigma = (
+        per_row(torch.atleast_1d(factor[step]), latents)
+        for factor in (schedule.sqrt_alpha_bar, schedule.sqrt_one_minus_alpha_bar)
+    )
+    return alpha * latents + sigma * noise
 
 
 def denoise(
     schedule: Schedule, step: int | slice, sample: torch.Tensor, model_output: torch.Tensor
 ) -> torch.Tensor:
-    """One LCM step: the clean latents that `model_output`, what the model predicts for `sample`, makes of it,
-    `[rows, C, h, w]`."""
-    of_sample, of_output, skip, out = (
+    """Make one LCM step: return the clean latents, `[rows, C, h, w]`, that the model's output stands for."""
+    x0_from_sample, x0_from_output, skip, out = (
         per_row(torch.atleast_1d(factor[step]), sample)
-        for factor in (schedule.of_sample, schedule.of_output, schedule.skip, schedule.out)
+        for factor in (schedule.x0_from_sample, schedule.x0_from_output, schedule.skip, schedule.out)
     )
-    clean = of_sample * sample + of_output * model_output
-    return out * clean + skip * sample
+    x0 = x0_from_sample * sample + x0_from_output * model_output
+    return out * x0 + skip * sample

@@ -1,16 +1,16 @@
-"""diffusers' stock UNet with motion modules and the depth mapping, and the walk of a frame through them."""
+"""diffusers' stock UNet with motion modules and the depth mapping."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
-from diffusers import (
-    ModelMixin,  # noqa: F401 - from_pretrained looks here for the class that knows how to load
-    UNet2DConditionModel,
-)
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 - from_pretrained looks for it here
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from .attention import MotionModule, Window
 from .kv_cache import KVCache
@@ -21,37 +21,36 @@ RESOLUTIONS = (1, 2, 4, 8)
 
 
 class DepthMapping(nn.Module):
-    """Depth latents to features that are added to those of `conv_in` (paper, section 4.4)."""
+    """Map depth latents to features that are added to those of `conv_in` (paper, section 4.4)."""
 
-    def __init__(self, in_channels: int, channels: tuple[int, ...], out_channels: int):
+    def __init__(self, in_channels: int, channels: tuple[int, ...], out_channels: int) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         pairs = pairwise(channels)
         self.blocks = nn.ModuleList([nn.Conv2d(before, after, 3, padding=1) for before, after in pairs])
         self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        for parameter in self.conv_out.parameters():  # before training, depth changes nothing
+            nn.init.zeros_(parameter)
 
     def forward(self, depth_latents: torch.Tensor) -> torch.Tensor:
+        """Map `[rows, in_channels, h, w]` to `[rows, out_channels, h, w]`."""
         x = functional.silu(self.conv_in(depth_latents))
         for block in self.blocks:
             x = functional.silu(block(x))
         return self.conv_out(x)
 
 
-def layers_of(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None, nn.Module | None]]:
-    """The (resnet, spatial attention, motion module) of each layer of a block, None for what it does not
-    have."""
+def layers_of(block: Any) -> Iterator[tuple[nn.Module, nn.Module | None, nn.Module | None]]:
+    """Return the (resnet, spatial attention or None, motion module or None) of each layer of a block."""
     missing = [None] * len(block.resnets)
     attentions, motions = getattr(block, "attentions", missing), getattr(block, "motion_modules", missing)
     return zip(block.resnets, attentions, motions, strict=True)
 
 
-def called(block: nn.Module, module: nn.Module, *inputs) -> torch.Tensor:
-    """`module(*inputs)`. In a block that is told to save memory, what is inside is not kept for the backward
-    pass but computed again, as in diffusers' own blocks."""
+def run_module(block: Any, module: nn.Module, *inputs: Any) -> torch.Tensor:
+    """Run a module of a block, with gradient checkpointing if the block has it turned on."""
     if torch.is_grad_enabled() and block.gradient_checkpointing:
-        return block._gradient_checkpointing_func(module, *inputs)
+        return cast(torch.Tensor, checkpoint(module, *inputs, use_reentrant=False))
     return module(*inputs)
 
 
@@ -65,14 +64,20 @@ class StreamUNet(UNet2DConditionModel):
     renaming. Frames are rows of the batch everywhere but in the temporal attention.
     """
 
+    config: Any
+    down_blocks: Any
+    up_blocks: Any
+    conv_norm_out: Any
+    conv_act: Any
+
     def __init__(
         self,
-        *args,
-        depth_channels=DEPTH_CHANNELS,
-        motion_module_resolutions=RESOLUTIONS,
-        motion_module_last_only=False,
-        **kwargs,
-    ):
+        *args: Any,
+        depth_channels: Sequence[int] = DEPTH_CHANNELS,
+        motion_module_resolutions: Sequence[int] = RESOLUTIONS,
+        motion_module_last_only: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.register_to_config(
             depth_channels=tuple(depth_channels),
@@ -83,16 +88,16 @@ class StreamUNet(UNet2DConditionModel):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are. The stock property looks at every module, 3 ms each time."""
+        """Device of the weights. The stock property visits every module, which takes 3 ms."""
         return self.conv_in.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the weights."""
+        """Precision of the weights."""
         return self.conv_in.weight.dtype
 
     def add_motion(self) -> None:
-        """Set up motion modules and depth mapping, untrained: they change nothing yet."""
+        """Add motion modules and depth mapping, untrained: they change nothing yet."""
         groups, levels = self.config.norm_num_groups, len(self.down_blocks)
         last_only = self.config.motion_module_last_only
         for level, block in [
@@ -102,7 +107,7 @@ class StreamUNet(UNet2DConditionModel):
             has_motion = 2**level in self.config.motion_module_resolutions
             if not has_motion or (last_only and block is not self.up_blocks[-1]):
                 continue
-            motion = [MotionModule(resnet.out_channels, groups) for resnet in block.resnets]
+            motion: list[Any] = [MotionModule(resnet.out_channels, groups) for resnet in block.resnets]
             if last_only:
                 motion[:-1] = [None] * len(motion[:-1])
             block.motion_modules = nn.ModuleList(motion)
@@ -118,11 +123,14 @@ class StreamUNet(UNet2DConditionModel):
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> KVCache:
-        """An empty cache for `rows` rows of latents `[C, height, width]`; by default in the UNet's own
-        precision and where it is. `torch.int8` and `torch.float8_e4m3fn` take half the memory of a half."""
+        """Return an empty cache for `rows` rows of latents `[C, height, width]`.
+
+        By default it has the UNet's precision and device; `torch.int8` and `torch.float8_e4m3fn` take half
+        the memory of float16.
+        """
         shapes = []
 
-        def visit(block: nn.Module) -> None:
+        def visit(block: Any) -> None:
             for module in filter(None, getattr(block, "motion_modules", ())):
                 shapes.extend([(height * width, module.temporal_transformer.norm.num_channels)] * 2)
 
@@ -137,7 +145,7 @@ class StreamUNet(UNet2DConditionModel):
             visit(block)
         return KVCache.empty(rows, shapes, dtype or self.dtype, device or self.device)
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - a window and a cache in place of options
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor,
@@ -146,15 +154,14 @@ class StreamUNet(UNet2DConditionModel):
         window: Window | None,
         cache: KVCache | None = None,
     ) -> torch.Tensor:
-        """What the model predicts of its latents: the noise, or what its scheduler's `prediction_type` says.
+        """Predict the noise, or what the scheduler's `prediction_type` says.
 
         Args:
             sample: latents `[B * Q, C, height, width]`, the Q frames of a clip or stream next to each other.
             timestep: int64 `[B * Q]` in `[0, 1000)`.
             encoder_hidden_states: prompt embeddings `[B * Q, tokens, dim]`.
             depth_latents: `[B * Q, C, height, width]`, or None to go without depth.
-            window: who sees whom, and its `frames` is Q; None leaves the motion modules out: each row is a
-                picture.
+            window: which frames attend to which, with Q `frames`; None leaves the motion modules out.
             cache: with B rows, to warm up or to stream; None to train.
 
         Returns:
@@ -171,11 +178,11 @@ class StreamUNet(UNet2DConditionModel):
         skips = [x]
         for block in self.down_blocks:
             for resnet, attention, motion in layers_of(block):
-                x = called(block, resnet, x, embedding)
+                x = run_module(block, resnet, x, embedding)
                 if attention is not None:
                     x = attention(x, encoder_hidden_states, return_dict=False)[0]
                 if motion is not None and window is not None:
-                    x = called(block, motion, x, window, cache, next(layers))
+                    x = run_module(block, motion, x, window, cache, next(layers))
                 skips.append(x)
             for downsampler in block.downsamplers or ():
                 x = downsampler(x)
@@ -183,15 +190,13 @@ class StreamUNet(UNet2DConditionModel):
         x = self.mid_block(x, embedding, encoder_hidden_states=encoder_hidden_states)
         for block in self.up_blocks:
             for resnet, attention, motion in layers_of(block):
-                x = called(block, resnet, torch.cat([x, skips.pop()], dim=1), embedding)
+                x = run_module(block, resnet, torch.cat([x, skips.pop()], dim=1), embedding)
                 if attention is not None:
                     x = attention(x, encoder_hidden_states, return_dict=False)[0]
                 if motion is not None and window is not None:
-                    x = called(block, motion, x, window, cache, next(layers))
+                    x = run_module(block, motion, x, window, cache, next(layers))
             for upsampler in block.upsamplers or ():
-                x = upsampler(
-                    x, skips[-1].shape[-2:]
-                )  # the skip's size, as an odd one is not half of another
+                x = upsampler(x, skips[-1].shape[-2:])  # an odd size is not half of another
         return self.conv_out(self.conv_act(self.conv_norm_out(x)))
 
 

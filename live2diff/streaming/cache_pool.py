@@ -4,46 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..model.kv_cache import KVCache
-
-if TYPE_CHECKING:
-    from ..model.unet import StreamUNet
+from ..model.unet import StreamUNet
 
 
 @dataclass(eq=False)
 class CacheLease:
-    """The rows of one stream: `steps` of them, from `index * steps` on."""
+    """The rows of one stream: `pool.steps` of them, from `index * pool.steps` on."""
 
-    slots: CachePool
+    pool: CachePool
     index: int
 
     @property
     def cache(self) -> KVCache:
-        """Its part of the cache, sharing its memory. Not to be kept: slots move."""
-        return self.slots.block(self.index, self.index + 1)
+        """Its rows, sharing the pool's memory. Not to be kept: leases move."""
+        return self.pool.block(self.index, self.index + 1)
 
     def free(self) -> None:
-        """Give it back; nothing of what was in it can be read any more."""
-        self.slots.free(self)
+        """Return the rows to the pool, which zeroes them."""
+        self.pool.free(self)
 
 
 class CachePool:
-    """Room for streams of one working size and number of denoising steps.
+    """Cache rows for streams of one working size and number of denoising steps.
 
-    The slots in use are always the first ones: when one is freed, the last moves into its place. The
-    allocation doubles when all are taken, up to `most`, and is let go when the last stream has left. A slot
-    is zeroed as it is freed, so its next owner sees nothing of the last.
+    The leases are always the first ones: when one is freed, the last moves into the gap. The allocation
+    doubles when all rows are leased, up to `most` leases, and is freed with the last lease. Freed rows are
+    zeroed, so the next stream sees nothing of the last.
 
     Args:
-        unet: whose cache it is.
+        unet: the UNet whose cache it is.
         steps: denoising steps, the rows of one stream.
         size: (height, width) of the latents.
         cache_dtype: as `StreamUNet.new_cache`.
-        most: how many streams are expected at most.
+        most: expected number of streams.
     """
 
     def __init__(
@@ -53,16 +50,16 @@ class CachePool:
         size: tuple[int, int],
         cache_dtype: torch.dtype | None = None,
         most: int = 1,
-    ):
+    ) -> None:
         self.steps = steps
         self._most = most
-        self._new = lambda slots: unet.new_cache(slots * steps, *size, cache_dtype)
+        self._new_cache = lambda leases: unet.new_cache(leases * steps, *size, cache_dtype)
         self._cache: KVCache | None = None
-        self._room = 0
-        self._taken: list[CacheLease] = []
+        self._capacity = 0
+        self._leases: list[CacheLease] = []
 
     def __len__(self) -> int:
-        return len(self._taken)
+        return len(self._leases)
 
     @property
     def nbytes(self) -> int:
@@ -70,69 +67,72 @@ class CachePool:
         return self._cache.nbytes if self._cache else 0
 
     def take(self) -> CacheLease:
-        """A slot of zeros.
+        """Lease rows of zeros.
 
         Raises:
-            torch.OutOfMemoryError: there is no room for one more; those in use are as they were.
+            torch.OutOfMemoryError: there is no memory for one more; the present leases are unchanged.
         """
-        if len(self) == self._room:
-            room = max(self._room + 1, min(2 * self._room, self._most))
+        if len(self) == self._capacity:
+            capacity = max(self._capacity + 1, min(2 * self._capacity, self._most))
             if self._cache is None:
-                self._cache = self._new(room)
+                self._cache = self._new_cache(capacity)
             else:
-                self._cache.grow(room * self.steps)
-            self._room = room  # only now: there may not have been the memory
-        self._taken.append(CacheLease(self, len(self)))
-        return self._taken[-1]
+                self._cache.grow(capacity * self.steps)
+            self._capacity = capacity  # only after the allocation, which may fail
+        self._leases.append(CacheLease(self, len(self)))
+        return self._leases[-1]
 
-    def free(self, slot: CacheLease) -> None:
-        """As `CacheLease.free`."""
-        last = self._taken.pop()
+    def free(self, lease: CacheLease) -> None:
+        """Zero the rows of a lease for the next one."""
+        last = self._leases.pop()
         vacated = last.cache
-        if last is not slot:
-            slot.cache.copy_(vacated)
-            self._taken[slot.index] = last
-            last.index = slot.index
-        if self._taken:
+        if last is not lease:
+            lease.cache.copy_(vacated)
+            self._leases[lease.index] = last
+            last.index = lease.index
+        if self._leases:
             vacated.zero_()
         else:
-            self._cache, self._room = None, 0
+            self._cache, self._capacity = None, 0
 
     def block(self, start: int, stop: int) -> KVCache:
-        """The rows of the slots from `start` to `stop`, sharing their memory."""
+        """Return the rows of the leases from `start` to `stop`, sharing their memory."""
+        assert self._cache is not None, "nothing is leased"
         return self._cache.rows(start * self.steps, stop * self.steps)
 
-    def around(self, slots: Sequence[CacheLease]) -> range:
-        """The smallest of the blocks of 1, 2, 4, 8, ... slots that holds all of these; each begins at a
-        multiple of its size. So there are few shapes to prepare for, and they need no copying."""
-        indices, size = [slot.index for slot in slots], 1
+    def smallest_block(self, leases: Sequence[CacheLease]) -> range:
+        """Return the smallest block of 1, 2, 4, 8, ... leases, at a multiple of its size, that holds these.
+
+        So there are few shapes to compile for, and the rows need no copying.
+        """
+        indices, size = [lease.index for lease in leases], 1
         while len({index // size for index in indices}) > 1:
             size *= 2
         start = indices[0] // size * size
-        return range(start, min(start + size, self._room))
+        return range(start, min(start + size, self._capacity))
 
 
 class CachePools:
-    """The slots of all working sizes and numbers of steps; streams that share one can be worked on
-    together.
+    """Pools by working size, number of steps and dtype; streams of one pool can be pushed together.
 
     Args:
-        most: how many streams are expected at most.
+        most: expected number of streams.
     """
 
     def __init__(self, most: int = 1) -> None:
         self._most = most
-        self._groups: dict[tuple, CachePool] = {}
+        self._pools: dict[tuple, CachePool] = {}
 
     @property
     def nbytes(self) -> int:
-        return sum(slots.nbytes for slots in self._groups.values())
+        """Bytes of all allocations."""
+        return sum(pool.nbytes for pool in self._pools.values())
 
     def take(
         self, unet: StreamUNet, steps: int, size: tuple[int, int], cache_dtype: torch.dtype | None
     ) -> CacheLease:
-        """A slot of zeros for a stream of these steps and this size of latents."""
+        """Lease rows of zeros for a stream of these steps and this (height, width) of latents."""
         key = (steps, size, cache_dtype)
-        if key not in self._groups:
-            self._groups[key] = CachePool(unet, steps, size, cache_dtype, self._most)
-        return self._groups[key].take()
+        if key not in self._pools:
+            self._pools[key] = CachePool(unet, steps, size, cache_dtype, self._most)
+        return self._pools[key].take()

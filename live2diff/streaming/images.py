@@ -1,17 +1,27 @@
-"""Check, resize, upload and download images."""
+"""Check, resize, compress, upload and download images; torch is imported only where a tensor is made."""
 
 from __future__ import annotations
 
+import io
+from typing import TYPE_CHECKING
+
 import cv2
 import numpy as np
-import torch
+from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
 
 
-def check_frame(frame: np.ndarray) -> None:
-    """Raises `ValueError`, with advice, for what is not a uint8 array `[height, width, 3]` with pixels."""
-    wanted = "A frame must be a uint8 array [height, width, 3]"
+def check_frame(frame: object) -> None:
+    """Check that a frame is a uint8 array `[height, width, 3]` with pixels.
+
+    Raises:
+        ValueError: it is not; the message says how to convert it.
+    """
+    required = "A frame must be a uint8 array [height, width, 3]"
     if not isinstance(frame, np.ndarray):
-        raise ValueError(f"{wanted}; this is {type(frame).__name__}.")
+        raise ValueError(f"{required}; this is {type(frame).__name__}.")
     if 0 in frame.shape:
         raise ValueError(f"A frame must have pixels; this one is {list(frame.shape)}.")
     if frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8:
@@ -25,36 +35,73 @@ def check_frame(frame: np.ndarray) -> None:
         advice = " Take its upper 8 bits: (frame >> 8).astype(np.uint8)."
     elif np.issubdtype(frame.dtype, np.floating):
         advice = " Scale it from 0..1: (frame * 255).round().astype(np.uint8)."
-    raise ValueError(f"{wanted}; this is {frame.dtype} {list(frame.shape)}.{advice}")
+    raise ValueError(f"{required}; this is {frame.dtype} {list(frame.shape)}.{advice}")
 
 
-def upload(frames: list[np.ndarray], size: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """uint8 `[height, width, 3]` frames as pictures `[n, 3, h, w]` of `size` in `[-1, 1]`, on the device."""
-    pixels = sent(torch.from_numpy(np.stack([resize(frame, size) for frame in frames])), device)
-    pictures = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-    return pictures.contiguous(memory_format=torch.channels_last)
+def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Resize a uint8 image `[height, width, 3]` to another (height, width)."""
+    if image.shape[:2] == tuple(shape):
+        return np.ascontiguousarray(image)
+    factor = min(image.shape[0] // shape[0], image.shape[1] // shape[1])
+    if factor > 1:  # averaging whole pixels first is ten times faster than averaging fractions
+        smaller = image.shape[1] // factor, image.shape[0] // factor
+        image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+    shrinks = shape[0] * shape[1] < image.shape[0] * image.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return cv2.resize(image, (shape[1], shape[0]), interpolation=interpolation)
 
 
-def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on the device; to a GPU from pinned memory, so that the copy need not be waited for."""
+def limit_side(image: np.ndarray, longest_side: int) -> np.ndarray:
+    """Shrink an image, in its aspect, to at most `longest_side` pixels a side; never enlarge it."""
+    scale = longest_side / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    return resize(image, (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale))))
+
+
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """Compress a uint8 RGB image `[height, width, 3]` to a JPEG; `quality` is 0 to 100."""
+    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+def decode_jpeg(data: bytes, longest_side: int) -> np.ndarray:
+    """Decompress a JPEG to a uint8 RGB image `[height, width, 3]`.
+
+    Raises:
+        ValueError: not a JPEG, or one with a side of more than `longest_side` pixels.
+    """
+    try:
+        # Read the header first: a few bytes may promise an image that does not fit into memory.
+        width, height = Image.open(io.BytesIO(data), formats=["JPEG"]).size
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError("The image is not a readable JPEG.") from error
+    if max(width, height) > longest_side:
+        raise ValueError(f"The image is {width}x{height}, the limit is {longest_side} pixels a side.")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise ValueError("The image is not a readable JPEG.")
+    return image
+
+
+def upload(images: list[np.ndarray], size: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """Resize uint8 images to `size` and move them to a device, `[n, 3, height, width]` in `[-1, 1]`."""
+    import torch
+
+    pixels = to_device(torch.from_numpy(np.stack([resize(image, size) for image in images])), device)
+    tensors = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return tensors.contiguous(memory_format=torch.channels_last)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor to a device; to a GPU from pinned memory, without waiting for the copy."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
-def download(pictures: torch.Tensor, shapes: list[tuple[int, int]]) -> list[np.ndarray]:
-    """Pictures `[n, 3, h, w]` as uint8 `[height, width, 3]` frames of these (height, width)."""
-    pixels = (pictures.float() * 127.5).add_(127.5).clamp_(0, 255).round_().to(torch.uint8)
-    pixels = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    return [resize(picture, shape) for picture, shape in zip(pixels, shapes, strict=True)]
+def download(images: torch.Tensor, shapes: list[tuple[int, int]]) -> list[np.ndarray]:
+    """Convert `[n, 3, h, w]` in about `[-1, 1]` to uint8 images of these (height, width)."""
+    import torch
 
-
-def resize(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """uint8 `[height, width, 3]` at another (height, width)."""
-    if picture.shape[:2] == tuple(shape):
-        return np.ascontiguousarray(picture)
-    times = min(side // wanted for side, wanted in zip(picture.shape, shape, strict=False))
-    if times > 1:  # averages of whole pixels are ten times quicker than those of fractions
-        half_way = picture.shape[1] // times, picture.shape[0] // times
-        picture = cv2.resize(picture, half_way, interpolation=cv2.INTER_AREA)
-    shrinks = shape[0] * shape[1] < picture.shape[0] * picture.shape[1]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return cv2.resize(picture, (shape[1], shape[0]), interpolation=interpolation)
+    pixels = (images.float() * 127.5).add_(127.5).clamp_(0, 255).round_().to(torch.uint8)
+    arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return [resize(array, shape) for array, shape in zip(arrays, shapes, strict=True)]

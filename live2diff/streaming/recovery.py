@@ -1,62 +1,98 @@
-"""NaN and infinity, out of damaged weights or too narrow a float: found, named, mended."""
+"""Recover from NaN and infinity, which come from damaged weights or too narrow a float."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
+from ..config import WINDOW
 from ..errors import NonFiniteError
-
-if TYPE_CHECKING:
-    from .steps import Frame
-
-
-def broken_in(part: str, dtype: torch.dtype) -> NonFiniteError:
-    """The error, with words for people."""
-    width = " (or too large for float16: load them as float32)" if dtype == torch.float16 else ""
-    return NonFiniteError(
-        f"The model gave NaN or infinity in {part}, twice in a row. Its weights may be damaged{width}: "
-        "copy or download them again, or take another model or style."
-    )
+from ..model.depth import DepthRange, depth_pictures
+from .state import Frame, StreamState
+from .warmup import warm_up
 
 
-def is_finite(frame: Frame) -> bool:
-    """Whether the frame was encoded well; waits for the device."""
-    return all(part is None or bool(part.isfinite().all()) for part in (frame.latents, frame.depth))
+def all_finite(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return whether all numbers are finite, a bool on the device; a sum keeps NaN and infinity."""
+    return torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors]).sum().isfinite()
 
 
-def broken(newest: Frame, latents: torch.Tensor) -> NonFiniteError:
-    """What to say of a picture with these latents, when `newest` came in last: the first part that failed."""
-    for part, numbers in (
+def non_finite_error(newest: Frame, latents: torch.Tensor) -> NonFiniteError:
+    """Return the error that names the first part that failed, from the newest frame to these latents."""
+    part = "the output image (VAE decoder)"
+    for name, tensor in (
         ("the prompt's embeddings (text encoder)", newest.prompt_embeds),
         ("the latents of the camera (VAE encoder)", newest.latents),
         ("the depth", newest.depth),
         ("the latents of the depth (VAE encoder)", newest.depth_latents),
-        ("what the UNet made", latents),
+        ("the UNet's output", latents),
     ):
-        if numbers is not None and not numbers.isfinite().all():
-            return broken_in(part, latents.dtype)
-    return broken_in("the picture (VAE decoder)", latents.dtype)
+        if tensor is not None and not tensor.isfinite().all():
+            part = name
+            break
+    too_large = " (or too large for float16: load them as float32)" if latents.dtype == torch.float16 else ""
+    return NonFiniteError(
+        f"The model gave NaN or infinity in {part}, twice in a row. Its weights may be damaged{too_large}: "
+        "copy or download them again, or take another model or style."
+    )
 
 
-def mended(frames: list[Frame]) -> list[Frame]:
-    """The frames, each of those that could not be encoded as the nearest good one in its place.
+def replace_non_finite(frames: list[Frame]) -> list[Frame]:
+    """Replace each frame that could not be encoded by the nearest one that could.
 
     Raises:
-        NonFiniteError: there is no good one.
+        NonFiniteError: there is none.
     """
-    good = [is_finite(frame) for frame in frames]
-    if not any(good):
-        raise broken(frames[-1], frames[-1].latents)
-    stand_ins = []
-    for index, frame in enumerate(frames):
-        near = min((i for i, is_good in enumerate(good) if is_good), key=lambda i: (abs(i - index), i))
-        stand_ins.append(replace(frames[near], number=frame.number, shape=frame.shape))
-    return stand_ins
+    parts = [[part for part in (frame.latents, frame.depth) if part is not None] for frame in frames]
+    good = [index for index, of_frame in enumerate(parts) if all(part.isfinite().all() for part in of_frame)]
+    if not good:
+        raise non_finite_error(frames[-1], frames[-1].latents)
+    nearest = [min(good, key=lambda i: (abs(i - index), i)) for index in range(len(frames))]
+    return [
+        replace(frames[near], number=frame.number, shape=frame.shape)
+        for near, frame in zip(nearest, frames, strict=True)
+    ]
 
 
-def are_finite(tensors: torch.Tensor) -> torch.Tensor:
-    """Which of `[n, ...]` hold neither NaN nor infinity, bool `[n]`: a sum keeps both, and is quick."""
-    return tensors.flatten(1).sum(dim=1, dtype=torch.float32).isfinite()
+def renew_depth(state: StreamState, frames: list[Frame]) -> list[Frame]:
+    """Encode the depth of these frames again in a new range; the present one may hold NaN."""
+    state.depth_range = DepthRange()
+    estimated = [frame.depth for frame in frames if frame.depth is not None]
+    latents = iter(())
+    if estimated:
+        normalised = state.depth_range.normalise(torch.stack(estimated))
+        latents = iter(state.model.encode(depth_pictures(normalised, state.working_size)))
+    last, renewed = None, []
+    for frame in frames:
+        last = last if frame.depth is None else next(latents)
+        renewed.append(frame if last is None else replace(frame, depth_latents=last))
+    return renewed
+
+
+def recover(state: StreamState, finished: list[Frame]) -> list[Frame]:
+    """Clear the cache and fill it from the last good frames; return the finished frames, translated again.
+
+    Frames in flight go on with what that warmup makes of them.
+
+    Raises:
+        NonFiniteError: it recovered less than 16 frames ago, or there is no good frame.
+    """
+    counts = state.counts
+    if counts.frames_out - counts.recovered_at < WINDOW:
+        raise non_finite_error(state.recent[-1], finished[-1].latents)
+    frames = replace_non_finite(list(state.recent))
+    counts.recovered_at = counts.frames_out
+    state.cache.zero_()  # what a mask hides still counts: zero times NaN is NaN
+    frames = renew_depth(state, frames)
+    state.recent.extend(frames)
+    clean = warm_up(state, frames)
+    done = {f.number: replace(f, latents=latents) for f, latents in zip(frames, clean, strict=True)}
+    newest = done[frames[-1].number]
+
+    def again(frame: Frame) -> Frame:
+        return replace(done.get(frame.number, newest), number=frame.number, shape=frame.shape)
+
+    state.rows = [row and again(row) for row in state.rows]
+    return [again(frame) for frame in finished]

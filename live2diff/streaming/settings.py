@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from ..config import MAX_DENOISING_STEPS
 from .scene_change import SCENE_CUT
@@ -17,6 +18,15 @@ LIVE_FIELDS = ("style", "prompt", "lora_scale")  # what `Stream.update` can chan
 
 Integer = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # what a value must fulfil, and how to say so
+    "seed": (lambda n: -(2**63) <= n < 2**63, "fit into 64 bits"),
+    "steps": (lambda n: 1 <= n <= MAX_DENOISING_STEPS, "be 1, 2, 3 or 4"),
+    "strength": (lambda x: 0 < x <= 1, "be above 0 and at most 1"),
+    "lora_scale": (lambda x: 0 <= x <= 2, "be from 0 to 2"),
+    "depth_every": (lambda n: n >= 1, "be a whole number from 1 on"),
+    "scene_cut": (lambda x: 0 < x < 1, "be between 0 and 1, or None for never"),
+    "similar_frame_skip": (lambda x: 0 < x < 1, "be between 0 and 1, or None for never"),
+}
 
 
 class StreamSettings(BaseModel):
@@ -35,6 +45,8 @@ class StreamSettings(BaseModel):
         lora_scale: 0 to 2, multiplies the weights of the style's LoRAs.
         depth_every: estimate depth for every n-th frame; the others reuse the last estimate.
         scene_cut: image difference, 0 to 1, at which the stream warms up again; None for never.
+        similar_frame_skip: cosine similarity with the last frame used, 0 to 1, from which on frames may be
+            skipped, and the last output is returned again; None for never. 0.98 is usual.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +61,7 @@ class StreamSettings(BaseModel):
     lora_scale: Number = 1.0
     depth_every: Integer = 1
     scene_cut: Number | None = SCENE_CUT
+    similar_frame_skip: Number | None = None
 
     def __init__(self, **values: Any) -> None:
         """Validate the values.
@@ -71,53 +84,14 @@ class StreamSettings(BaseModel):
             )
         return prompt
 
-    @field_validator("seed")
+    @field_validator(*RANGES)
     @classmethod
-    def check_seed(cls, seed: int) -> int:
-        """Limit the seed to 64 bits."""
-        if not -(2**63) <= seed < 2**63:
-            raise ValueError(f"seed is {seed}; it must fit into 64 bits.")
-        return seed
-
-    @field_validator("steps")
-    @classmethod
-    def check_steps(cls, steps: int | None) -> int | None:
-        """Limit the number of denoising steps."""
-        if steps is not None and not 1 <= steps <= MAX_DENOISING_STEPS:
-            raise ValueError(f"steps is {steps!r}; it must be 1, 2, 3 or 4.")
-        return steps
-
-    @field_validator("strength")
-    @classmethod
-    def check_strength(cls, strength: float | None) -> float | None:
-        """Limit the strength."""
-        if strength is not None and not 0 < strength <= 1:
-            raise ValueError(f"strength is {strength!r}; it must be above 0 and at most 1.")
-        return strength
-
-    @field_validator("lora_scale")
-    @classmethod
-    def check_lora_scale(cls, lora_scale: float) -> float:
-        """Limit the LoRA scale."""
-        if not 0 <= lora_scale <= 2:
-            raise ValueError(f"lora_scale is {lora_scale!r}; it must be from 0 to 2.")
-        return lora_scale
-
-    @field_validator("depth_every")
-    @classmethod
-    def check_depth_every(cls, depth_every: int) -> int:
-        """Limit the depth interval."""
-        if depth_every < 1:
-            raise ValueError(f"depth_every is {depth_every!r}; it must be a whole number from 1 on.")
-        return depth_every
-
-    @field_validator("scene_cut")
-    @classmethod
-    def check_scene_cut(cls, scene_cut: float | None) -> float | None:
-        """Limit the threshold of scene changes."""
-        if scene_cut is not None and not 0 < scene_cut < 1:
-            raise ValueError(f"scene_cut is {scene_cut!r}; it must be between 0 and 1, or None for never.")
-        return scene_cut
+    def check_limits(cls, value: float | None, info: ValidationInfo) -> float | None:
+        """Check a number against its limits."""
+        fits, requirement = RANGES[str(info.field_name)]
+        if value is not None and not fits(value):
+            raise ValueError(f"{info.field_name} is {value!r}; it must {requirement}.")
+        return value
 
     @classmethod
     def from_message(cls, message: object) -> Self:
@@ -171,8 +145,9 @@ class StreamSettings(BaseModel):
 def describe(error: ValidationError) -> str:
     """Describe the first problem in one sentence."""
     first = error.errors()[0]
-    if "error" in first.get("ctx", {}):
-        return str(first["ctx"]["error"])
+    own_message = first.get("ctx", {}).get("error")  # of a validator above
+    if own_message is not None:
+        return str(own_message)
     name = str(first["loc"][0]) if first["loc"] else "settings"
     if first["type"] == "extra_forbidden":
         return f"There is no setting {name!r}."

@@ -1,213 +1,282 @@
-"""The stream batch: the newest frames of one stream or of several, as rows of one UNet call.
+"""The path of a frame: the newest frames of one stream or of several, as rows of one UNet call.
 
-The functions here are the working half of `Stream`, which holds what there is to remember.
+`collect` → `encode_inputs` → `warm_up_if_due` → `denoise_step` → `decode_outputs` → `return_outputs`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import NonFiniteError
 from ..model.attention import Window
-from ..model.lcm import add_noise, denoise, joined
-from .images import download, sent, upload
-from .recovery import are_finite
+from ..model.depth import DepthRange, depth_pictures
+from ..model.lcm import add_noise, concatenate, denoise
+from .images import check_frame, download, to_device, upload
+from .recovery import all_finite, recover
+from .state import Frame, StreamState
+from .warmup import collect_warmup, frame_noise, warm_up_if_due
 
-if TYPE_CHECKING:
-    from .stream import Stream
-
-
-@dataclass(eq=False)
-class Frame:
-    """A frame on its way: what it needs from the moment it comes in until it is decoded.
-
-    Attributes:
-        latents: `[C, h, w]`, without noise: those of the camera's picture, then what each step makes of them.
-        depth: inverse depth `[H, W]` at the estimator's size; None where it was not looked at.
-        depth_latents: `[C, h, w]`, once the range is known.
-        noise: `[steps, C, h, w]`, the frame's own noise for each of its steps.
-        prompt_embeds: `[tokens, dim]`, the prompt it was begun with.
-        shape: (height, width) at which it came in and will go out.
-        number: how many frames the stream took in before it.
-    """
-
-    latents: torch.Tensor
-    depth: torch.Tensor | None
-    depth_latents: torch.Tensor | None
-    noise: torch.Tensor
-    prompt_embeds: torch.Tensor
-    shape: tuple[int, int]
-    number: int
+StepResult = list[np.ndarray] | RuntimeError  # the images for one stream, or why there are none
 
 
 @dataclass(frozen=True, eq=False)
 class PendingFrame:
-    """A frame that a stream has accepted, for `push_together`: with it, its noise `[steps, C, h, w]` and its
-    prompt `[tokens, dim]`."""
+    """A frame that a stream has accepted, for `push_together`.
 
-    stream: Stream
-    pixels: np.ndarray
-    noise: torch.Tensor
+    Attributes:
+        image: uint8 `[height, width, 3]`.
+        noise: `[steps, C, h, w]`; None for a frame that is skipped.
+        prompt_embeds: `[tokens, dim]`.
+    """
+
+    state: StreamState
+    image: np.ndarray
+    noise: torch.Tensor | None
     prompt_embeds: torch.Tensor
 
 
-StepResult = list[np.ndarray] | RuntimeError  # the pictures for one stream, or why there are none
+@dataclass(frozen=True, eq=False)
+class DecodedFrames:
+    """The finished frames of one stream, their images, and whether all numbers of it are finite."""
+
+    frames: list[Frame]
+    images: list[np.ndarray]
+    is_finite: bool
+
+
+@dataclass
+class Batch:
+    """Streams on their way through the steps, with what the last step made of each, and those that failed."""
+
+    values: dict[StreamState, Any]
+    errors: dict[StreamState, RuntimeError] = field(default_factory=dict)
+
+    def together(self, step: Callable[[Sequence[StreamState], list], Sequence]) -> None:
+        """Run a step on all streams at once; if memory runs out, on one after the other.
+
+        The step may run twice, so it must change no state before all that can fail is done.
+        """
+        states = list(self.values)
+        try:
+            if states:
+                self.values = dict(zip(states, step(states, list(self.values.values())), strict=True))
+            return
+        except torch.OutOfMemoryError as error:
+            if len(states) == 1:
+                self.errors[states[0]] = error.with_traceback(None)  # which holds the tensors
+                self.values = {}
+                return
+        torch.cuda.empty_cache()
+        self.each(lambda state, value: step([state], [value])[0])
+
+    def each(self, step: Callable[[StreamState, Any], Any]) -> None:
+        """Run a step on one stream after the other, once; a stream that fails leaves the batch."""
+        done: dict[StreamState, Any] = {}
+        for state, value in self.values.items():
+            try:
+                done[state] = step(state, value)
+            except (torch.OutOfMemoryError, NonFiniteError) as error:
+                self.errors[state] = error.with_traceback(None)
+        self.values = done
 
 
 @torch.no_grad()
-def push_together(arrivals: Sequence[PendingFrame]) -> list[StepResult]:
-    """The newest frame of each of these streams, in one batch; what `push` gives back or raises, for each.
+def push_together(pending: Sequence[PendingFrame]) -> list[StepResult]:
+    """Process the newest frame of each of these streams in one batch.
 
-    They are a single stream, or warm ones in the same `slots`. Where there is not the memory for all of them
-    at once, they are worked on one after the other, and only those fail for which there is none even so.
+    They are a single stream, or warm ones of the same `pool`. If memory runs out for all of them at once,
+    they are processed one after the other, and only those fail that run out even so.
+
+    Returns:
+        For each stream what `Stream.push` returns, or the error that it raises.
     """
-    streams = [arrival.stream for arrival in arrivals]
-    so_far: dict[Stream, Any] = dict(zip(streams, arrivals, strict=True))
-    failed: dict[Stream, RuntimeError] = {}
-    is_warm = streams[0].warm
-    for work in (look, enter, advance, give_out) if is_warm else (look, gather, give_out):
-        so_far = one_by_one_if_need_be(work, so_far, failed)
-    return [failed.get(stream) or so_far[stream] for stream in streams]
+    results: dict[StreamState, StepResult] = {
+        p.state: repeat_output(p.state) for p in pending if p.noise is None
+    }
+    batch = Batch({p.state: p for p in pending if p.noise is not None})
+    batch.together(encode_inputs)
+    if pending[0].state.warm:
+        batch.each(warm_up_if_due)
+        batch.together(denoise_step)
+    else:
+        batch.each(collect_warmup)
+    batch.together(decode_outputs)
+    batch.each(return_outputs)
+    results |= batch.values | batch.errors
+    return [results[p.state] for p in pending]
 
 
-def one_by_one_if_need_be(
-    work: Callable[[Sequence[Stream], list], list],
-    so_far: dict[Stream, Any],
-    failed: dict[Stream, RuntimeError],
-) -> dict[Stream, Any]:
-    """What `work` makes of what each stream has so far; a stream that fails goes to `failed`."""
-    if not so_far:
-        return {}
-    try:
-        return dict(zip(so_far, work(list(so_far), list(so_far.values())), strict=True))
-    except torch.OutOfMemoryError as error:
-        shortage = error.with_traceback(None)  # which holds what the memory is full of
-    if len(so_far) == 1:
-        (stream,) = so_far
-        failed[stream] = shortage
-        return {}
-    torch.cuda.empty_cache()
-    done: dict[Stream, Any] = {}
-    for stream, value in so_far.items():
-        done |= one_by_one_if_need_be(work, {stream: value}, failed)
-    return done
+def unwrap(result: StepResult) -> list[np.ndarray]:
+    """Return the images of a result, or raise its error."""
+    if isinstance(result, RuntimeError):
+        raise result
+    return result
 
 
-def gather(streams: Sequence[Stream], frames: Sequence[Frame]) -> list[list[Frame]]:
-    """Before the warmup; the 8th frame of a stream gives all of them, translated."""
-    return [stream._gather(frame) for stream, frame in zip(streams, frames, strict=True)]
+def collect(state: StreamState, image: np.ndarray) -> PendingFrame:
+    """Accept the next frame of a stream: check it, detect a scene change, draw its noise.
+
+    Raises:
+        ValueError: not a uint8 array `[height, width, 3]`.
+        RuntimeError: the stream is closed.
+    """
+    model = state.model
+    check_frame(image)
+    # A repeated output takes the place of a frame in flight, so all must have one size.
+    shapes = [row.shape for row in state.rows if row is not None]
+    last = state.similar.last_output
+    repeatable = last is not None and all(shape == image.shape[:2] for shape in (last.shape[:2], *shapes))
+    changing = state.restart_due or state.prompt.frames_left > 0
+    if state.similar.skips(image, allowed=state.warm and repeatable and not changing):
+        return PendingFrame(state, image, None, state.prompt.embeds)
+    if not state.recent:
+        height, width = image.shape[:2]
+        state.working_size = model.working_size(height, width, state.settings.size)
+    state.scenes.see(image)
+    if state.scenes.cut and state.warm:
+        state.depth_range = DepthRange()
+    return PendingFrame(state, image, frame_noise(state), state.prompt.next_embeds())
 
 
-def enter(streams: Sequence[Stream], frames: Sequence[Frame]) -> list[Frame]:
-    """After the warmup, and after another one where it was asked for."""
-    return [stream._enter(frame) for stream, frame in zip(streams, frames, strict=True)]
+def repeat_output(state: StreamState) -> list[np.ndarray]:
+    """Return the last image again, in place of a frame that is skipped."""
+    assert state.similar.last_output is not None, "only a frame after the first output is skipped"
+    state.counts.frames_in += 1
+    state.counts.frames_out += 1
+    return [state.similar.last_output.copy()]
 
 
-def look(streams: Sequence[Stream], arrivals: Sequence[PendingFrame]) -> list[Frame]:
-    """Pixels to latents and depth: one batch for the depth estimator and one for the VAE."""
-    pipeline, size, warm = streams[0]._open, streams[0]._working_size, streams[0].warm
-    pictures = upload([arrival.pixels for arrival in arrivals], size, pipeline.unet.device)
-    due = [index for index, stream in enumerate(streams) if stream.depth_is_due]
+def depth_is_due(state: StreamState) -> bool:
+    """Return whether to estimate the depth of the next frame; otherwise the last one is reused."""
+    if not state.warm or state.scenes.cut:
+        return True
+    every = state.settings.depth_every
+    return state.counts.frames_in // every != state.recent[-1].number // every
+
+
+def encode_inputs(states: Sequence[StreamState], pending: Sequence[PendingFrame]) -> list[Frame]:
+    """Encode images and their depth to latents: one batch for the depth estimator and one for the VAE."""
+    model, size, warm = states[0].model, states[0].working_size, states[0].warm
+    images = upload([p.image for p in pending], size, model.unet.device)
+    due = [index for index, state in enumerate(states) if depth_is_due(state)]
     depth: dict[int, torch.Tensor] = {}
     if due:
-        seen = pictures if len(due) == len(streams) else pictures[due]
-        depth = dict(zip(due, pipeline.inverse_depth(seen), strict=True))
-    # Camera and depth in one batch; before the warmup the depth's range is not known yet.
-    ranged = [streams[index]._depth_pictures(depth[index][None]) for index in due if warm]
-    latents = pipeline.encode(torch.cat([pictures, *ranged]) if ranged else pictures).to(pipeline.unet.dtype)
-    latents, of_depth = latents[: len(streams)], iter(latents[len(streams) :])
+        depth = dict(
+            zip(due, model.inverse_depth(images if len(due) == len(states) else images[due]), strict=True)
+        )
+    # Before the warmup the depth range is not known yet.
+    ranges = {index: replace(states[index].depth_range) for index in due if warm}
+    normalised = [depth_pictures(ranges[index].normalise(depth[index][None]), size) for index in ranges]
+    latents = model.encode(torch.cat([images, *normalised]) if normalised else images).to(model.unet.dtype)
+    latents, encoded_depth = latents[: len(states)], dict(zip(ranges, latents[len(states) :], strict=True))
     frames = []
-    for index, (arrival, seen) in enumerate(zip(arrivals, latents, strict=True)):
-        last = arrival.stream._recent[-1].depth_latents if warm else None
-        depth_latents = next(of_depth) if warm and index in depth else last
-        shape = arrival.pixels.shape[:2]
-        embeds, number = arrival.prompt_embeds, arrival.stream.frames_in
-        frames.append(Frame(seen, depth.get(index), depth_latents, arrival.noise, embeds, shape, number))
+    for index, (state, p) in enumerate(zip(states, pending, strict=True)):
+        assert p.noise is not None
+        state.depth_range = ranges.get(index, state.depth_range)
+        last = state.recent[-1].depth_latents if warm else None
+        frames.append(
+            Frame(
+                latents=latents[index],
+                depth=depth.get(index),
+                depth_latents=encoded_depth.get(index, last),
+                noise=p.noise,
+                prompt_embeds=p.prompt_embeds,
+                shape=p.image.shape[:2],
+                number=state.counts.frames_in,
+            )
+        )
     return frames
 
 
-def advance(streams: Sequence[Stream], entering: Sequence[Frame | None]) -> list[list[Frame]]:
-    """One UNet call: every frame in flight takes its next step; those that took their last are given back.
+def denoise_step(states: Sequence[StreamState], entering: Sequence[Frame | None]) -> list[list[Frame]]:
+    """Move every frame in flight on by one denoising step in one UNet call; return the finished frames.
 
-    Rows are those of a block of slots. An empty row, and one of a slot in the block that belongs to another
-    stream, computes along on zeros; its count stays, so it leaves nothing in the cache.
+    Rows are those of a block of leases. An empty row, and one of another stream's lease in the block,
+    computes along on zeros; its count stays, so it leaves nothing in the cache.
     """
-    for stream, frame in zip(streams, entering, strict=True):
-        stream._rows[0] = frame
-    slots, pipeline = streams[0].pool, streams[0]._open
-    block = slots.around([stream._slot for stream in streams])
-    owner = {stream._slot.index: stream for stream in streams}
-    idle: list[Frame | None] = [None] * slots.steps
-    rows = [row for index in block for row in (owner[index]._rows if index in owner else idle)]
-    nothing = None if all(rows) else blank(next(row for row in rows if row is not None))
-    real = sent(torch.tensor([row is not None for row in rows]), pipeline.unet.device)
-    filled = [(index % slots.steps, row or nothing) for index, row in enumerate(rows)]
+    leases = [state.lease for state in states if state.lease is not None]
+    owners = {lease.index: state for lease, state in zip(leases, states, strict=True)}
+    pool, model = leases[0].pool, states[0].model
+    block = pool.smallest_block(leases)
+    for state, frame in zip(states, entering, strict=True):
+        state.rows[0] = frame
+    idle: list[Frame | None] = [None] * pool.steps
+    rows = [row for index in block for row in (owners[index].rows if index in owners else idle)]
+    empty = zeros_like(next(row for row in rows if row is not None))
+    filled = [(index % pool.steps, row or empty) for index, row in enumerate(rows)]
+    is_real = to_device(torch.tensor([row is not None for row in rows]), model.unet.device)
 
-    schedule = joined([owner.get(index, streams[0]).schedule for index in block])
+    schedule = concatenate([owners.get(index, states[0]).schedule for index in block])
     latents, depth_latents, embeds = (
         torch.stack([getattr(row, name) for _, row in filled])
         for name in ("latents", "depth_latents", "prompt_embeds")
     )
     noise = torch.stack([row.noise[step] for step, row in filled])
     sample = add_noise(schedule, slice(None), latents, noise)
-    cache = slots.block(block.start, block.stop)
+    cache = pool.block(block.start, block.stop)
     window = Window.stream(cache.count)
-    output = pipeline.predict(sample, schedule.timesteps, embeds, depth_latents, window, cache)
-    clean = denoise(schedule, slice(None), sample, output).unflatten(0, (-1, slots.steps))
-    cache.count += real
+    output = model.predict(sample, schedule.timesteps, embeds, depth_latents, window, cache)
+    clean = denoise(schedule, slice(None), sample, output).unflatten(
+        0, (-1, pool.steps)
+    )  # [leases, steps, ...]
+    cache.count += is_real
 
     finished = []
-    for stream in streams:
-        of_stream = clean[stream._slot.index - block.start]
+    for lease, state in zip(leases, states, strict=True):
         moved = [
             row and replace(row, latents=latents)
-            for row, latents in zip(stream._rows, of_stream, strict=True)
+            for row, latents in zip(state.rows, clean[lease.index - block.start], strict=True)
         ]
-        stream._rows = [None, *moved[:-1]]
-        finished.append([moved[-1]] if moved[-1] is not None else [])
+        state.rows = [None, *moved[:-1]]
+        finished.append([row for row in moved[-1:] if row is not None])
     return finished
 
 
-def blank(frame: Frame) -> Frame:
-    """A frame of zeros, such as this one."""
+def zeros_like(frame: Frame) -> Frame:
+    """Return a frame of zeros of the same shapes."""
     names = ("latents", "depth_latents", "noise", "prompt_embeds")
     return replace(frame, **{name: torch.zeros_like(getattr(frame, name)) for name in names})
 
 
-def give_out(streams: Sequence[Stream], finished: Sequence[list[Frame]]) -> list[StepResult]:
-    """The finished frames of each stream, decoded in one batch, at the size that each came in.
-
-    A stream whose pictures or frames in flight hold NaN or infinity begins anew, and gives what that makes.
-    Where that has been tried, or cannot be, it is closed, and there is a `NonFiniteError` for it.
-    """
-    frames = [frame for of_stream in finished for frame in of_stream]
+def decode_outputs(states: Sequence[StreamState], finished: Sequence[list[Frame]]) -> list[DecodedFrames]:
+    """Decode the finished frames of all streams in one batch; check them and those in flight for NaN."""
+    frames = [frame for own in finished for frame in own]
     if not frames:
-        return [[] for _ in streams]
-    latents = torch.stack([frame.latents for frame in frames])
-    pictures = streams[0]._open.decode(latents)
-    in_flight = [[row.latents for row in stream._rows if row is not None] for stream in streams]
-    finite = [are_finite(pictures)]
-    if any(in_flight):
-        finite.append(are_finite(torch.stack([row for rows in in_flight for row in rows])))
-    pixels = iter(download(pictures, [frame.shape for frame in frames]))
-    finite = torch.cat(finite).tolist()  # the device has been waited for already
-    of_pictures, of_rows = iter(finite[: len(frames)]), iter(finite[len(frames) :])
-    given = []
-    for stream, of_stream, rows in zip(streams, finished, in_flight, strict=True):
-        own = [next(pixels) for _ in of_stream]
-        is_good = [next(of_pictures) for _ in of_stream] + [next(of_rows) for _ in rows]
-        if not of_stream or all(is_good):
-            stream.frames_out += len(own)
-            given.append(own)
-            continue
-        try:
-            given += give_out([stream], [stream._begin_anew(of_stream)])
-        except NonFiniteError as error:
-            given.append(error)
-            stream.close()
-    return given
+        return [DecodedFrames([], [], True) for _ in states]
+    decoded = states[0].model.decode(torch.stack([frame.latents for frame in frames]))
+    in_flight = [[row.latents for row in state.rows if row is not None] for state in states]
+    of_streams = zip(decoded.split([len(own) for own in finished]), in_flight, strict=True)
+    finite = torch.stack([all_finite([own, *latents]) for own, latents in of_streams])
+    images = iter(download(decoded, [frame.shape for frame in frames]))
+    flags = finite.tolist()  # the device has been waited for already
+    return [
+        DecodedFrames(own, [next(images) for _ in own], is_finite or not own)
+        for own, is_finite in zip(finished, flags, strict=True)
+    ]
+
+
+def return_outputs(state: StreamState, decoded: DecodedFrames) -> list[np.ndarray]:
+    """Count and return the images; after NaN or infinity, recover first.
+
+    Raises:
+        NonFiniteError: it cannot recover; the stream is closed.
+    """
+    try:
+        while not decoded.is_finite:
+            (decoded,) = decode_outputs([state], [recover(state, decoded.frames)])
+    except NonFiniteError:
+        state.close()
+        raise
+    state.counts.frames_out += len(decoded.images)
+    state.similar.last_output = decoded.images[-1] if decoded.images else state.similar.last_output
+    return decoded.images
+
+
+def finish(state: StreamState, frames: list[Frame]) -> list[np.ndarray]:
+    """Decode and return the finished frames of one stream."""
+    return return_outputs(state, decode_outputs([state], [frames])[0])

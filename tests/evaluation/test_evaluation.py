@@ -235,7 +235,7 @@ def test_without_warmup_no_later_frame_sees_the_warmup_frames(tiny_pipeline, mov
     stream = tiny_pipeline.stream(prompt="a cat", seed=3)
     with variant(tiny_pipeline, "without warmup"):
         out = [output for frame in moving[:8] for output in stream.push(frame)]
-        for tensor in (*stream._cache.keys, *stream._cache.values):
+        for tensor in (*stream.state.cache.keys, *stream.state.cache.values):
             tensor[:, :8] = torch.randn_like(tensor[:, :8])  # [B, 16, P, C]
         out += [output for frame in moving[8:] for output in stream.push(frame)] + stream.flush()
     np.testing.assert_array_equal(out, left_out)

@@ -1,6 +1,6 @@
 """Real classes at tiny width with random weights: the models most tests run on."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, LCMScheduler
@@ -11,8 +11,7 @@ from live2diff import Live2DiffPipeline
 from live2diff.model.unet import StreamUNet
 from live2diff.training.text import build_text_encoder, build_tokenizer
 
-if TYPE_CHECKING:
-    pass
+SIDE = 32  # pixels of the safety checker's input
 
 
 def build_tiny_dpt() -> DPTForDepthEstimation:
@@ -30,7 +29,7 @@ def build_tiny_dpt() -> DPTForDepthEstimation:
     return DPTForDepthEstimation(config)
 
 
-def build_tiny_pipeline(folder) -> Live2DiffPipeline:
+def build_tiny_pipeline(folder: Path) -> Live2DiffPipeline:
     torch.manual_seed(0)
     tokenizer = build_tokenizer(folder)
     unet = StreamUNet(
@@ -43,7 +42,7 @@ def build_tiny_pipeline(folder) -> Live2DiffPipeline:
         depth_channels=(8, 8),
     )
     with torch.no_grad():
-        for name, parameter in unet.named_parameters():  # undo the zeros, so that memory and depth matter
+        for name, parameter in unet.named_parameters():  # undo the zeros, so that cache and depth matter
             if "proj_out" in name or "flow_conv_in.conv_out" in name:
                 parameter.normal_(std=0.2)
     pipeline = Live2DiffPipeline(
@@ -66,11 +65,8 @@ def build_tiny_pipeline(folder) -> Live2DiffPipeline:
     return pipeline
 
 
-SIDE = 32
-
-
 def tiny_checker() -> StableDiffusionSafetyChecker:
-    """One that objects to nothing yet."""
+    """Build a safety checker that objects to nothing yet."""
     torch.manual_seed(0)
     width = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = width | {"image_size": SIDE, "patch_size": 8}

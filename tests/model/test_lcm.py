@@ -11,7 +11,6 @@ from live2diff.model.lcm import (
     make_schedule,
     spread_indices,
     timesteps_of_indices,
-    timesteps_of_strength,
 )
 
 
@@ -20,12 +19,8 @@ def scheduler() -> LCMScheduler:
     return build_scheduler()
 
 
-def test_indices_and_strengths_give_the_published_timesteps(scheduler):
+def test_indices_give_the_published_timesteps(scheduler):
     assert timesteps_of_indices(scheduler, [25, 30, 34, 36, 42, 43]) == [499, 399, 319, 279, 159, 139]
-    assert timesteps_of_strength(scheduler, 4, 1.0) == [999, 759, 499, 259]
-    assert timesteps_of_strength(scheduler, 4, 0.6) == [499, 259]
-    with pytest.raises(ValueError, match="leaves no step"):
-        timesteps_of_strength(scheduler, 4, 0.2)
 
 
 def test_a_count_of_steps_spreads_from_the_first_to_the_last():
@@ -51,7 +46,6 @@ def test_a_step_and_its_renoising_equal_the_scheduler_s(scheduler, prediction_ty
     for row, timestep in enumerate(schedule.timesteps):
         expected = scheduler.add_noise(clean[row], noise[row], timestep)
         torch.testing.assert_close(sample[row], expected)
-        scheduler._step_index = None
         scheduler.set_timesteps(50, original_inference_steps=50)
         step = scheduler.step(output[row], timestep, sample[row])
         torch.testing.assert_close(denoised[row], step.denoised, atol=1e-5, rtol=1e-5)

@@ -1,57 +1,31 @@
 """The UNet agrees with numbers recorded from the published code, warming up and streaming."""
 
-import json
-import os
-import zlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from helpers.paths import PARITY
+from helpers.parity import UNET_CASES, recorded_unet, recorded_weight
 
 from live2diff.config import WARMUP_FRAMES
 from live2diff.model.attention import Window
-from live2diff.model.unet import StreamUNet
 
-FOLDER = Path(os.environ.get("LIVE2DIFF_PARITY", PARITY))
-CASES = sorted(path.stem for path in FOLDER.glob("*.json"))
+CASES = sorted(path.stem for path in UNET_CASES.glob("*.json"))
 TOLERANCE = 1e-4
 
 
-def recorded_weight(seed: int, key: str, shape: list[int]) -> torch.Tensor:
-    """The weight that the recorded run had under this name (they are drawn, not stored)."""
-    x = np.random.default_rng([seed, zlib.crc32(key.encode())]).standard_normal(shape)
-    if x.ndim >= 2:
-        x = x / np.sqrt(np.prod(shape[1:]))
-    else:
-        x = 1 + 0.1 * x if key.endswith("weight") else 0.1 * x
-    return torch.from_numpy(x.astype(np.float32))
-
-
-def test_the_recipe_of_the_weights_is_the_recorded_one():
+def test_weights_are_generated_as_they_were_for_the_recording():
     bias = recorded_weight(1, "conv_in.bias", [32])
     torch.testing.assert_close(bias[:3], torch.tensor([0.00580148, -0.02534455, 0.05366619]))
 
 
 def test_there_are_cases():
-    assert CASES, f"no parity case in {FOLDER}"
+    assert CASES, f"no parity case in {UNET_CASES}"
 
 
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_warmup_and_stream_agree_with_the_published_code(name):
-    case = json.loads((FOLDER / f"{name}.json").read_text())
-    recorded = {key: torch.from_numpy(value) for key, value in np.load(FOLDER / f"{name}.npz").items()}
-    config = case["config"]
-    unet = StreamUNet(
-        block_out_channels=config["block_out_channels"], cross_attention_dim=config["cross_attention_dim"]
-    )
-    unet.eval()
-    unet.load_state_dict(
-        {k: recorded_weight(config["seed"], k, shape) for k, shape in case["weights"].items()}
-    )
-
+    recorded = {key: torch.from_numpy(value) for key, value in np.load(UNET_CASES / f"{name}.npz").items()}
+    unet = recorded_unet(name)
     timesteps, prompt_embeds = recorded["timesteps"].long(), recorded["prompt_embeds"]
     steps, _, _, height, width = recorded["warmup_latents"].shape
     cache = unet.new_cache(steps, height, width)

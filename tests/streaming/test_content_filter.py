@@ -1,4 +1,4 @@
-"""The content filter: the real checker at tiny width, told by its concepts what to object to."""
+"""The content filter hides what the checker objects to, here the real one at tiny width with set concepts."""
 
 from pathlib import Path
 
@@ -19,12 +19,12 @@ def content_filter() -> ContentFilter:
     return ContentFilter(tiny_checker())
 
 
-def object_to(content_filter: ContentFilter, picture: torch.Tensor) -> None:
-    """From now on this picture, and what is very much like it, is a bad one."""
+def object_to(content_filter: ContentFilter, image: torch.Tensor) -> None:
+    """Make the checker object to this image and what is very much like it."""
     seen: list[torch.Tensor] = []
     checker = content_filter.checker
     handle = checker.visual_projection.register_forward_hook(lambda *call: seen.append(call[-1]))
-    content_filter.objects(picture[None])
+    content_filter.objects(image[None])
     handle.remove()
     with torch.no_grad():
         checker.concept_embeds[3] = seen[0][0]
@@ -32,30 +32,30 @@ def object_to(content_filter: ContentFilter, picture: torch.Tensor) -> None:
 
 
 def test_what_it_objects_to_is_hidden_and_nothing_else(content_filter):
-    pictures = torch.rand(3, 3, 48, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    assert torch.equal(content_filter(pictures), pictures)
-    object_to(content_filter, pictures[1])
-    assert content_filter.objects(pictures).tolist() == [False, True, False]
-    out = content_filter(pictures)
-    assert torch.equal(out[[0, 2]], pictures[[0, 2]])
-    assert torch.equal(out[1], hidden(pictures)[1])
+    images = torch.rand(3, 3, 48, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert torch.equal(content_filter(images), images)
+    object_to(content_filter, images[1])
+    assert content_filter.objects(images).tolist() == [False, True, False]
+    out = content_filter(images)
+    assert torch.equal(out[[0, 2]], images[[0, 2]])
+    assert torch.equal(out[1], hidden(images)[1])
 
 
-def test_it_sees_a_square_picture_as_clips_own_processor_makes_it(content_filter):
+def test_a_square_image_is_prepared_as_clips_own_processor_does(content_filter):
     processor = CLIPImageProcessor(do_resize=False, do_center_crop=False)
     expected = processor(FRAME, return_tensors="pt").pixel_values
-    picture = torch.from_numpy(FRAME).permute(2, 0, 1)[None] / 127.5 - 1
-    torch.testing.assert_close(content_filter.prepared(picture), expected, atol=1e-5, rtol=1e-5)
+    image = torch.from_numpy(FRAME).permute(2, 0, 1)[None] / 127.5 - 1
+    torch.testing.assert_close(content_filter.prepared(image), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_hidden_picture_has_no_detail_and_a_cross_that_is_one_in_a_mirror_too():
-    pictures = torch.rand(1, 3, 48, 64) * 2 - 1
-    out = hidden(pictures)
+def test_a_hidden_image_has_no_detail_and_a_cross_that_is_symmetric():
+    images = torch.rand(1, 3, 48, 64) * 2 - 1
+    out = hidden(images)
     cross = (out == 1).all(1)[0]
     assert 0.02 < cross.float().mean() < 0.2 and torch.equal(cross, cross.flip(1))
     blurred = out[0][:, ~cross]
-    assert blurred.std() < 0.3 * pictures.std()
-    assert out.shape == pictures.shape and out.dtype == pictures.dtype
+    assert blurred.std() < 0.3 * images.std()
+    assert out.shape == images.shape and out.dtype == images.dtype
 
 
 def test_a_stream_gives_out_what_the_filter_leaves(tiny_pipeline, content_filter, monkeypatch):
@@ -77,7 +77,7 @@ def test_a_stream_gives_out_what_the_filter_leaves(tiny_pipeline, content_filter
     assert any(frame[0, 0].tolist() != [255] * 3 for frame in as_they_are)
 
 
-def test_it_is_loaded_with_the_model_if_asked_for_and_said(tmp_path: Path):
+def test_it_is_loaded_with_the_model_if_asked_for_and_mentioned(tmp_path: Path):
     tiny_checker().save_pretrained(tmp_path)
     pipe = load("nano", "cpu", eager=True, safety_checker=str(tmp_path))
     assert "content filter" in pipe.about

@@ -1,4 +1,4 @@
-"""A stream that notices another scene, and what it must not take for one."""
+"""Scene changes are detected, and nothing else is taken for one."""
 
 from itertools import islice
 
@@ -8,64 +8,65 @@ import pytest
 from helpers.paths import EXAMPLES
 
 from live2diff.streaming.scene_change import SceneChangeDetector
+from live2diff.streaming.settings import StreamSettings
 from live2diff.video.reader import read_frames
 
 NAMES = ("admiral", "city", "raccoon", "room", "traveller")
-Pictures = list[np.ndarray]
+Images = list[np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def clips() -> dict[str, Pictures]:
+def clips() -> dict[str, Images]:
     return {
         name: [cv2.resize(f, (128, 96)) for f, _ in islice(read_frames(EXAMPLES / f"{name}.mp4"), 40)]
         for name in NAMES
     }
 
 
-def changed(pictures: Pictures, change) -> Pictures:
-    """Each picture after `change(picture, number)`, as 8 bits again."""
-    return [np.clip(change(p.astype(np.float32), n), 0, 255).astype(np.uint8) for n, p in enumerate(pictures)]
+def changed(images: Images, change) -> Images:
+    """Each image after `change(image, number)`, as 8 bits again."""
+    return [np.clip(change(p.astype(np.float32), n), 0, 255).astype(np.uint8) for n, p in enumerate(images)]
 
 
-def wobbling(pictures: Pictures) -> Pictures:
-    """By up to 4 % of the picture, each way, and each frame elsewhere."""
-    shifts = np.random.default_rng(0).integers(-5, 6, (len(pictures), 2))
-    return [np.roll(p, tuple(shift), axis=(0, 1)) for p, shift in zip(pictures, shifts, strict=True)]
+def wobbling(images: Images) -> Images:
+    """By up to 4 % of the image, each way, and each frame elsewhere."""
+    shifts = np.random.default_rng(0).integers(-5, 6, (len(images), 2))
+    return [np.roll(p, tuple(shift), axis=(0, 1)) for p, shift in zip(images, shifts, strict=True)]
 
 
-def pan(picture: np.ndarray, frames_a_width: int) -> Pictures:
-    """The camera turns over a wide picture for one and a half widths of what it sees."""
-    large = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+def pan(image: np.ndarray, frames_a_width: int) -> Images:
+    """The camera turns over a wide image for one and a half widths of what it sees."""
+    large = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
     wide = np.concatenate([large, large[:, ::-1]], axis=1)
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     return [
         np.ascontiguousarray(wide[height // 2 : height // 2 + height, x : x + width])
         for x in (n * width // frames_a_width for n in range(3 * frames_a_width // 2))
     ]
 
 
-def seen(pictures: Pictures, **options) -> tuple[list[int], list[int]]:
+def seen(images: Images, **options) -> tuple[list[int], list[int]]:
     """The frames at which it saw a cut, and those at which it found a changed scene at rest."""
-    watch, cuts, settled = SceneChangeDetector(**options), [], []
-    for number, picture in enumerate(pictures):
-        watch.see(picture)
-        cuts += [number] * watch.cut
-        settled += [number] * watch.settled
-        if watch.settled or (watch.cut and number >= 8):  # as a stream does
-            watch.remember()
+    detector, cuts, settled = SceneChangeDetector(**options), [], []
+    for number, image in enumerate(images):
+        detector.see(image)
+        cuts += [number] * detector.cut
+        settled += [number] * detector.settled
+        if detector.settled or (detector.cut and number >= 8):  # as a stream does
+            detector.remember()
     return cuts, settled
 
 
-def test_every_cut_between_two_clips_is_seen_at_its_first_frame(clips):
+def test_every_cut_between_two_clips_is_detected_at_its_first_frame(clips):
     for first in NAMES:
         for second in NAMES:
             cuts, settled = seen(clips[first][:20] + clips[second][:20])
             assert (cuts, settled) == (([20], []) if first != second else ([], [])), (first, second)
 
 
-def test_what_is_the_same_scene_is_not_taken_for_another(clips):
+def test_changes_within_a_scene_are_not_scene_changes(clips):
     for name, clip in clips.items():
-        for what, pictures in {
+        for what, images in {
             "itself": clip,
             "every third frame": clip[::3],
             "exposure": changed(clip, lambda p, n: p * (1 + 0.6 * np.sin(n / 10))),
@@ -75,14 +76,14 @@ def test_what_is_the_same_scene_is_not_taken_for_another(clips):
             "pan": pan(clip[0], 100),
             "flash": changed(clip, lambda p, n: p + (170 if n == 20 else 0)),
         }.items():
-            assert seen(pictures) == ([], []), (name, what)
+            assert seen(images) == ([], []), (name, what)
 
 
-def test_a_cut_within_the_first_frames_is_made_good_when_the_scene_has_settled(clips):
+def test_a_cut_within_the_first_frames_settles_eight_frames_later(clips):
     assert seen(clips["room"][:4] + clips["city"][:20]) == ([4], [11])
 
 
-def test_a_fade_to_another_scene_is_seen_when_it_is_over(clips):
+def test_a_fade_to_another_scene_settles_when_it_is_over(clips):
     mixed = [
         cv2.addWeighted(old, 1 - n / 12, new, n / 12, 0)
         for n, (old, new) in enumerate(zip(clips["room"][:12], clips["city"][:12], strict=True))
@@ -91,32 +92,31 @@ def test_a_fade_to_another_scene_is_seen_when_it_is_over(clips):
     assert cuts == [] and len(settled) == 1 and 20 < settled[0] < 45
 
 
-def test_the_threshold_is_the_callers_and_none_turns_it_off(clips):
+def test_the_threshold_can_be_set_and_none_turns_detection_off(clips):
     spliced = clips["room"][:20] + clips["city"][:20]
     assert seen(spliced, threshold=None) == seen(spliced, threshold=0.99) == ([], [])
     for wrong in (0, 1, -1, 2.0):
         with pytest.raises(ValueError, match="scene_cut"):
-            SceneChangeDetector(wrong)
+            StreamSettings(scene_cut=wrong)
 
 
-def test_while_a_fast_pan_lasts_nothing_is_begun_and_once_when_it_ends(clips):
+def test_a_fast_pan_settles_once_when_it_ends(clips):
     moving = pan(clips["city"][0], 30)
     cuts, settled = seen(moving[:1] * 10 + moving[:20] + moving[19:20] * 10)
     assert cuts == [] and len(settled) == 1 and settled[0] > 30
 
 
-def test_after_a_cut_nothing_is_left_of_the_scene_before(tiny_pipeline, clips):
-    """Streams with different pasts have the same memory of the new scene, to the bit; told not to watch, they
-    have not."""
+def test_after_a_cut_the_cache_holds_nothing_of_the_scene_before(tiny_pipeline, clips):
+    """Streams with different pasts have the same cache, to the bit; without detection they differ."""
 
-    def memory(past: str, scene_cut: float | None) -> list[np.ndarray]:
+    def cached(past: str, scene_cut: float | None) -> list[np.ndarray]:
         stream = tiny_pipeline.stream(steps=1, seed=3, size=16, scene_cut=scene_cut)
         given = [len(stream.push(frame)) for frame in clips[past][:10] + clips["city"][:3]]
         assert given == [0] * 7 + [8] + [1] * 5  # no gap and no burst
-        return [key[:, :11].numpy() for key in stream._cache.keys]
+        return [key[:, :11].numpy() for key in stream.state.cache.keys]
 
     def same(scene_cut: float | None) -> bool:
-        pairs = zip(memory("room", scene_cut), memory("admiral", scene_cut), strict=True)
+        pairs = zip(cached("room", scene_cut), cached("admiral", scene_cut), strict=True)
         return all(np.array_equal(one, other) for one, other in pairs)
 
     assert same(0.45) and not same(None)

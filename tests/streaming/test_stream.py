@@ -1,4 +1,4 @@
-"""The stream against slow, obvious computations of the same thing."""
+"""A stream equals slow, obvious computations of the same thing."""
 
 import av
 import numpy as np
@@ -35,8 +35,8 @@ def test_a_unet_may_have_its_last_motion_module_alone(tiny_pipeline):
     whole = tiny_pipeline.unet
     unet = StreamUNet.from_config({**whole.config, "motion_module_last_only": True}).eval()
     kept = unet.state_dict().keys()
-    places = {name.split(".temporal_transformer")[0] for name in kept if ".motion_modules." in name}
-    assert places == {f"up_blocks.1.motion_modules.{len(whole.up_blocks[1].resnets) - 1}"}
+    modules = {name.split(".temporal_transformer")[0] for name in kept if ".motion_modules." in name}
+    assert modules == {f"up_blocks.1.motion_modules.{len(whole.up_blocks[1].resnets) - 1}"}
     unet.load_state_dict({name: weight for name, weight in whole.state_dict().items() if name in kept})
     assert len(unet.new_cache(1, 8, 12).keys) == 2 < len(whole.new_cache(1, 8, 12).keys)
     check_streaming(unet, steps=2)
@@ -193,19 +193,19 @@ def test_restart_update_and_flush_at_every_fill_level_lose_no_frame(tiny_pipelin
     assert len(out) == len(source)
 
 
-def test_a_restart_forgets_all_but_the_last_eight_frames(tiny_pipeline):
-    """After different pasts, the same last 8 frames and a restart, the memories are the same."""
+def test_a_restart_fills_the_cache_from_the_last_eight_frames_only(tiny_pipeline):
+    """After different pasts, the same last 8 frames and a restart, the caches are the same."""
     caches = []
     for seed in (1, 2):
         stream = tiny_pipeline.stream(steps=1, seed=0)
         for frame in clip(12, seed=seed) + clip(12, seed=3):
             stream.push(frame)
         stream.restart()
-        stream._depth_range = DepthRange(torch.tensor(0.0), torch.tensor(1.0))
-        for frame in stream._recent:
+        stream.state.depth_range = DepthRange(torch.tensor(0.0), torch.tensor(1.0))
+        for frame in stream.state.recent:
             frame.depth_latents = torch.zeros_like(frame.depth_latents)
         stream.push(clip(1, seed=4)[0])
-        caches.append(stream._cache)
+        caches.append(stream.state.cache)
     for a, b in zip(caches[0].keys, caches[1].keys, strict=True):
         torch.testing.assert_close(a[:, :9], b[:, :9])
     assert caches[0].count.tolist() == [1]
@@ -220,10 +220,12 @@ def test_an_update_takes_effect_from_the_next_frame_and_ends_at_the_new_prompt(t
     for index, frame in enumerate(source[12:]):
         assert (changed.push(frame)[0] != kept.push(frame)[0]).any()
         target = tiny_pipeline.encode_prompt("neon", "")
-        assert torch.allclose(changed._embeds, target, atol=1e-6) == (index >= 3)
+        assert torch.allclose(changed.state.prompt.embeds, target, atol=1e-6) == (index >= 3)
     changed.restart()
     changed.push(source[0])
-    torch.testing.assert_close(changed._embeds, tiny_pipeline.encode_prompt("neon", ""))  # the current prompt
+    torch.testing.assert_close(
+        changed.state.prompt.embeds, tiny_pipeline.encode_prompt("neon", "")
+    )  # the current prompt
 
 
 def test_strength_and_steps_choose_where_a_stream_begins(tiny_pipeline):

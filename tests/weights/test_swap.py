@@ -81,11 +81,11 @@ def test_a_stream_changes_style_without_a_gap_and_clears_its_cache_unless_asked_
             if "motion_modules" in name and "proj_out" in name:
                 parameter.mul_(30)  # so that what the cache holds shows
 
-    def first_frame_after(warmup: np.ndarray, keep_memory: bool) -> np.ndarray:
+    def first_frame_after(warmup: np.ndarray, keep_cache: bool) -> np.ndarray:
         stream = full.stream(style="felt", scene_cut=None, **SMALL)
         for frame in [*warmup, *FRAMES[4:]]:  # a cleared cache is filled from the last 8 frames
             stream.push(frame)
-        stream.update(style="toon", keep_memory=keep_memory)
+        stream.update(style="toon", keep_cache=keep_cache)
         (image,) = stream.push(FRAMES[0])
         stream.close()
         return image
