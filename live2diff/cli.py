@@ -6,11 +6,13 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import NonFiniteError
+from .styles import read_styles
 
 if TYPE_CHECKING:
     from .pipeline import Live2DiffPipeline
@@ -47,14 +49,23 @@ def run_main(
     return 0
 
 
+@contextmanager
+def explain_out_of_memory(advice: str) -> Iterator[None]:
+    """Raise ValueError with the advice when torch runs out of memory inside."""
+    try:
+        yield
+    except RuntimeError as error:
+        from torch import OutOfMemoryError  # loaded by then; before, it takes seconds
+
+        if not isinstance(error, OutOfMemoryError):
+            raise
+        raise ValueError(f"There is not enough memory. {advice}") from None
+
+
 def size_of(text: str) -> int | tuple[int, int]:
     """Parse `512` (about 512x512 pixels in the clip's aspect) or `640x360` (width and height)."""
-    parts = text.lower().split("x")
-    try:
-        sides = tuple(int(part) for part in parts)
-    except ValueError:
-        sides = ()
-    if len(sides) not in (1, 2) or not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
+    sides = [int(part) if part.isdecimal() else 0 for part in text.lower().split("x")]
+    if len(sides) > 2 or not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a number like 512 nor a size like 640x360 (sides {MIN_SIDE} to {MAX_SIDE})"
         )
@@ -127,16 +138,10 @@ def load_model(options: argparse.Namespace, **settings: Any) -> Live2DiffPipelin
     Raises:
         ValueError, OSError: as `loading.load` and `styles.read_styles`.
     """
+    styles = read_styles(options.styles) if options.styles else None
     from .loading import load  # imports torch, which takes seconds
-    from .styles import read_styles
 
-    arguments = {
-        "style": options.style,
-        "loras": options.loras,
-        "styles": read_styles(options.styles) if options.styles else None,
-        "checkpoints": options.checkpoints,
-        "eager": options.eager,
-        "safety_checker": options.safety_checker,
-        "report": partial(print, file=sys.stderr, flush=True),
-    }
-    return load(options.model, **arguments | settings)
+    names = ("style", "loras", "checkpoints", "eager", "safety_checker")
+    arguments = {name: getattr(options, name) for name in names}
+    report = partial(print, file=sys.stderr, flush=True)
+    return load(options.model, **arguments | {"styles": styles, "report": report} | settings)

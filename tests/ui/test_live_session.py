@@ -7,13 +7,13 @@ from socket import SO_LINGER, SOL_SOCKET
 
 import pytest
 from helpers.browser import wait_for
-from helpers.live_socket import JPEG, PATIENCE, PICTURE_SENT, SETTINGS, answer, started, told
+from helpers.live_socket import JPEG, PATIENCE, IMAGE, SETTINGS, answer, started, receive
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import app
 from live2diff.serving.engine import Engine
-from live2diff.ui.live_protocol import FRAME, LARGEST_FRAME, PICTURE, decode_frame
+from live2diff.ui.live_protocol import FRAME, LARGEST_FRAME, RESULT, decode_frame
 from live2diff.ui.live_tab import PATH
 
 
@@ -40,17 +40,17 @@ def test_frames_are_counted_while_they_warm_up_and_then_come_back_as_pictures(en
         for number in (8, 9, 12):
             (shown, taken, *_, gathered), jpeg = answer(socket, number)
             assert (shown, taken, gathered) == (number, number, 0)
-            assert decode_frame(jpeg).shape == PICTURE_SENT.shape
+            assert decode_frame(jpeg).shape == IMAGE.shape
         socket.send(json.dumps({"update": SETTINGS | {"style": "oil"}}))
-        assert told(socket, "updated")["updated"] == "oil"
+        assert receive(socket, "updated")["updated"] == "oil"
         socket.send(json.dumps({"update": SETTINGS | {"style": "nothing like it"}}))
-        assert told(socket, "refused")["style"] == "oil"
+        assert receive(socket, "refused")["style"] == "oil"
         socket.send(json.dumps({"restart": True}))
         assert answer(socket, 13)[0][0] == 13
         socket.send(json.dumps({"stop": True}))
         wait_for(lambda: engine.stats()["streams"] == 0)
         socket.send(json.dumps({"start": SETTINGS}))  # and once more on the same socket
-        told(socket, "started")
+        receive(socket, "started")
         assert answer(socket, 14)[0][4] == 1
     wait_for(lambda: engine.stats()["streams"] == 0)
 
@@ -65,7 +65,7 @@ def test_a_burst_of_frames_leaves_out_all_but_the_newest(engine, address):
         answers = 0
         while taken < 59:
             message = socket.recv(PATIENCE)
-            taken, answers = PICTURE.unpack_from(message)[1], answers + 1
+            taken, answers = RESULT.unpack_from(message)[1], answers + 1
         assert answers < 51
     wait_for(lambda: engine.stats()["streams"] == 0)
 
@@ -75,11 +75,11 @@ def test_a_new_stream_with_other_settings_takes_the_place_of_the_old_one(engine,
         for number in range(1, 9):
             answer(socket, number)
         socket.send(json.dumps({"start": SETTINGS | {"steps": 3, "strength": 0.4, "seed": 5}}))
-        told(socket, "started")
+        receive(socket, "started")
         assert engine.stats()["streams"] == 1
         assert answer(socket, 9)[0][4] == 1
         socket.send(json.dumps({"start": SETTINGS | {"steps": 9}}))
-        assert "steps is 9" in told(socket, "error")["error"]
+        assert "steps is 9" in receive(socket, "error")["error"]
     wait_for(lambda: engine.stats()["streams"] == 0)
 
 
@@ -150,10 +150,10 @@ def test_a_socket_that_is_cut_frees_its_stream(engine, address):
 def test_whoever_is_too_many_waits_in_line_and_is_let_in_by_itself(engine, address):
     with started(address) as first, started(address), connect(address) as third:
         third.send(json.dumps({"start": SETTINGS}))
-        waiting = told(third, "waiting")
+        waiting = receive(third, "waiting")
         assert waiting["waiting"] == 1 and waiting["seconds"] > 0
-        assert told(first, "time_left")["time_left"] > 0
+        assert receive(first, "time_left")["time_left"] > 0
         first.close()
-        told(third, "started")
+        receive(third, "started")
         assert answer(third, 1)[0][4] == 1
     wait_for(lambda: engine.stats()["streams"] == 0)

@@ -110,5 +110,5 @@ def test_a_screen_is_taken_while_it_runs_unmirrored_and_its_end_is_told(page):
     wait_for(lambda: shown(page) > 3)
     page.evaluate("""() => document.querySelector("#live video").srcObject.getTracks()[0]
       .dispatchEvent(new Event("ended"))""")
-    expect(page.locator("#live .message")).to_have_text("The screen is not shared any more.")
+    expect(page.locator("#live .message")).to_have_text("The screen is no longer shared.")
     expect(page.locator("#live .start")).to_be_visible()

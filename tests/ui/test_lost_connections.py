@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from helpers.browser import chromium, needs_browser, wait_for
-from helpers.live_socket import SETTINGS, answer, told
+from helpers.live_socket import SETTINGS, answer, receive
 from playwright.sync_api import sync_playwright
 from websockets.sync.client import connect
 
@@ -99,7 +99,7 @@ def test_a_network_that_is_silently_dead_frees_its_place(engine, address):
     network = Network(urlsplit(address).port)
     with connect(f"ws://127.0.0.1:{network.port}{PATH}", close_timeout=0) as visitor:
         visitor.send(json.dumps({"start": SETTINGS}))
-        told(visitor, "started")
+        receive(visitor, "started")
         for number in range(1, 10):
             answer(visitor, number)
         print(f"network dead: {seconds_until_free(engine, network.die):.2f} s")
