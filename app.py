@@ -36,9 +36,10 @@ from live2diff.serving.shutdown import GRACE_SECONDS, serve_until_stopped
 from live2diff.serving.temp_files import KEPT_SECONDS, MOST_BYTES, keep_tidy
 from live2diff.styles import THUMBNAILS, thumbnail_of
 from live2diff.ui.api import add_endpoints
+from live2diff.ui.examples import EXAMPLES
 from live2diff.ui.live_tab import configure_sockets, live_route, live_view
 from live2diff.ui.theme import STYLESHEET, THEME
-from live2diff.ui.video_tab import EXAMPLES, UPLOAD_MEGABYTES, clip_key, video_tab
+from live2diff.ui.video_tab import UPLOAD_MEGABYTES, clip_key, video_tab
 from live2diff.zerogpu.button import gpu_session_button
 from live2diff.zerogpu.engine import ZeroGpuEngine, on_zero_gpu
 

@@ -9,6 +9,7 @@ import torch
 
 import app
 from live2diff.serving.limits import VisitorLimits
+from live2diff.ui import examples
 
 
 class NoMemory:
@@ -101,8 +102,6 @@ def test_the_limits_are_on_the_page(engine):
 
 
 def test_the_gallery_is_empty_without_the_examples_of_the_repository(engine, monkeypatch, tmp_path):
-    from live2diff.ui import video_tab
-
-    monkeypatch.setattr(video_tab, "EXAMPLES", tmp_path)
+    monkeypatch.setattr(examples, "EXAMPLES", tmp_path)
     page = app.build(engine)
     assert not any(isinstance(block, gr.Gallery) for block in page.blocks.values())

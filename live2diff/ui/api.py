@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
+from gradio.events import api
 
 from ..serving.clip_queue import ClipQueue, Waiting
 from ..serving.sessions import EngineProtocol
@@ -16,10 +18,9 @@ from .video_tab import (
     CLIP_ERRORS,
     address_of,
     clip_key,
-    cut_of,
     explain,
     kept_frames,
-    settings_of,
+    parse_inputs,
     time_left,
 )
 
@@ -44,7 +45,7 @@ def describe(step: Waiting | Progress | str) -> tuple[tuple[int, int | None], st
     return (0, None), f"The prompt is too long. Not read: {step}"
 
 
-def clip_inputs(engine: EngineProtocol) -> list[gr.components.Component]:
+def clip_inputs(engine: EngineProtocol) -> list[Component]:
     """Create the inputs of `/translate`: hidden components, so that Gradio accepts uploaded files only."""
     hidden: dict[str, Any] = {"visible": False}
     return [
@@ -57,6 +58,12 @@ def clip_inputs(engine: EngineProtocol) -> list[gr.components.Component]:
 
 def add_endpoints(engine: EngineProtocol, jobs: ClipQueue) -> None:
     """Add `/translate`, `/styles` and `/health`, within `gr.Blocks`."""
+    add_translate(engine, jobs)
+    add_status(engine)
+
+
+def add_translate(engine: EngineProtocol, jobs: ClipQueue) -> None:
+    """Add `/translate`."""
 
     def translate(
         clip: str | None,
@@ -67,7 +74,7 @@ def add_endpoints(engine: EngineProtocol, jobs: ClipQueue) -> None:
         end: float = 0,
         steps: float = 0,
         strength: float = 0,
-        request: gr.Request = None,
+        request: gr.Request | None = None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio passes it
     ) -> str:
         """Translate a video clip into another style.
@@ -93,17 +100,25 @@ def add_endpoints(engine: EngineProtocol, jobs: ClipQueue) -> None:
         """
         if clip is None:
             raise request_error("There is no clip: pass the file to translate.")
+        assert request is not None  # Gradio passes it
         result = jobs.new_result()
         try:
-            settings = settings_of(style or engine.default_style, prompt, seed, steps, strength)
-            cut, address = cut_of(start, end), address_of(request)
-            for step in jobs.run(clip_key(request), clip, result, cut, settings, address):
+            style = style or engine.default_style
+            settings, cut = parse_inputs(style, prompt, seed, start, end, steps, strength)
+            for step in jobs.run(clip_key(request), clip, result, cut, settings, address_of(request)):
                 count, text = describe(step)
                 progress(count, desc=text, unit="frames")
         except CLIP_ERRORS as error:
             kept = f"{kept_frames(result)} {file_url(result.path)}" if result.frames else ""
             raise request_error(explain(error) + kept) from None
         return str(result.path)
+
+    result = gr.Video(label="result", visible=False)
+    gr.on([], translate, clip_inputs(engine), result, api_name="translate", concurrency_limit=4)
+
+
+def add_status(engine: EngineProtocol) -> None:
+    """Add `/styles` and `/health`."""
 
     def styles() -> list[dict[str, str]]:
         """List the styles: name for /translate, title, and the weights needed besides the model's, if any."""
@@ -120,7 +135,5 @@ def add_endpoints(engine: EngineProtocol, jobs: ClipQueue) -> None:
         """
         return {"model": engine.about, "device": engine.device} | engine.stats()
 
-    result = gr.Video(label="result", visible=False)
-    gr.on([], translate, clip_inputs(engine), result, api_name="translate", concurrency_limit=4)
-    gr.api(styles, api_name="styles", queue=False)
-    gr.api(health, api_name="health", queue=False)
+    api(styles, api_name="styles", queue=False)
+    api(health, api_name="health", queue=False)

@@ -38,14 +38,12 @@ class PendingFrame:
 class FrameRelay:
     """Relays one stream's camera frames to the engine and its results to the socket, in order.
 
-    The newest frame that has arrived is kept as a JPEG and decoded only when the engine has room for it. Under
-    overload, what is replaced here costs nothing.
+    The newest frame is kept as a JPEG and decoded only when the engine has room for it: a frame that is
+    replaced under overload costs nothing.
     """
 
     def __init__(self, engine: EngineProtocol, key: str, send: Callable[[bytes], Awaitable[None]]) -> None:
-        self.engine = engine
-        self.key = key
-        self.send = send
+        self.engine, self.key, self.send = engine, key, send
         self.newest: CameraFrame | None = None
         self.arrived = asyncio.Event()
         self.in_engine = asyncio.Semaphore(FRAMES_IN_ENGINE)

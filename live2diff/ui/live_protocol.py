@@ -74,10 +74,8 @@ def parse_message(text: str) -> Message:
         # Not pydantic's own parser: it refuses unpaired surrogates, which a browser sends for half an emoji.
         return MESSAGES.validate_python(json.loads(text))
     except ValidationError as error:
-        settings_errors = [
-            str(each["ctx"]["error"]) for each in error.errors() if each["type"] == "value_error"
-        ]
-        raise ValueError(*settings_errors[:1] or ["The page sends no message like this."]) from None
+        bad_settings = [each.get("ctx", {}).get("error") for each in error.errors()]
+        raise next(filter(None, bad_settings), ValueError("The page sends no message like this.")) from None
     except (ValueError, RecursionError):
         raise ValueError("The message is not JSON.") from None
 

@@ -9,6 +9,7 @@ import json
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import gradio as gr
@@ -114,6 +115,7 @@ def configure_sockets(demo: gr.Blocks) -> None:
 
 def abort(demo: gr.Blocks, socket: WebSocket) -> None:
     """Drop a connection whose other side takes nothing: an ordinary close would wait until it does."""
-    for protocol in list(demo.server.server_state.connections):
-        if protocol.scope and protocol.scope["headers"] == socket.scope["headers"]:  # the socket's key is one
-            protocol.transport.abort()
+    connections: list[Any] = list(demo.server.server_state.connections)
+    for connection in connections:
+        if connection.scope and connection.scope["headers"] == socket.scope["headers"]:  # with its random key
+            connection.transport.abort()

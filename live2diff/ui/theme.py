@@ -3,14 +3,14 @@
 from pathlib import Path
 from urllib.parse import quote
 
-import gradio as gr
+from gradio.themes import Base
 from gradio.themes.utils import colors, sizes
 
 STATIC = Path(__file__).parent / "static"
 STYLESHEET = STATIC / "app.css"
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 
-THEME = gr.themes.Base(
+THEME = Base(
     primary_hue=colors.indigo,
     secondary_hue=colors.indigo,
     neutral_hue=colors.stone,

@@ -1,4 +1,4 @@
-"""The Video tab: upload or record a clip, trim it, choose a style, and compare the result with the original."""
+"""The Video tab: upload or record a clip, trim it, choose a style, compare the result with the original."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
 import gradio as gr
 import numpy as np
+from gradio.components import Component
 
 from ..config import WARMUP_FRAMES
 from ..errors import ClipError, ClipStopped
@@ -26,11 +26,10 @@ from ..streaming.settings import StreamSettings
 from ..styles import thumbnail_of
 from ..video.reader import Cut, Limits, probe
 from ..video.translate import Progress
+from .examples import EXAMPLES, RESULTS_BY, example_gallery, presets, result_of
 from .live_protocol import encode_frame
 from .theme import STATIC, file_url
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"  # only in the repository
-RESULTS_BY = "nano"  # the model that made examples/results
 UPLOAD_MEGABYTES = 200
 ANY_LENGTH = Limits(max_frames=10**9, max_seconds=1e9)
 PREVIEW_SECONDS = 0.3  # between two previews
@@ -40,6 +39,8 @@ CLIPS_WAITING = 8  # that hold a thread each; more wait in Gradio's queue
 NO_CLIP = "Choose a clip first: upload one, record one, or pick an example."
 UNEXPECTED = "The translation failed for a reason that the server's log names. Try again, or another clip."
 CLIP_ERRORS = (ValueError, OSError, RuntimeError, gr.Error)  # gr.Error: no GPU is to be had
+
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # of event listeners
 
 log = logging.getLogger(__name__)
 StageValue = dict[str, Any]
@@ -57,19 +58,8 @@ def stage_value(state: str, text: str = "", **more: Any) -> StageValue:
     } | more
 
 
-def presets() -> list[dict]:
-    """Return the clips in examples/ with a style, a prompt and a seed each."""
-    path = EXAMPLES / "presets.json"
-    return json.loads(path.read_text()) if path.exists() else []
-
-
-def result_of(preset: dict) -> Path:
-    """Return the path of a preset's finished result, which examples/render.py makes."""
-    return EXAMPLES / "results" / f"{Path(preset['clip']).stem}-{preset['style']}.mp4"
-
-
 def clip_key(request: gr.Request) -> str:
-    """Return the engine's key of this viewer's clip; that of the live stream is the session alone."""
+    """Return the key of this viewer's clips in the engine."""
     return f"{request.session_hash or secrets.token_urlsafe(16)}/clip"
 
 
@@ -96,22 +86,28 @@ def preview_url(frame: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(encode_frame(small, PREVIEW_QUALITY)).decode()
 
 
-def settings_of(
-    style: str, prompt: str | None, seed: float | None, steps: float | None, strength: float | None
-) -> StreamSettings:
-    """Return the settings of a stream; 0 or None for steps and strength means the style's own."""
-    return StreamSettings(
+def parse_inputs(
+    style: str,
+    prompt: str | None,
+    seed: float | None,
+    start: float | None,
+    end: float | None,
+    steps: float | None,
+    strength: float | None,
+) -> tuple[StreamSettings, Cut]:
+    """Return the settings of the stream and the part to translate; 0 or None means the default.
+
+    Raises:
+        ValueError: a bad value.
+    """
+    settings = StreamSettings(
         style=style,
         prompt=prompt or "",
         seed=int(seed or 0),
         steps=int(steps) if steps else None,
         strength=float(strength) if strength else None,
     )
-
-
-def cut_of(start: float | None, end: float | None) -> Cut:
-    """Return the part from `start` to `end` seconds, where 0 or None is the end of the clip."""
-    return Cut(float(start or 0), float(end) if end else None)
+    return settings, Cut(float(start or 0), float(end) if end else None)
 
 
 def explain(error: Exception) -> str:
@@ -130,7 +126,7 @@ def kept_frames(result: Result) -> str:
 
 
 def stage_values(
-    jobs: ClipQueue, key: str, clip: str, cut: Cut, settings: StreamSettings, address: str | None
+    jobs: ClipQueue, clip: str, settings: StreamSettings, cut: Cut, request: gr.Request
 ) -> Iterator[StageValue]:
     """Translate a clip and yield what the stage shows.
 
@@ -139,7 +135,7 @@ def stage_values(
     result, notes, shown = jobs.new_result(), [], -PREVIEW_SECONDS
     state, text, is_complete = "error", UNEXPECTED, False
     try:
-        for step in jobs.run(key, clip, result, cut, settings, address):
+        for step in jobs.run(clip_key(request), clip, result, cut, settings, address_of(request)):
             if isinstance(step, Waiting):
                 others = "1 clip is" if step.before == 1 else f"{step.before} clips are"
                 yield stage_value("waiting", f"{others} before yours. It begins by itself.")
@@ -209,8 +205,8 @@ class Controls:
     cancel: gr.Button
 
     @property
-    def settings(self) -> list[gr.components.Component]:
-        """Return the inputs of `run`, in its order, which is that of the examples as well."""
+    def inputs(self) -> list[Component]:
+        """Return the clip and the inputs of `parse_inputs`, in its order."""
         first = [self.clip, self.style, self.prompt, self.seed]
         return [*first, self.start, self.end, self.steps, self.strength]
 
@@ -275,100 +271,50 @@ def more_fields() -> tuple[gr.Number, gr.Dropdown, gr.Slider]:
 def wire(controls: Controls, jobs: ClipQueue) -> None:
     """Connect the components with what they do."""
 
-    def run(
-        clip: str | None,
-        style: str,
-        prompt: str,
-        seed: float,
-        start: float | None,
-        end: float | None,
-        steps: float,
-        strength: float,
-        request: gr.Request,
-    ) -> Iterator[tuple]:
+    def run(inputs: dict[Component, Any], request: gr.Request) -> Iterator[dict[Component, Any]]:
+        clip, *values = (inputs[component] for component in controls.inputs)
         if clip is None:
-            yield stage_value("error", NO_CLIP), gr.skip(), gr.skip()
+            yield {controls.stage: stage_value("error", NO_CLIP)}
             return
-        yield stage_value("waiting", "Waiting for the model."), *buttons(is_running=True)
+        yield {controls.stage: stage_value("waiting", "Waiting for the model."), **buttons(is_running=True)}
         try:
-            settings, cut = settings_of(style, prompt, seed, steps, strength), cut_of(start, end)
-            for value in stage_values(jobs, clip_key(request), clip, cut, settings, address_of(request)):
-                yield value, gr.skip(), gr.skip()
+            for value in stage_values(jobs, clip, *parse_inputs(*values), request):
+                yield {controls.stage: value}
         except (ValueError, OSError) as error:  # a setting, or a disk that cannot be written to
-            yield stage_value("error", str(error)), gr.skip(), gr.skip()
+            yield {controls.stage: stage_value("error", str(error))}
 
-    def buttons(is_running: bool = False) -> tuple[dict, dict]:
-        return gr.update(interactive=not is_running), gr.update(interactive=is_running)
+    def buttons(is_running: bool = False) -> dict[Component, Any]:
+        begin, cancel = gr.update(interactive=not is_running), gr.update(interactive=is_running)
+        return {controls.begin: begin, controls.cancel: cancel}
 
     def change_clip(clip: str | None) -> tuple[StageValue, None, float | None]:
         """Reset what belongs to the clip before, and trim to the end of this one."""
         jobs.tidy()
         try:
-            seconds = None if clip is None else rounded_up(probe(clip, ANY_LENGTH).duration)
+            seconds = None if clip is None else probe(clip, ANY_LENGTH).duration
         except ClipError as error:
             return stage_value("error", str(error)), None, None
-        return gr.skip(), None, seconds
+        # In hundredths, rounded up, so that a cut that ends with the clip loses no frame.
+        return gr.skip(), None, seconds and math.ceil(round(100 * seconds, 3)) / 100
 
     def stop(request: gr.Request) -> None:
         jobs.stop(clip_key(request))
 
     controls.begin.click(
         run,
-        controls.settings,
+        set(controls.inputs),
         [controls.stage, controls.begin, controls.cancel],
-        api_visibility="private",
         concurrency_limit=CLIPS_WAITING,
         concurrency_id="clips",
-        show_progress="hidden",
-    ).then(  # however it ends
-        buttons,
-        None,
-        [controls.begin, controls.cancel],
-        queue=False,
-        api_visibility="private",
-        show_progress="hidden",
-    )
-    controls.cancel.click(stop, queue=False, api_visibility="private")
+        **PRIVATE,
+    ).then(buttons, None, [controls.begin, controls.cancel], queue=False, **PRIVATE)  # however it ended
+    controls.cancel.click(stop, queue=False, **PRIVATE)
     clip = controls.clip
     changes = [clip.upload, clip.clear, clip.stop_recording]
     # In the browser, at once: an answer of the server might come when the next translation has begun.
     empty = f"() => ({json.dumps(stage_value('empty'))})"
-    gr.on(changes, None, None, controls.stage, js=empty, api_visibility="private")
-    gr.on(
-        changes,
-        change_clip,
-        clip,
-        [controls.stage, controls.start, controls.end],
-        api_visibility="private",
-        show_progress="hidden",
-    )
-
-
-def rounded_up(seconds: float) -> float:
-    """Round up to hundredths, so that a cut that ends with the clip loses no frame."""
-    return math.ceil(round(100 * seconds, 3)) / 100
-
-
-def example_gallery(engine: EngineProtocol, offered: list[dict]) -> gr.Gallery:
-    """Create the gallery of examples, each half original and half translated."""
-    gr.Markdown("Click an example to see its result, or use a clip of your own.", elem_classes="hint")
-    images = []
-    for preset in offered:
-        poster = result_of(preset).with_suffix(".jpg")
-        original = EXAMPLES / f"{Path(preset['clip']).stem}.jpg"
-        images.append((poster if poster.exists() else original, engine.styles[preset["style"]].title))
-    return gr.Gallery(
-        images,
-        label="Examples",
-        show_label=False,
-        columns=6,
-        height="auto",
-        object_fit="cover",
-        allow_preview=False,
-        interactive=False,
-        buttons=[],
-        elem_id="examples",
-    )
+    gr.on(changes, None, None, controls.stage, js=empty, **PRIVATE)
+    gr.on(changes, change_clip, clip, [controls.stage, controls.start, controls.end], **PRIVATE)
 
 
 def wire_examples(gallery: gr.Gallery, offered: list[dict], controls: Controls) -> None:
@@ -382,4 +328,4 @@ def wire_examples(gallery: gr.Gallery, offered: list[dict], controls: Controls) 
         value = stage_value("done", text, path=str(made)) if made.exists() else stage_value("empty")
         return [*settings, value]
 
-    gallery.select(pick, None, [*controls.settings, controls.stage], api_visibility="private", queue=False)
+    gallery.select(pick, None, [*controls.inputs, controls.stage], api_visibility="private", queue=False)

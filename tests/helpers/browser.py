@@ -97,6 +97,7 @@ class Identity:
 
     Args:
         gate: while it is not set, a frame stays in the model.
+        error: raised in place of frame 21.
     """
 
     default_style = "pencil"
@@ -104,17 +105,17 @@ class Identity:
     config = SimpleNamespace(size=256)
     unet = SimpleNamespace(device=SimpleNamespace(type="cpu"))
 
-    def __init__(self, gate: threading.Event | None = None) -> None:
+    def __init__(self, gate: threading.Event | None = None, error: Exception | None = None) -> None:
         from live2diff.styles import STYLES
 
-        self.gate = gate
+        self.gate, self.error = gate, error
         self.styles = {name: style for name, style in STYLES.items() if not style.has_weights}
 
     def fetch(self, style: str | None) -> None:
         pass
 
     def stream(self, settings: StreamSettings | None = None, **options: object) -> "IdentityStream":
-        return IdentityStream(settings or StreamSettings(), self.gate)
+        return IdentityStream(settings or StreamSettings(), self.gate, self.error)
 
 
 class IdentityStream:
@@ -122,9 +123,11 @@ class IdentityStream:
 
     ignored_words = ""
 
-    def __init__(self, settings: StreamSettings, gate: threading.Event | None) -> None:
+    def __init__(
+        self, settings: StreamSettings, gate: threading.Event | None, error: Exception | None
+    ) -> None:
         self.settings = settings
-        self.gate = gate
+        self.gate, self.error = gate, error
         self.frames_in = self.frames_out = 0
         self.collected: list[np.ndarray] = []
 
@@ -135,6 +138,8 @@ class IdentityStream:
     def push(self, frame: np.ndarray) -> list[np.ndarray]:
         if self.gate is not None:
             self.gate.wait()
+        if self.error is not None and self.frames_in == 20:
+            raise self.error
         self.frames_in += 1
         self.collected.append(frame)
         if not self.warm:

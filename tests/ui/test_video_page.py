@@ -9,7 +9,7 @@ from helpers.browser import chromium, needs_browser, numbered, opened, wait_for,
 from helpers.clips import RATE, sound_seconds, write_clip
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from live2diff.ui.video_tab import presets, result_of
+from live2diff.ui.examples import presets, result_of
 from live2diff.video.reader import read_frames
 
 pytestmark = needs_browser
