@@ -300,14 +300,16 @@ def wire(controls: Controls, jobs: ClipQueue) -> None:
     def stop(request: gr.Request) -> None:
         jobs.stop(clip_key(request))
 
-    controls.begin.click(
+    event = controls.begin.click(
         run,
         set(controls.inputs),
         [controls.stage, controls.begin, controls.cancel],
         concurrency_limit=CLIPS_WAITING,
         concurrency_id="clips",
         **PRIVATE,
-    ).then(buttons, None, [controls.begin, controls.cancel], queue=False, **PRIVATE)  # however it ended
+    )
+    for after in (event.then, event.failure):  # `then` alone does not follow an error
+        after(buttons, None, [controls.begin, controls.cancel], queue=False, **PRIVATE)
     controls.cancel.click(stop, queue=False, **PRIVATE)
     clip = controls.clip
     changes = [clip.upload, clip.clear, clip.stop_recording]
