@@ -75,7 +75,8 @@ def test_a_space_loads_the_model_of_its_options(on_space, tiny_pipeline, monkeyp
 
 
 @pytest.mark.parametrize(
-    "error", [AttributeError("'tuple' object has no attribute 'numel'"), OSError("no network"), KeyError("unet")]
+    "error",
+    [AttributeError("'tuple' object has no attribute 'numel'"), OSError("no network"), KeyError("unet")],
 )
 def test_a_space_whose_model_cannot_be_loaded_serves_nano_and_says_so(
     error, on_space, tiny_pipeline, monkeypatch, caplog

@@ -49,7 +49,11 @@ def frame_count(path: str | Path) -> int:
 @pytest.mark.parametrize(
     ("error", "text", "is_expected"),
     [
-        (RuntimeError("expected scalar type Half\nmore"), "The model failed: expected scalar type Half", True),
+        (
+            RuntimeError("expected scalar type Half\nmore"),
+            "The model failed: expected scalar type Half",
+            True,
+        ),
         (OSError("No space left on device"), "No space left on device", True),
         (LookupError("a bug"), UNEXPECTED, False),
     ],

@@ -1,4 +1,4 @@
-"""The Live tab's socket as programs see it, well-behaved and hostile; a tiny model, the real server."""
+"""The Live tab's socket as programs use it, well-behaved and hostile; a tiny model, the real server."""
 
 import json
 import struct
@@ -7,7 +7,7 @@ from socket import SO_LINGER, SOL_SOCKET
 
 import pytest
 from helpers.browser import wait_for
-from helpers.live_socket import JPEG, PATIENCE, IMAGE, SETTINGS, answer, started, receive
+from helpers.live_socket import IMAGE, JPEG, PATIENCE, SETTINGS, answer, receive, started
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -31,7 +31,7 @@ def address(engine) -> Iterator[str]:
     demo.close()
 
 
-def test_frames_are_counted_while_they_warm_up_and_then_come_back_as_pictures(engine, address):
+def test_frames_are_counted_during_the_warmup_and_then_come_back_as_images(engine, address):
     with started(address) as socket:
         for number in range(1, 8):
             (shown, taken, held, worked, gathered), jpeg = answer(socket, number)
@@ -55,7 +55,7 @@ def test_frames_are_counted_while_they_warm_up_and_then_come_back_as_pictures(en
     wait_for(lambda: engine.stats()["streams"] == 0)
 
 
-def test_a_burst_of_frames_leaves_out_all_but_the_newest(engine, address):
+def test_a_burst_of_frames_drops_all_but_the_newest(engine, address):
     with started(address) as socket:
         for number in range(1, 9):
             answer(socket, number)
@@ -70,7 +70,7 @@ def test_a_burst_of_frames_leaves_out_all_but_the_newest(engine, address):
     wait_for(lambda: engine.stats()["streams"] == 0)
 
 
-def test_a_new_stream_with_other_settings_takes_the_place_of_the_old_one(engine, address):
+def test_a_stream_with_other_settings_replaces_the_last_one(engine, address):
     with started(address) as socket:
         for number in range(1, 9):
             answer(socket, number)
@@ -83,7 +83,7 @@ def test_a_new_stream_with_other_settings_takes_the_place_of_the_old_one(engine,
     wait_for(lambda: engine.stats()["streams"] == 0)
 
 
-def promise_enormous_size(data: bytes) -> bytes:
+def claim_enormous_size(data: bytes) -> bytes:
     start = data.index(b"\xff\xc0") + 5  # height and width in the header
     return data[:start] + b"\xff\xdc\xff\xdc" + data[start + 4 :]
 
@@ -103,15 +103,15 @@ def promise_enormous_size(data: bytes) -> bytes:
         b"\0\0",
         FRAME.pack(1) + b"GIF89a",
         FRAME.pack(1) + JPEG[:30],
-        FRAME.pack(1) + promise_enormous_size(JPEG),
+        FRAME.pack(1) + claim_enormous_size(JPEG),
         bytes(LARGEST_FRAME + 100),
     ],
     ids=[
         "garbage", "deep", "no object", "unknown", "list", "float seed", "long prompt", "long text",
-        "empty", "short", "gif", "cut off", "enormous picture", "too large",
+        "empty", "short", "gif", "cut off", "enormous image", "too large",
     ],
 )  # fmt: skip
-def test_what_the_page_never_sends_ends_that_socket_and_nobody_elses(engine, address, hostile):
+def test_messages_that_the_page_never_sends_close_that_socket_alone(engine, address, hostile):
     with started(address) as friend, started(address) as foe:
         foe.send(hostile)
         with pytest.raises(ConnectionClosed) as closed:
@@ -130,7 +130,7 @@ def test_pages_of_other_sites_are_refused(address, origin):
         pass
 
 
-def test_our_own_page_is_known_behind_a_proxy_as_well(address):
+def test_the_own_page_is_accepted_behind_a_proxy_as_well(address):
     own = address.replace("ws", "http", 1).removesuffix(PATH)
     with connect(address, origin=own):
         pass
@@ -139,15 +139,15 @@ def test_our_own_page_is_known_behind_a_proxy_as_well(address):
         pass
 
 
-def test_a_socket_that_is_cut_frees_its_stream(engine, address):
+def test_a_socket_that_is_reset_frees_its_stream(engine, address):
     with started(address) as socket:
         assert engine.stats()["streams"] == 1
-        socket.socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))  # no farewell, a reset
+        socket.socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))  # a reset instead of a close
         socket.socket.close()
         wait_for(lambda: engine.stats()["streams"] == 0)
 
 
-def test_whoever_is_too_many_waits_in_line_and_is_let_in_by_itself(engine, address):
+def test_a_viewer_beyond_the_capacity_waits_in_line_and_gets_a_place(engine, address):
     with started(address) as first, started(address), connect(address) as third:
         third.send(json.dumps({"start": SETTINGS}))
         waiting = receive(third, "waiting")
