@@ -1,7 +1,7 @@
-"""Live2Diff: live stream translation with a diffusion model that remembers what it drew."""
+"""Live2Diff: restyle live video with a causal video diffusion model."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .loading import load
@@ -19,8 +19,8 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str):
-    """Import on first use: torch takes seconds, and a wrong file name should be told at once."""
+def __getattr__(name: str) -> Any:
+    """Import on first use: torch takes seconds, and a wrong file name should be reported at once."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -1,4 +1,4 @@
-"""What the page and the command lines take alike, told once."""
+"""Shared options and exit codes of the page and of the command lines."""
 
 from __future__ import annotations
 
@@ -6,26 +6,66 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from .errors import NonFiniteError
+from .styles import read_styles
+
 if TYPE_CHECKING:
     from .pipeline import Live2DiffPipeline
-
 
 BAD_INPUT = 2  # exit codes
 INTERRUPTED = 130
 MIN_SIDE, MAX_SIDE = 16, 8192
 
 
-def size_of(text: str) -> int | tuple[int, int]:
-    """`512` is about 512x512 pixels in the clip's own shape, `640x360` a width and a height."""
-    parts = text.lower().split("x")
+def run_main(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], None],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Parse the arguments, run, and return the exit code.
+
+    Args:
+        parser: its `prog` begins every message.
+        run: raises ValueError, OSError or NonFiniteError with a message for the user.
+        arguments: of the command line; by default those of this process.
+
+    Returns:
+        0 on success, 2 for bad input or a failure that has a message, 130 when interrupted.
+    """
+    options = parser.parse_args(arguments)
     try:
-        sides = tuple(int(part) for part in parts)
-    except ValueError:
-        sides = ()
-    if len(sides) not in (1, 2) or not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
+        run(options)
+    except (ValueError, OSError, NonFiniteError) as error:
+        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"\n{parser.prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+@contextmanager
+def explain_out_of_memory(advice: str) -> Iterator[None]:
+    """Raise ValueError with the advice when torch runs out of memory inside."""
+    try:
+        yield
+    except RuntimeError as error:
+        from torch import OutOfMemoryError  # loaded by then; before, it takes seconds
+
+        if not isinstance(error, OutOfMemoryError):
+            raise
+        raise ValueError(f"There is not enough memory. {advice}") from None
+
+
+def size_of(text: str) -> int | tuple[int, int]:
+    """Parse `512` (about 512x512 pixels in the clip's aspect) or `640x360` (width and height)."""
+    sides = [int(part) if part.isdecimal() else 0 for part in text.lower().split("x")]
+    if len(sides) > 2 or not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a number like 512 nor a size like 640x360 (sides {MIN_SIDE} to {MAX_SIDE})"
         )
@@ -33,22 +73,17 @@ def size_of(text: str) -> int | tuple[int, int]:
 
 
 def t_index_list_of(text: str) -> list[int]:
-    """`30,36,42`: which of the 50 scheduled steps are taken."""
+    """Parse `30,36,42`, the indices of the denoising steps among the 50 scheduled ones."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 30,36,42") from None
 
 
-def operator_options() -> list[str]:
-    """What the variable LIVE2DIFF_OPTIONS says: on a Space nobody can write a command line."""
-    return shlex.split(os.environ.get("LIVE2DIFF_OPTIONS", ""))
-
-
 def lora_of(text: str) -> tuple[str, float]:
-    """`FILE:WEIGHT`, or `FILE` alone for weight 1."""
+    """Parse `FILE:WEIGHT`, or `FILE` alone for weight 1."""
     name, colon, weight = text.rpartition(":")
-    if not colon or "/" in weight or "\\" in weight:  # the colon of C:\\ or of nothing
+    if not colon or "/" in weight or "\\" in weight:  # the colon of C:\\, or none
         return text, 1.0
     try:
         return name, float(weight)
@@ -58,12 +93,17 @@ def lora_of(text: str) -> tuple[str, float]:
         ) from None
 
 
+def operator_options() -> list[str]:
+    """Split the variable LIVE2DIFF_OPTIONS; a Space has no command line."""
+    return shlex.split(os.environ.get("LIVE2DIFF_OPTIONS", ""))
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Declare them on a command line."""
+    """Add the options that `load_model` reads."""
     parser.add_argument(
         "--model", default="auto", help="auto, nano, live2diff, a folder or a Hub name (default: %(default)s)"
     )
-    parser.add_argument("--style", help="a style by its name, such as pencil; a wrong name lists them all")
+    parser.add_argument("--style", help="name of a style, for example pencil; a wrong name lists all")
     parser.add_argument("--styles", metavar="FILE", help="a JSON file with more styles")
     parser.add_argument(
         "--lora",
@@ -78,33 +118,30 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--checkpoints",
         default="models",
         metavar="FOLDER",
-        help="where the files of styles are (%(default)s)",
+        help="folder of the files that styles name (default: %(default)s)",
     )
-    parser.add_argument("--eager", action="store_true", help="PyTorch's own kernels only: slower")
+    parser.add_argument("--eager", action="store_true", help="do not compile the model: slower")
     parser.add_argument(
         "--safety-checker",
         action=argparse.BooleanOptionalAction,
-        help="blur what the safety checker objects to (default: on a Space, with the full model)",
+        help="blur what the safety checker flags (default: on a Space, with the full model)",
     )
 
 
 def load_model(options: argparse.Namespace, **settings: Any) -> Live2DiffPipeline:
-    """The pipeline that the options ask for; says on standard error what it is doing. `settings` of
-    `weights.load` come before the options.
+    """Load the pipeline that the options name, with progress on standard error.
+
+    Args:
+        options: as `add_model_options` declares them.
+        settings: arguments of `loading.load` that override the options.
 
     Raises:
-        ValueError, OSError: as `weights.load` and `styles.read_styles`.
+        ValueError, OSError: as `loading.load` and `styles.read_styles`.
     """
-    from .loading import load
-    from .styles import read_styles
+    styles = read_styles(options.styles) if options.styles else None
+    from .loading import load  # imports torch, which takes seconds
 
-    told = {
-        "style": options.style,
-        "loras": options.loras,
-        "styles": read_styles(options.styles) if options.styles else None,
-        "checkpoints": options.checkpoints,
-        "eager": options.eager,
-        "safety_checker": options.safety_checker,
-        "report": partial(print, file=sys.stderr, flush=True),
-    }
-    return load(options.model, **told | settings)
+    names = ("style", "loras", "checkpoints", "eager", "safety_checker")
+    arguments = {name: getattr(options, name) for name in names}
+    report = partial(print, file=sys.stderr, flush=True)
+    return load(options.model, **arguments | {"styles": styles, "report": report} | settings)

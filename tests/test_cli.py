@@ -1,5 +1,6 @@
-"""`python -m live2diff`: what it makes of a clip, and what it says to bad input."""
+"""`python -m live2diff`: translated clips, settings, exit codes."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,17 @@ import numpy as np
 import pytest
 from helpers.paths import ROOT
 
+from live2diff import __main__ as command_line
 from live2diff.__main__ import main
+from live2diff.cli import run_main
+from live2diff.errors import NonFiniteError
 from live2diff.video.reader import probe, read_frames
 
 FRAMES = 12
 
 
 def command(*words: object) -> subprocess.CompletedProcess:
-    """The command line as a user runs it."""
+    """Run the command line as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "live2diff", *map(str, words)],
         cwd=ROOT,
@@ -28,7 +32,7 @@ def command(*words: object) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first frames of an example, with the sound beside them."""
+    """Write the first frames of an example, with their sound."""
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     with av.open(str(ROOT / "examples" / "traveller.mp4")) as source, av.open(str(path), "w") as target:
         video = target.add_stream("libx264", rate=source.streams.video[0].average_rate)
@@ -47,13 +51,13 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def in_two_styles(clip: Path) -> dict[str, Path]:
-    """The clip in two styles, each made by the command."""
+    """Translate the clip into two styles with the command."""
     made = {}
     for style in ("pencil", "neon"):
         made[style] = clip.with_name(f"{style}.mp4")
-        told = command(clip, made[style], "--model", "nano", "--style", style, "--prompt", "a woman")
-        assert told.returncode == 0, told.stderr
-        assert f"{FRAMES} frames" in told.stderr
+        process = command(clip, made[style], "--model", "nano", "--style", style, "--prompt", "a woman")
+        assert process.returncode == 0, process.stderr
+        assert f"{FRAMES} frames" in process.stderr
     return made
 
 
@@ -75,15 +79,15 @@ def test_every_frame_is_translated_and_styles_differ(clip: Path, in_two_styles: 
         assert np.abs(one - other).mean(axis=(1, 2, 3)).min() > 12  # of 255, in each frame, the first 8 too
 
 
-def test_a_size_can_be_asked_for(clip: Path) -> None:
+def test_the_size_is_an_option(clip: Path) -> None:
     target = clip.with_name("sized.mp4")
-    told = command(clip, target, "--model", "nano", "--style", "oil", "--size", "200x97", "--steps", 1)
-    assert told.returncode == 0, told.stderr
+    process = command(clip, target, "--model", "nano", "--style", "oil", "--size", "200x97", "--steps", 1)
+    assert process.returncode == 0, process.stderr
     assert (probe(target).width, probe(target).height, probe(target).frame_count) == (200, 98, FRAMES)
 
 
 @pytest.mark.parametrize(
-    ("words", "answer"),
+    ("arguments", "message"),
     [
         (["missing.mp4", "out.mp4"], "no file"),
         (["README.md", "out.mp4"], "not a video"),
@@ -98,17 +102,51 @@ def test_a_size_can_be_asked_for(clip: Path) -> None:
     ],
 )
 def test_bad_input_is_answered_in_one_line_and_code_2(
-    clip: Path, tmp_path: Path, words: list[str], answer: str, capsys: pytest.CaptureFixture
+    clip: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
-    said = [str(clip) if word == "CLIP" else word for word in words]
-    said[0] = str(ROOT / said[0]) if words[0] == "README.md" else said[0]
-    said[1] = str(tmp_path / "out.mp4") if words[1] == "out.mp4" else said[1]
+    paths = {"CLIP": str(clip), "README.md": str(ROOT / "README.md"), "out.mp4": str(tmp_path / "out.mp4")}
     try:
-        code = main(said)
+        code = main([paths.get(argument, argument) for argument in arguments])
     except SystemExit as end:  # how argparse ends
         code = end.code
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     assert code == 2
-    assert answer in told.err.splitlines()[-1]
-    assert "Traceback" not in told.err and told.out == ""
+    assert message in output.err.splitlines()[-1]
+    assert "Traceback" not in output.err and output.out == ""
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (None, 0, ""),
+        (ValueError("The size is\nwrong."), 2, "tool: The size is wrong.\n"),
+        (OSError("No space left."), 2, "tool: No space left.\n"),
+        (NonFiniteError("NaN."), 2, "tool: NaN.\n"),
+        (KeyboardInterrupt(), 130, "\ntool: interrupted\n"),
+    ],
+)
+def test_errors_become_one_line_and_an_exit_code(
+    error: BaseException | None, code: int, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    def run(_: argparse.Namespace) -> None:
+        if error is not None:
+            raise error
+
+    assert run_main(argparse.ArgumentParser(prog="tool"), run, []) == code
+    assert capsys.readouterr().err == message
+
+
+def test_only_options_that_are_given_become_settings(clip: Path, tmp_path: Path, monkeypatch) -> None:
+    given = []
+
+    def settings(**values: object) -> None:
+        given.append(values)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(command_line, "StreamSettings", settings)
+    out = str(tmp_path / "out.mp4")
+    assert main([str(clip), out]) == 2
+    assert main([str(clip), out, "--similar-frame-skip", "0.98", "--steps", "2", "--scene-cut", "off"]) == 2
+    always = {"seed": 0, "scene_cut": 0.45, "size": None}
+    assert given == [always, always | {"similar_frame_skip": 0.98, "steps": 2, "scene_cut": None}]

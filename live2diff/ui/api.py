@@ -1,4 +1,4 @@
-"""For programs: the named endpoints, which are MCP tools as well when the app is started with `--mcp`."""
+"""The named endpoints for programs, which `--mcp` makes MCP tools as well."""
 
 from __future__ import annotations
 
@@ -6,28 +6,38 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
+from gradio.events import api
 
-from ..errors import ClipStopped
 from ..serving.clip_queue import ClipQueue, Waiting
-from ..serving.engine import Engine
+from ..serving.sessions import EngineProtocol
 from ..styles import Style
 from ..video.translate import Progress
-from .video_tab import address_of, clip_key, cut_of, settings_of, time_left
+from .theme import file_url
+from .video_tab import (
+    CLIP_ERRORS,
+    address_of,
+    clip_key,
+    explain,
+    kept_frames,
+    parse_inputs,
+    time_left,
+)
 
 
-def refused(message: str) -> gr.Error:
-    """An error that the caller reads, and that is none of the server's: nothing of it in the log."""
+def request_error(message: str) -> gr.Error:
+    """Return an error for the caller, without a traceback in the log."""
     return gr.Error(message, print_exception=False)
 
 
-def needs(style: Style) -> str:
-    """The weights that a style brings with it, "" for those of the model."""
+def weights_of(style: Style) -> str:
+    """List the weights that a style needs besides the model's, "" for none."""
     weights = [style.base, *(name for name, _ in style.loras)]
     return ", ".join(Path(name).name if Path(name).is_absolute() else name for name in weights if name)
 
 
-def described(step: Waiting | Progress | str) -> tuple[tuple[int, int | None], str]:
-    """A step of a job as `gr.Progress` takes it."""
+def describe(step: Waiting | Progress | str) -> tuple[tuple[int, int | None], str]:
+    """Describe a step of a clip as `gr.Progress` takes it: (done, total), text."""
     if isinstance(step, Waiting):
         return (0, None), f"Waiting, {step.before} before this one"
     if isinstance(step, Progress):
@@ -35,9 +45,8 @@ def described(step: Waiting | Progress | str) -> tuple[tuple[int, int | None], s
     return (0, None), f"The prompt is too long. Not read: {step}"
 
 
-def clip_inputs(engine: Engine) -> list[gr.components.Component]:
-    """What `/translate` takes. Components, although nobody sees them: through these Gradio makes sure that
-    the clip is a file that was uploaded."""
+def clip_inputs(engine: EngineProtocol) -> list[Component]:
+    """Create the inputs of `/translate`: hidden components, so that Gradio accepts uploaded files only."""
     hidden: dict[str, Any] = {"visible": False}
     return [
         gr.Video(label="clip", sources=["upload"], **hidden),
@@ -47,8 +56,14 @@ def clip_inputs(engine: Engine) -> list[gr.components.Component]:
     ]
 
 
-def add_endpoints(engine: Engine, jobs: ClipQueue) -> None:
-    """`/translate`, `/styles` and `/health`; to be called within `gr.Blocks`."""
+def add_endpoints(engine: EngineProtocol, jobs: ClipQueue) -> None:
+    """Add `/translate`, `/styles` and `/health`, within `gr.Blocks`."""
+    add_translate(engine, jobs)
+    add_status(engine)
+
+
+def add_translate(engine: EngineProtocol, jobs: ClipQueue) -> None:
+    """Add `/translate`."""
 
     def translate(
         clip: str | None,
@@ -59,52 +74,66 @@ def add_endpoints(engine: Engine, jobs: ClipQueue) -> None:
         end: float = 0,
         steps: float = 0,
         strength: float = 0,
-        request: gr.Request = None,
+        request: gr.Request | None = None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio passes it
     ) -> str:
-        """Translate a video clip into another style. The result is an mp4 with the frames, the frame rate and
-        the sound of the clip.
+        """Translate a video clip into another style.
+
+        The result is an mp4 with the frames, the frame rate and the sound of the clip. If the translation
+        ends early, the error says why, how many frames are kept, and the address of the mp4 with them,
+        relative to the server: gradio_api/file=PATH. It is kept for an hour.
 
         Args:
             clip: the video: mp4, webm, mov, mkv, gif and others.
-            style: the name of a style; /styles lists them.
-            prompt: what is in the video, in words; may be empty.
+            style: name of a style, as /styles lists them.
+            prompt: describes what is in the video; may be empty.
             seed: the same seed and clip give the same result.
-            start: where to begin, in seconds.
-            end: where to end, in seconds; 0 is the end of the clip.
-            steps: 1 to 4 denoising steps, more are slower; 0 leaves it to the style.
-            strength: how far from the video, up to 1; 0 leaves it to the style.
+            start: start of the part to translate, in seconds.
+            end: end of that part, in seconds; 0 is the end of the clip.
+            steps: 1 to 4 denoising steps, more are slower; 0 is the style's own number.
+            strength: distance from the video, up to 1; 0 is the style's own.
+            request: passed by Gradio.
+            progress: passed by Gradio.
+
+        Returns:
+            The path of the mp4.
         """
         if clip is None:
-            raise refused("There is no clip: give the file to translate.")
+            raise request_error("There is no clip: pass the file to translate.")
+        assert request is not None  # Gradio passes it
         result = jobs.new_result()
         try:
-            settings = settings_of(style or engine.default_style, prompt, seed, steps, strength)
-            cut, address = cut_of(start, end), address_of(request)
-            for step in jobs.run(clip_key(request), clip, result, cut, settings, address):
-                count, words = described(step)
-                progress(count, desc=words, unit="frames")
-        except ClipStopped as stopped:
-            raise refused(str(stopped)) from None
-        except (ValueError, OSError) as error:  # a ClipError, or settings that cannot be had
-            raise refused(str(error)) from None
+            style = style or engine.default_style
+            settings, cut = parse_inputs(style, prompt, seed, start, end, steps, strength)
+            for step in jobs.run(clip_key(request), clip, result, cut, settings, address_of(request)):
+                count, text = describe(step)
+                progress(count, desc=text, unit="frames")
+        except CLIP_ERRORS as error:
+            kept = f"{kept_frames(result)} {file_url(result.path)}" if result.frames else ""
+            raise request_error(explain(error) + kept) from None
         return str(result.path)
 
+    result = gr.Video(label="result", visible=False)
+    gr.on([], translate, clip_inputs(engine), result, api_name="translate", concurrency_limit=4)
+
+
+def add_status(engine: EngineProtocol) -> None:
+    """Add `/styles` and `/health`."""
+
     def styles() -> list[dict[str, str]]:
-        """The styles that clips can be translated into: the name to ask for, the title to show, and the
-        weights that it needs besides the model's own, if any."""
+        """List the styles: name for /translate, title, and the weights needed besides the model's, if any."""
         return [
-            {"name": name, "title": style.title, "needs": needs(style)}
+            {"name": name, "title": style.title, "needs": weights_of(style)}
             for name, style in engine.styles.items()
         ]
 
     def health() -> dict[str, Any]:
-        """How the server is: its model and device; the live streams and clips now; the capacity for streams;
-        the frames dropped so far; over the last seconds the frames a second and the delay of a frame in the
-        server in seconds, the median and the 95th percentile."""
+        """Report the state of the server.
+
+        Model and device, live streams, clips and capacity now, dropped frames since the start, and over the
+        last seconds frames per second and the delay of a frame in the server (median, 95th percentile; s).
+        """
         return {"model": engine.about, "device": engine.device} | engine.stats()
 
-    result = gr.Video(label="result", visible=False)
-    gr.on([], translate, clip_inputs(engine), result, api_name="translate", concurrency_limit=4)
-    gr.api(styles, api_name="styles", queue=False)
-    gr.api(health, api_name="health", queue=False)
+    api(styles, api_name="styles", queue=False)
+    api(health, api_name="health", queue=False)

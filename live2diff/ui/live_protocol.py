@@ -1,14 +1,7 @@
-"""What goes through the Live tab's socket, and what of it is believed.
+"""The messages of the Live tab's socket; README.md describes them.
 
-From the page, texts in JSON: `{"start": settings}` opens a stream in place of the visitor's last one,
-`{"update": settings}` changes style, prompt and LoRA weight, `{"restart": true}`, `{"stop": true}`; and
-camera frames: `FRAME` and a JPEG. A newer frame replaces one that waits.
-
-To the page: `{"waiting": place, "seconds": expected}`, `{"started": ignored words, "visit": null}` or the key
-for which it is to click the visit button, `{"updated": style, "ignored": words}`, `{"refused": words,
-"style": name}`, `{"time_left": seconds}`, at the end of a turn `{"over": words}` or, where a click goes on,
-`{"visit_over": words}`, `{"error": words}` when the stream has ended; and pictures: `PICTURE` and a JPEG, or
-none.
+From the page: `Start`, `Update`, `Restart` and `Stop` as JSON texts, and camera frames as `FRAME` and a JPEG.
+To the page: JSON texts, and results as `RESULT` and a JPEG, which is empty where there is no image yet.
 """
 
 from __future__ import annotations
@@ -17,54 +10,108 @@ import io
 import json
 import struct
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
 from starlette.datastructures import Headers
 
-FRAME = struct.Struct("<I")  # the frame's number
-# The number of the frame it shows, 0 without a picture; that of the newest frame taken in; microseconds from
-# that frame's arrival to the answer; those of them in which nothing earlier was being done; frames gathered
-# for the warmup, 0 when it is done.
-PICTURE = struct.Struct("<5I")
+from ..streaming.settings import StreamSettings
+
+FRAME = struct.Struct("<I")  # number of the frame
+# Number of the frame shown, 0 without an image; number of the newest frame taken in; microseconds from that
+# frame's arrival to this result; microseconds of them in which no earlier result was due; frames collected
+# for the warmup, 0 when it is complete.
+RESULT = struct.Struct("<5I")
 LARGEST_FRAME = 1_000_000  # bytes; a 384-pixel frame has some 20,000
-LONGEST_SIDE = 1280
-JPEG_QUALITY = 85
+LONGEST_SIDE = 1280  # pixels
 LONGEST_TEXT = 20_000  # characters of a message
+JPEG_QUALITY = 85
+
+Settings = Annotated[StreamSettings, BeforeValidator(StreamSettings.from_message)]
 
 
-def read_message(text: str) -> dict[str, Any]:
-    """A text message as an object; `ValueError` for anything else."""
+class Start(BaseModel):
+    """Open a stream in place of the viewer's last one."""
+
+    start: Settings
+
+
+class Update(BaseModel):
+    """Change style, prompt and LoRA scale of the running stream."""
+
+    update: Settings
+
+
+class Restart(BaseModel):
+    """Warm up again from the last frames."""
+
+    restart: Literal[True]
+
+
+class Stop(BaseModel):
+    """Close the stream and leave the waiting line."""
+
+    stop: Literal[True]
+
+
+Message = Start | Update | Restart | Stop
+MESSAGES: TypeAdapter[Message] = TypeAdapter(Message)
+
+
+def parse_message(text: str) -> Message:
+    """Parse a text message from the page, of which nothing is trusted.
+
+    Raises:
+        ValueError: too long, not JSON, not a message of the page, or a bad setting.
+    """
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"The message has {len(text)} characters, the limit is {LONGEST_TEXT}.")
     try:
-        message = json.loads(text)
+        # Not pydantic's own parser: it refuses unpaired surrogates, which a browser sends for half an emoji.
+        return MESSAGES.validate_python(json.loads(text))
+    except ValidationError as error:
+        bad_settings = [each.get("ctx", {}).get("error") for each in error.errors()]
+        raise next(filter(None, bad_settings), ValueError("The page sends no message like this.")) from None
     except (ValueError, RecursionError):
-        message = None
-    if not isinstance(message, dict):
-        raise ValueError("The message is not a JSON object.")
-    return message
+        raise ValueError("The message is not JSON.") from None
 
 
-def is_ours(headers: Headers, hosts: Iterable[str]) -> bool:
-    """Whether the page that asks came from this server. Programs send no `Origin`, and could send any."""
+def parse_frame(data: bytes) -> tuple[int, bytes]:
+    """Split a binary message into the frame's number and its JPEG.
+
+    Raises:
+        ValueError: there is no JPEG in it.
+    """
+    if len(data) <= FRAME.size:
+        raise ValueError("The camera frame is empty.")
+    (number,) = FRAME.unpack_from(data)
+    return number, data[FRAME.size :]
+
+
+def is_same_origin(headers: Headers, hosts: Iterable[str]) -> bool:
+    """Return whether the request comes from a page of this server; programs send no `Origin`."""
     origin = headers.get("origin")
     if origin is None:
         return True
     forwarded = headers.get("x-forwarded-host", "").split(",")
-    ours = {headers.get("host", ""), *(host.strip() for host in forwarded), *hosts} - {""}
-    return urlsplit(origin).netloc in ours
+    own = {headers.get("host", ""), *(host.strip() for host in forwarded), *hosts} - {""}
+    return urlsplit(origin).netloc in own
 
 
 def decode_frame(data: bytes) -> np.ndarray:
-    """The picture in a JPEG as uint8 [height, width, 3] RGB; `ValueError` for anything else."""
+    """Decode a JPEG to uint8 `[height, width, 3]` RGB.
+
+    Raises:
+        ValueError: over 1 MB, over 1280 pixels a side, or not a JPEG.
+    """
     if len(data) > LARGEST_FRAME:
         raise ValueError(f"The camera frame has {len(data)} bytes, the limit is {LARGEST_FRAME}.")
     try:
-        # The header is read first: a few bytes may promise a picture that does not fit into memory.
+        # Read the header first: a few bytes may claim an image that does not fit into memory.
         width, height = Image.open(io.BytesIO(data), formats=["JPEG"]).size
     except (OSError, Image.DecompressionBombError) as error:
         raise ValueError("The camera frame is not a readable JPEG.") from error
@@ -76,7 +123,7 @@ def decode_frame(data: bytes) -> np.ndarray:
     return frame
 
 
-def encode_frame(frame: np.ndarray) -> bytes:
-    """A uint8 RGB picture as a JPEG."""
+def encode_frame(frame: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
+    """Encode a uint8 `[height, width, 3]` RGB image as a JPEG."""
     pixels = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-    return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+    return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()

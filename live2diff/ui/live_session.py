@@ -1,6 +1,10 @@
-"""The server's side of the Live tab: a WebSocket for each visitor, whose stream lives as long as it does.
+"""The server's side of the Live tab: one WebSocket per viewer, whose stream ends with it.
 
-`live_messages` says what goes through it.
+Why a WebSocket and not WebRTC (FastRTC):
+- WebRTC needs a TURN server on Spaces and behind many firewalls; a WebSocket passes wherever the page does.
+- Each result names its frame, so the page shows it beside exactly the original that it was made from.
+- The waiting line, settings and errors share the connection with the frames, in one order.
+- It is fast enough: the whole way there and back adds 14 ms (median, tests/measure/delay.py).
 """
 
 from __future__ import annotations
@@ -11,329 +15,278 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from ..errors import EngineBusy, StreamClosed
+from ..errors import EngineBusy, GpuSessionOver, StreamClosed
 from ..serving.admission import WaitingLine
 from ..serving.limits import BURST_SECONDS, BYTES_A_SECOND, MESSAGES_A_SECOND, SILENT_SECONDS, TAKEN_SECONDS
-from ..serving.sessions import SessionManager
+from ..serving.sessions import EngineProtocol
 from ..streaming.settings import StreamSettings
-from .live_protocol import FRAME, PICTURE, decode_frame, encode_frame, read_message
+from .frame_relay import CameraFrame, FrameRelay
+from .live_protocol import Restart, Start, Stop, Update, parse_frame, parse_message
 
-ANSWERS_AT_ONCE = 4  # frames on their way through model, encoder and network
-OPEN_SECONDS = 0.3  # between two streams of one visitor, so that asking for many costs nobody else anything
-POLL_SECONDS = 1.0  # how often the place in line and the time left are looked at
+OPEN_SECONDS = 0.3  # at least, between two streams of one viewer
+POLL_SECONDS = 1.0  # between updates of the queue position and of the time left
 
 log = logging.getLogger(__name__)
-codec = ThreadPoolExecutor(max_workers=4, thread_name_prefix="jpeg")
-
-
-@dataclass(frozen=True)
-class Mail:
-    jpeg: bytes
-    number: int
-    arrived: float
 
 
 @dataclass
-class Pending:
-    """A frame that the engine has, or the newest of several that one answer is for."""
+class RateBudget:
+    """What one socket may send: so many messages and bytes a second, and a burst."""
 
-    answer: Future
-    mail: Mail
-    epoch: int
+    clock: Callable[[], float] = time.monotonic
+    paid_until: float = 0.0
+
+    def charge(self, size: int) -> float:
+        """Charge a message of `size` bytes; return how many seconds to wait before reading the next."""
+        now = self.clock()
+        cost = max(1 / MESSAGES_A_SECOND, size / BYTES_A_SECOND)
+        self.paid_until = max(self.paid_until, now - BURST_SECONDS) + cost
+        return max(0.0, self.paid_until - now)
+
+    async def spend(self, size: int) -> None:
+        """Charge a message of `size` bytes, and wait until it is paid for."""
+        await asyncio.sleep(self.charge(size))
 
 
 @dataclass(eq=False)
-class Visit:
-    """One socket. Its tasks end with it, and its stream and its place in line with them."""
+class LiveSession:
+    """One socket, with its queue position and its stream, which end with it.
+
+    Attributes:
+        abort: drops the connection without waiting for the other side.
+        key: of the stream, in the engine and in the waiting line.
+        settings: the last requested.
+        applied_settings: the last accepted by the engine.
+        relay: of the open stream, None without one.
+        session_task: from the waiting line to the end of the viewer's turn.
+    """
 
     socket: WebSocket
-    engine: SessionManager
+    engine: EngineProtocol
     line: WaitingLine
-    cut: Callable[[], None]  # ends the connection without waiting for the other side
+    abort: Callable[[], None]
     key: str = field(default_factory=lambda: f"live/{secrets.token_urlsafe(16)}")
-    settings: StreamSettings = field(default_factory=StreamSettings)  # as asked
-    worn: StreamSettings = field(default_factory=StreamSettings)  # as last accepted
-    is_open: bool = False
-    epoch: int = 0  # rises with every stream: what belongs to an older one is dropped
-    mailbox: Mail | None = None
-    came: asyncio.Event = field(default_factory=asyncio.Event)  # something is in the mailbox
-    gone: asyncio.Event = field(default_factory=asyncio.Event)  # the engine has freed the stream
-    last: Pending | None = None  # what the engine was given last
-    answers: asyncio.Queue[Pending] = field(default_factory=asyncio.Queue)
-    room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ANSWERS_AT_ONCE))
-    finished: float = 0.0  # when the last answer was
-    opened: float = 0.0  # when a stream was last asked for
-    paid_until: float = 0.0  # up to when what was read is paid for, see `pace`
-    tasks: asyncio.TaskGroup | None = None
-    living: asyncio.Task | None = None  # from the line to the end of the visitor's turn
-    updating: asyncio.Task | None = None
+    settings: StreamSettings = field(default_factory=StreamSettings)
+    applied_settings: StreamSettings = field(default_factory=StreamSettings)
+    relay: FrameRelay | None = None
+    rate_budget: RateBudget = field(default_factory=RateBudget)
+    opened_at: float = 0.0  # when a stream was last opened
+    tasks: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
+    session_task: asyncio.Task[None] | None = None
+    update_task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Until the socket closes."""
+        """Serve the socket until it closes."""
         try:
-            async with asyncio.TaskGroup() as self.tasks:
-                workers = [self.tasks.create_task(work()) for work in (self.take_frames, self.give_answers)]
+            async with self.tasks:
                 await self.read()
                 self.end()
-                for task in workers:
-                    task.cancel()
         finally:
             self.end()
 
     def end(self) -> None:
-        """Free the stream and the place in line; may be called at any time."""
-        for task in (self.living, self.updating):
+        """Close the stream and leave the waiting line; may be called at any time."""
+        for task in (self.session_task, self.update_task):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
-        self.living = self.updating = None
+        self.session_task = self.update_task = None
         self.close_stream()
         self.line.leave(self.key)
 
-    def forget_frames(self) -> None:
-        self.is_open = False
-        self.epoch += 1
-        self.mailbox = self.last = None
-
     def close_stream(self) -> None:
-        self.forget_frames()
+        """Close the stream and keep the place."""
+        self.relay = None
         self.engine.close(self.key)
 
     async def read(self) -> None:
+        """Read messages and frames until the socket closes."""
         while True:
             try:
                 async with asyncio.timeout(SILENT_SECONDS):
                     message = await self.socket.receive()
             except TimeoutError:
-                if self.waits_in_line():
+                if self.is_waiting():
                     continue
-                return await self.refuse(ValueError("Nothing came from this page for five minutes."))
+                return await self.reject(ValueError("Nothing came from this page for five minutes."))
             if message["type"] == "websocket.disconnect":
                 return
-            await self.pace(len(message.get("bytes") or message.get("text") or ""))
             try:
-                if message.get("bytes") is not None:
-                    self.put(message["bytes"])
-                else:
-                    self.obey(message.get("text") or "")
+                await self.on_message(message.get("bytes"), message.get("text") or "")
             except ValueError as error:
-                return await self.refuse(error)
+                return await self.reject(error)
 
-    def waits_in_line(self) -> bool:
-        return self.living is not None and not self.living.done() and not self.is_open
+    async def on_message(self, data: bytes | None, text: str) -> None:
+        """Handle a frame or a text, then wait as long as the rate budget demands."""
+        if data is None:
+            self.handle_message(text)
+        else:
+            self.on_frame(data)
+        await self.rate_budget.spend(len(data or text))
 
-    async def pace(self, size: int) -> None:
-        """Who sends more than a page does is read more slowly, and takes nobody else's time."""
-        cost = max(1 / MESSAGES_A_SECOND, size / BYTES_A_SECOND)
-        now = time.monotonic()
-        self.paid_until = max(self.paid_until, now - BURST_SECONDS) + cost
-        if self.paid_until > now:
-            await asyncio.sleep(self.paid_until - now)
+    def is_waiting(self) -> bool:
+        """Return whether this viewer waits in line."""
+        return self.session_task is not None and not self.session_task.done() and self.relay is None
 
-    async def refuse(self, error: ValueError) -> None:
-        """For what this page never sends: the words, and the end."""
-        await self.say(error=str(error))
+    async def reject(self, error: ValueError) -> None:
+        """Send an error and close the socket: the page never sends this."""
+        await self.send_json(error=str(error))
         if self.socket.application_state is WebSocketState.CONNECTED:
             await self.socket.close(1008)
 
-    def put(self, data: bytes) -> None:
-        """A frame into the mailbox, in place of one that waits there."""
-        if len(data) <= FRAME.size:
-            raise ValueError("The camera frame is empty.")
-        if self.is_open:  # not the last ones of a stream that has just ended
-            (number,) = FRAME.unpack_from(data)
-            self.mailbox = Mail(data[FRAME.size :], number, time.monotonic())
-            self.came.set()
+    def on_frame(self, data: bytes) -> None:
+        """Hand a camera frame to the stream; without one it was sent before the page knew that.
 
-    def obey(self, text: str) -> None:
-        message = read_message(text)
-        if "start" in message:
-            self.settings = StreamSettings.from_message(message["start"])
-            self.begin()
-        elif "update" in message:
-            self.settings = self.settings.updated_live(StreamSettings.from_message(message["update"]))
-            self.keep_up()
-        elif "restart" in message:
-            if self.is_open:
-                self.attempt(self.engine.restart, self.key)
-        elif "stop" in message:
-            self.end()
-        else:
-            raise ValueError("The message is not one that this page sends.")
+        Raises:
+            ValueError: as `parse_frame`.
+        """
+        number, jpeg = parse_frame(data)
+        if self.relay is not None:
+            self.relay.put(CameraFrame(jpeg, number, time.monotonic()))
 
-    def begin(self) -> None:
-        """A new stream with the present settings; who has a place keeps it."""
-        if self.living is not None:
-            self.living.cancel()
-        if self.is_open:
+    def handle_message(self, text: str) -> None:
+        """Act on a text message of the page.
+
+        Raises:
+            ValueError: as `parse_message`.
+        """
+        match parse_message(text):
+            case Start(start=settings):
+                self.settings = settings
+                self.start()
+            case Update(update=settings):
+                self.settings = self.settings.updated_live(settings)
+                self.sync_settings()
+            case Restart():
+                if self.relay is not None:
+                    with suppress(StreamClosed):  # the next frame opens another stream
+                        self.engine.restart(self.key)
+            case Stop():
+                self.end()
+
+    def start(self) -> None:
+        """Open a stream with the present settings, at the place of this viewer or in line."""
+        if self.session_task is not None:
+            self.session_task.cancel()
+        if self.relay is not None:
             self.close_stream()
-        self.living = self.tasks.create_task(self.live())
+        self.session_task = self.tasks.create_task(self.stream_in_turns())
 
-    def keep_up(self) -> None:
-        """Bring the stream to the present settings, if it has others."""
-        if self.is_open and self.updating is None and self.settings != self.worn:
-            self.updating = self.tasks.create_task(self.update())
+    def sync_settings(self) -> None:
+        """Apply the present settings to the stream, if it has others."""
+        if self.relay is not None and self.update_task is None and self.settings != self.applied_settings:
+            self.update_task = self.tasks.create_task(self.apply_settings())
 
-    def attempt(self, function: Any, *arguments: Any, **settings: Any) -> Future | None:
-        """Its future; None if the stream is gone, which begins it again."""
-        try:
-            return function(*arguments, **settings)
-        except StreamClosed:
-            self.is_open = False
-            self.gone.set()
-            return None
+    async def apply_settings(self) -> None:
+        """Update the stream until it has the settings last requested."""
+        while self.relay is not None and self.settings != self.applied_settings:
+            settings = self.settings
+            try:
+                await asyncio.wrap_future(self.engine.fetch(settings.style))
+                ignored = await asyncio.wrap_future(self.engine.update(self.key, settings))
+                self.applied_settings = settings
+                await self.send_json(updated=settings.style, ignored=ignored)
+            except StreamClosed:
+                break  # the next frame opens another stream, with these settings
+            except (ValueError, OSError) as error:
+                if settings == self.settings:
+                    self.settings = self.applied_settings
+                await self.send_json(refused=str(error), style=self.applied_settings.style)
+            except RuntimeError as error:
+                await self.fail_in_model(error)
+        self.update_task = None
 
-    async def live(self) -> None:
-        """Wait for a place, open the stream, end it when the turn is over; again and again."""
+    async def stream_in_turns(self) -> None:
+        """Wait for a place, open the stream, relay its frames until the turn is over; again and again."""
         while True:
             try:
                 await self.wait_for_place()
-                await asyncio.sleep(self.opened + OPEN_SECONDS - time.monotonic())
-                self.opened, asked = time.monotonic(), self.settings
-                await asyncio.wrap_future(self.engine.fetch(asked.style))
-                ignored = await asyncio.wrap_future(self.engine.open(self.key, asked))
-            except EngineBusy:  # the place was not taken in time: wait for another
+                await asyncio.sleep(self.opened_at + OPEN_SECONDS - time.monotonic())
+                self.opened_at, settings = time.monotonic(), self.settings
+                await asyncio.wrap_future(self.engine.fetch(settings.style))
+                ignored = await asyncio.wrap_future(self.engine.open(self.key, settings))
+            except EngineBusy:  # the place was not taken in time
                 await asyncio.sleep(POLL_SECONDS)
                 continue
             except (StreamClosed, ValueError, OSError) as error:
                 return await self.fail(str(error))
             except RuntimeError as error:
                 return await self.fail_in_model(error)
-            self.gone.clear()
-            self.is_open, self.worn = True, asked
-            await self.say(started=ignored, visit=self.key if self.engine.needs_gpu_session else None)
-            self.keep_up()
-            is_over = await self.turn_ends()
-            if self.engine.needs_gpu_session and self.key in self.engine.session_keys():
-                self.forget_frames()  # and nothing else: the next visit goes on from the last ones
-                return await self.say(visit_over="Your time on the GPU is over.")
-            self.close_stream()
-            if is_over:
-                self.line.leave(self.key)
-                await self.say(over="Your turn is over.")
+            self.relay, self.applied_settings = FrameRelay(self.engine, self.key, self.send), settings
+            key = self.key if self.engine.needs_gpu_session else None
+            await self.send_json(started=ignored, gpu_session=key)
+            self.sync_settings()
+            if not await self.relay_frames(self.relay):
+                return
 
     async def wait_for_place(self) -> None:
-        while True:
-            place = self.line.join(self.key)
-            if place.position == 0:
-                return
-            await self.say(waiting=place.position, seconds=place.seconds)
+        """Wait in line, and send the queue position once a second."""
+        while (place := self.line.join(self.key)).position > 0:
+            await self.send_json(waiting=place.position, seconds=place.seconds)
             await asyncio.sleep(POLL_SECONDS)
 
-    async def turn_ends(self) -> bool:
-        """Tell the time left until the stream ends; whether that is because there was none left."""
-        told = None
-        while not self.gone.is_set() and self.key in self.engine.session_keys():
-            left = self.line.time_left(self.key)
-            if left != told:
-                told = left
-                await self.say(time_left=left)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.gone.wait(), POLL_SECONDS)
-        if told is None or told > 2 * POLL_SECONDS:  # freed after a silence: wait for the next frame
-            await self.gone.wait()
+    async def relay_frames(self, relay: FrameRelay) -> bool:
+        """Relay frames until the stream or the turn ends; return whether to open another stream."""
+        task = asyncio.create_task(relay.run())
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # may end unwatched
+        reason = "Your time on the GPU is over."
+        is_over = False
+        try:
+            is_over = await self.watch_turn(task)
+            if task.done() or not is_over:  # freed after a silence: the next frame raises StreamClosed
+                await task
+        except StreamClosed as error:
+            if not isinstance(error, GpuSessionOver):
+                reason = str(error)
+        except ValueError as error:
+            await self.reject(error)
             return False
+        except RuntimeError as error:
+            await self.fail_in_model(error)
+            return False
+        finally:
+            task.cancel()
+        if self.engine.needs_gpu_session and self.key in self.engine.session_keys():
+            self.relay = None  # the engine keeps the last frames for the next GPU session
+            await self.send_json(gpu_session_over=reason)
+            return False
+        self.close_stream()
+        if is_over:
+            self.line.leave(self.key)
+            await self.send_json(over="Your turn is over.")
         return True
 
-    async def update(self) -> None:
-        while self.is_open and self.settings != self.worn:
-            asked = self.settings
-            try:
-                await asyncio.wrap_future(self.engine.fetch(asked.style))
-                future = self.attempt(self.engine.update, self.key, asked)
-                if future is not None:
-                    ignored = await asyncio.wrap_future(future)
-                    self.worn = asked
-                    await self.say(updated=asked.style, ignored=ignored)
-            except StreamClosed:
-                break  # the next frame finds that out as well, and begins again with these settings
-            except (ValueError, OSError) as error:
-                if asked == self.settings:
-                    self.settings = self.worn
-                await self.say(refused=str(error), style=self.worn.style)
-            except RuntimeError as error:
-                await self.fail_in_model(error)
-        self.updating = None
+    async def watch_turn(self, task: asyncio.Task[None]) -> bool:
+        """Send the time left until the stream has ended; return whether the turn was over."""
+        left = None
+        while not task.done() and self.key in self.engine.session_keys():
+            before, left = left, self.line.time_left(self.key)
+            if left != before:
+                await self.send_json(time_left=left)
+            await asyncio.wait({task}, timeout=POLL_SECONDS)
+        return left is not None and left <= 2 * POLL_SECONDS
 
-    async def take_frames(self) -> None:
-        """From the mailbox to the engine."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await self.room.acquire()
-            while self.mailbox is None:
-                self.came.clear()
-                await self.came.wait()
-            (mail, self.mailbox), epoch = (self.mailbox, None), self.epoch
-            try:
-                frame = await loop.run_in_executor(codec, decode_frame, mail.jpeg)
-            except ValueError as error:
-                self.room.release()
-                await self.refuse(error)
-                continue
-            future = None
-            if epoch == self.epoch and self.is_open:
-                future = self.attempt(self.engine.push, self.key, frame, tag=mail.number)
-            if future is None or (self.last is not None and future is self.last.answer):
-                self.room.release()  # the frame before it waits no more: one answer for both
-                if future is not None:
-                    self.last.mail = mail
-            else:
-                self.last = Pending(future, mail, epoch)
-                self.answers.put_nowait(self.last)
-
-    async def give_answers(self) -> None:
-        """From the engine to the page, in order."""
-        while True:
-            pending = await self.answers.get()
-            try:
-                await self.give(pending)
-            except StreamClosed:
-                if pending.epoch == self.epoch:
-                    self.is_open = False
-                    self.gone.set()
-            except (ValueError, RuntimeError) as error:  # torch's, out of memory included
-                if pending.epoch == self.epoch:
-                    await self.fail_in_model(error)
-            except asyncio.CancelledError:  # of the frame, by an engine that closes; or of this task
-                if asyncio.current_task().cancelling():
-                    raise
-            finally:
-                self.room.release()
-
-    async def give(self, pending: Pending) -> None:
-        loop = asyncio.get_running_loop()
-        answer = await asyncio.wrap_future(pending.answer)
-        jpeg = b""
-        if answer.frames:
-            jpeg = answer.jpeg or await loop.run_in_executor(codec, encode_frame, answer.frames[-1])
-        if pending.epoch != self.epoch:
-            return
-        now, mail = time.monotonic(), pending.mail
-        held, worked = now - mail.arrived, now - max(mail.arrived, self.finished)
-        self.finished = now
-        gathered = 0 if answer.warm else answer.frames_in
-        times = (min(int(seconds * 1e6), 2**32 - 1) for seconds in (held, worked))
-        await self.send(PICTURE.pack(answer.tag or 0, mail.number, *times, gathered) + jpeg)
-
-    async def fail_in_model(self, error: ValueError | RuntimeError) -> None:
+    async def fail_in_model(self, error: RuntimeError) -> None:
+        """Log an error of the model and end the stream with it."""
         log.error("a live stream failed", exc_info=error)
         await self.fail(f"The model failed: {(str(error).splitlines() or ['no reason given'])[0]}")
 
-    async def fail(self, words: str) -> None:
-        """The stream has ended, and why."""
+    async def fail(self, text: str) -> None:
+        """End the stream and send the reason."""
         self.end()
-        await self.say(error=words)
+        await self.send_json(error=text)
 
-    async def say(self, **message: Any) -> None:
+    async def send_json(self, **message: Any) -> None:
+        """Send a text message to the page."""
         await self.send(json.dumps(message))
 
     async def send(self, data: str | bytes) -> None:
+        """Send to the page; drop the connection if it takes nothing."""
         try:
             async with asyncio.timeout(TAKEN_SECONDS):
                 if isinstance(data, str):
@@ -341,7 +294,7 @@ class Visit:
                 else:
                     await self.socket.send_bytes(data)
         except TimeoutError:
-            self.cut()
-        except (WebSocketDisconnect, RuntimeError):  # closed: `read` hears of it as well
+            self.abort()
+        except (WebSocketDisconnect, RuntimeError):  # RuntimeError: closed from this side, maybe after a ping
             if self.socket.application_state is WebSocketState.CONNECTED:
-                raise
+                self.abort()

@@ -1,83 +1,63 @@
-"""The Live tab: a component of our own, camera in and translated picture out.
+"""The Live tab: a component of our own, camera in and translated images out.
 
-The browser's side is `page/*.js`; `live_socket` is the server's.
+The browser's side is `static/*.js`; `live_session` is the server's.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import gradio as gr
-from PIL import Image
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 from ..errors import LimitReached
 from ..serving.admission import WaitingLine
 from ..serving.limits import SOCKETS_AT_ONCE, Counts, VisitorLimits, visitor_address
-from ..serving.sessions import SessionManager
-from ..styles import SAMPLES, Style
-from .live_protocol import FRAME, LARGEST_FRAME, is_ours
-from .live_session import Visit
+from ..serving.sessions import EngineProtocol
+from ..styles import SAMPLES, Style, thumbnail_of
+from .live_protocol import FRAME, LARGEST_FRAME, is_same_origin
+from .live_session import LiveSession
+from .theme import STATIC, file_url
 
-PAGE = Path(__file__).parent / "static"
 SCRIPTS = ("camera.js", "screen.js", "recorder.js", "live.js")  # one scope, in this order
-SMALLEST_SIDE = 384  # of what the browser sends, whatever little the model works with
+SMALLEST_SIDE = 384  # pixels; the browser sends no smaller frames, however small the working size
 PATH = "/live-socket"
-PING_SECONDS = 5.0  # a network that was cut without a word is noticed after this and the next
-THUMBNAIL = (160, 120)  # width and height
-
-
-def thumbnail(name: str, style: Style) -> str:
-    """What a style is chosen by, as a data URL: its own picture or `page/styles/NAME.jpg`; "" for none."""
-    file = Path(style.thumbnail) if style.thumbnail else PAGE / "styles" / f"{Path(name).name}.jpg"
-    if not file.is_file():
-        return ""
-    with Image.open(file) as picture:
-        picture = picture.convert("RGB")
-        if picture.size != THUMBNAIL:
-            picture.thumbnail(THUMBNAIL)
-        small = io.BytesIO()
-        picture.save(small, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()
-
-
-def sample(name: str) -> str:
-    """The address of what the style makes of a picture; "" for none."""
-    file = SAMPLES / f"{Path(name).name}.jpg"
-    return f"gradio_api/file={file}" if file.is_file() else ""
+PING_SECONDS = 5.0  # a dead network is noticed after this and as long again
 
 
 def page_script() -> str:
-    """All the page's scripts as one; the worker's source comes in it as a text."""
-    worker = (PAGE / "worker.js").read_text()
-    scripts = [(PAGE / name).read_text() for name in SCRIPTS]
+    """Join the scripts of the page; the worker's source is a string in them."""
+    worker = (STATIC / "worker.js").read_text()
+    scripts = [(STATIC / name).read_text() for name in SCRIPTS]
     return "\n".join([f"const WORKER_SOURCE = {json.dumps(worker)};", *scripts])
 
 
-def live_view(engine: SessionManager, limits: VisitorLimits) -> gr.HTML:
-    """The Live tab's content; `connect` is what it talks to."""
+def style_entry(name: str, style: Style, default_style: str) -> dict[str, str | int]:
+    """Return what live.html shows of a style; "" for an image that does not exist."""
+    sample = SAMPLES / f"{Path(name).name}.jpg"
+    return {
+        "name": name,
+        "title": style.title,
+        "thumbnail": file_url(thumbnail_of(name, style)),
+        "loras": len(style.loras) or "",
+        "sample": file_url(sample if sample.is_file() else None),
+        "checked": "checked" if name == default_style else "",
+    }
+
+
+def live_view(engine: EngineProtocol, limits: VisitorLimits) -> gr.HTML:
+    """Create the content of the Live tab, which talks to `live_route`."""
     return gr.HTML(
-        html_template=(PAGE / "live.html").read_text(),
-        css_template=(PAGE / "live.css").read_text(),
+        html_template=(STATIC / "live.html").read_text(),
+        css_template=(STATIC / "live.css").read_text(),
         js_on_load=page_script(),
-        styles=[
-            {
-                "name": name,
-                "title": style.title,
-                "thumbnail": thumbnail(name, style),
-                "loras": len(style.loras) or "",
-                "sample": sample(name),
-                "checked": "checked" if name == engine.default_style else "",
-            }
-            for name, style in engine.styles.items()
-        ],
+        styles=[style_entry(name, style, engine.default_style) for name, style in engine.styles.items()],
         side=max(SMALLEST_SIDE, round(1.5 * engine.size)),
         limits=limits.in_words(),
         apply_default_css=False,
@@ -85,42 +65,57 @@ def live_view(engine: SessionManager, limits: VisitorLimits) -> gr.HTML:
     )
 
 
-def cut(demo: gr.Blocks, socket: WebSocket) -> None:
-    """Close a connection whose other side takes nothing: an ordinary end would wait until it does."""
-    for protocol in list(demo.server.server_state.connections):
-        if protocol.scope and protocol.scope["headers"] == socket.scope["headers"]:  # its key is in there
-            protocol.transport.abort()
+def live_route(
+    demo: gr.Blocks, engine: EngineProtocol, line: WaitingLine, limits: VisitorLimits
+) -> WebSocketRoute:
+    """Create the socket's route, for `demo.launch(app_kwargs={"routes": [route]})`.
 
-
-def connect(demo: gr.Blocks, engine: SessionManager, line: WaitingLine, limits: VisitorLimits) -> None:
-    """Add the socket to the server of a page that was launched with `prevent_thread_lock=True`.
-
-    `line` is the one before `engine`.
+    Args:
+        demo: the page.
+        engine: serves the streams.
+        line: the one before `engine`.
+        limits: of one viewer.
     """
     visits = Counts(limits.visits, "live visits")
-    addresses = (demo.share_url, demo.root_path)
-    hosts = {urlsplit(address).netloc for address in addresses if address}
-    hosts.add(os.environ.get("SPACE_HOST", ""))
     open_sockets = 0
 
     async def serve(socket: WebSocket) -> None:
         nonlocal open_sockets
-        if not is_ours(socket.headers, hosts) or open_sockets >= SOCKETS_AT_ONCE:
-            return await socket.close(1008)  # before it was accepted: the browser reads a refusal
+        addresses = (demo.share_url, demo.root_path)
+        hosts = {urlsplit(address).netloc for address in addresses if address}
+        hosts.add(os.environ.get("SPACE_HOST", ""))
+        if not is_same_origin(socket.headers, hosts) or open_sockets >= SOCKETS_AT_ONCE:
+            return await socket.close(1008)  # before it is accepted: the browser reads a refusal
         open_sockets += 1
         try:
             await socket.accept()
-            visit = Visit(socket, engine, line, partial(cut, demo, socket))
-            with visits.one_more(visitor_address(socket.headers, socket.client and socket.client.host)):
-                await visit.run()
-        except LimitReached as error:
-            await visit.refuse(error)
+            session = LiveSession(socket, engine, line, partial(abort, demo, socket))
+            try:
+                with visits.one_more(visitor_address(socket.headers, socket.client and socket.client.host)):
+                    await session.run()
+            except LimitReached as error:
+                await session.reject(error)
         finally:
             open_sockets -= 1
 
-    demo.app.router.routes.insert(0, WebSocketRoute(PATH, serve))
-    # Of this server's sockets: read for each new one. JPEGs do not get smaller by being deflated.
+    return WebSocketRoute(PATH, serve)
+
+
+# Gradio gives no public way to the options of its server's sockets, nor to a connection. `demo.server` is a
+# uvicorn server; tests/ui/test_socket_limits.py fails if that or one of these names changes.
+
+
+def configure_sockets(demo: gr.Blocks) -> None:
+    """Set what a launched page's server reads for each new socket."""
     config = demo.server.config
-    config.ws_per_message_deflate = False
+    config.ws_per_message_deflate = False  # JPEGs do not get smaller
     config.ws_max_size = LARGEST_FRAME + FRAME.size
     config.ws_ping_interval = config.ws_ping_timeout = PING_SECONDS
+
+
+def abort(demo: gr.Blocks, socket: WebSocket) -> None:
+    """Drop a connection whose other side takes nothing: an ordinary close would wait until it does."""
+    connections: list[Any] = list(demo.server.server_state.connections)
+    for connection in connections:
+        if connection.scope and connection.scope["headers"] == socket.scope["headers"]:  # with its random key
+            connection.transport.abort()

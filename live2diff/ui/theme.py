@@ -1,14 +1,16 @@
-"""How the page looks, within Gradio's means: ink on warm paper, in the system's own fonts."""
+"""The page's theme (ink on warm paper, in the system's fonts) and its static files."""
 
 from pathlib import Path
+from urllib.parse import quote
 
-import gradio as gr
+from gradio.themes import Base
 from gradio.themes.utils import colors, sizes
 
-STYLESHEET = Path(__file__).parent / "static" / "app.css"
+STATIC = Path(__file__).parent / "static"
+STYLESHEET = STATIC / "app.css"
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 
-THEME = gr.themes.Base(
+THEME = Base(
     primary_hue=colors.indigo,
     secondary_hue=colors.indigo,
     neutral_hue=colors.stone,
@@ -66,3 +68,8 @@ THEME = gr.themes.Base(
     slider_color="*primary_600",
     slider_color_dark="*primary_400",
 )
+
+
+def file_url(path: Path | None) -> str:
+    """Return the address of a static file relative to the page, "" for none."""
+    return "" if path is None else f"gradio_api/file={quote(path.as_posix(), safe='/:')}"

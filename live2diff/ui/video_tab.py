@@ -1,4 +1,4 @@
-"""The Video tab: upload or record a clip, trim it, choose a style, watch it come, see both in step."""
+"""The Video tab: upload or record a clip, trim it, choose a style, compare the result with the original."""
 
 from __future__ import annotations
 
@@ -10,160 +10,179 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
 import gradio as gr
 import numpy as np
+from gradio.components import Component
 
 from ..config import WARMUP_FRAMES
 from ..errors import ClipError, ClipStopped
 from ..serving.clip_queue import LIMITS, ClipQueue, Result, Waiting
-from ..serving.engine import Engine
 from ..serving.limits import visitor_address
+from ..serving.sessions import EngineProtocol
 from ..streaming.settings import StreamSettings
 from ..styles import thumbnail_of
 from ..video.reader import Cut, Limits, probe
 from ..video.translate import Progress
+from .examples import EXAMPLES, RESULTS_BY, example_gallery, presets, result_of
+from .live_protocol import encode_frame
+from .theme import STATIC, file_url
 
-PAGE = Path(__file__).parent / "static"
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-RESULTS_BY = "nano"  # the model that made examples/results
 UPLOAD_MEGABYTES = 200
 ANY_LENGTH = Limits(max_frames=10**9, max_seconds=1e9)
-PREVIEW_SECONDS = 0.3  # between two preview pictures
-PREVIEW_SIDE = 480
+PREVIEW_SECONDS = 0.3  # between two previews
+PREVIEW_SIDE = 480  # pixels
 PREVIEW_QUALITY = 75
 CLIPS_WAITING = 8  # that hold a thread each; more wait in Gradio's queue
 NO_CLIP = "Choose a clip first: upload one, record one, or pick an example."
+UNEXPECTED = "The translation failed for a reason that the server's log names. Try again, or another clip."
+CLIP_ERRORS = (ValueError, OSError, RuntimeError, gr.Error)  # gr.Error: no GPU is to be had
+
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # of event listeners
 
 log = logging.getLogger(__name__)
-Said = dict[str, Any]
+StageValue = dict[str, Any]
 
 
-def said(state: str, text: str = "", **more: Any) -> Said:
-    """What the stage is to show; page/stage.js reads it."""
-    return {"state": state, "text": text, "share": None, "picture": None, "path": None, "offset": 0.0} | more
-
-
-def presets() -> list[dict]:
-    """The clips in examples/ with a style, a prompt and a seed for each."""
-    path = EXAMPLES / "presets.json"
-    return json.loads(path.read_text()) if path.exists() else []
-
-
-def result_of(preset: dict) -> Path:
-    """The finished result of a preset; examples/render.py makes them."""
-    return EXAMPLES / "results" / f"{Path(preset['clip']).stem}-{preset['style']}.mp4"
+def stage_value(state: str, text: str = "", **more: Any) -> StageValue:
+    """Return what the stage shows; static/stage.js reads it."""
+    return {
+        "state": state,
+        "text": text,
+        "progress": None,
+        "preview": None,
+        "path": None,
+        "offset": 0.0,
+    } | more
 
 
 def clip_key(request: gr.Request) -> str:
-    """What the engine calls this visitor's clip; their live stream is called by the session alone."""
+    """Return the key of this viewer's clips in the engine."""
     return f"{request.session_hash or secrets.token_urlsafe(16)}/clip"
 
 
 def address_of(request: gr.Request) -> str | None:
-    """Whom the limits count this visitor's clips for."""
+    """Return the address that the limits count this viewer's clips for."""
     return visitor_address(request.headers, request.client and request.client.host)
 
 
 def time_left(progress: Progress) -> str:
-    """Such as `45 of 110 frames, about 12 s left`, once there is something to judge by."""
-    told = f"{progress.done} of {progress.total} frames"
+    """Format the progress: `45 of 110 frames, about 12 s left`, without a time during the warmup."""
+    text = f"{progress.done} of {progress.total} frames"
     seconds = progress.seconds_left
-    if seconds is None or progress.done <= WARMUP_FRAMES:  # those are only gathered at first
-        return told
+    if seconds is None or progress.done <= WARMUP_FRAMES:
+        return text
     if seconds >= 90:
-        return f"{told}, about {seconds / 60:.0f} min left"
-    return f"{told}, about {math.ceil(seconds)} s left"
+        return f"{text}, about {seconds / 60:.0f} min left"
+    return f"{text}, about {math.ceil(seconds)} s left"
 
 
-def preview(frame: np.ndarray) -> str:
-    """A small JPEG of the frame as a data URL."""
+def preview_url(frame: np.ndarray) -> str:
+    """Return the frame as a data URL of a small JPEG."""
     scale = min(1.0, PREVIEW_SIDE / max(frame.shape[:2]))
     small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, PREVIEW_QUALITY])[1]
-    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(encode_frame(small, PREVIEW_QUALITY)).decode()
 
 
-def settings_of(
-    style: str, prompt: str | None, seed: float | None, steps: float | None, strength: float | None
-) -> StreamSettings:
-    """The settings of a stream; a 0 or nothing for steps and strength leaves them to the style."""
-    return StreamSettings(
+def parse_inputs(
+    style: str,
+    prompt: str | None,
+    seed: float | None,
+    start: float | None,
+    end: float | None,
+    steps: float | None,
+    strength: float | None,
+) -> tuple[StreamSettings, Cut]:
+    """Return the settings of the stream and the part to translate; 0 or None means the default.
+
+    Raises:
+        ValueError: a bad value.
+    """
+    settings = StreamSettings(
         style=style,
         prompt=prompt or "",
         seed=int(seed or 0),
         steps=int(steps) if steps else None,
         strength=float(strength) if strength else None,
     )
+    return settings, Cut(float(start or 0), float(end) if end else None)
 
 
-def cut_of(start: float | None, end: float | None) -> Cut:
-    """The part from `start` to `end`, where nothing or 0 for the end is the end of the clip."""
-    return Cut(float(start or 0), float(end) if end else None)
+def explain(error: Exception) -> str:
+    """Describe one of CLIP_ERRORS in a sentence; log it if the model failed."""
+    if isinstance(error, gr.Error):
+        return error.message
+    if isinstance(error, (ClipStopped, ValueError, OSError)):
+        return str(error)
+    log.error("a clip failed", exc_info=error)
+    return f"The model failed: {(str(error).splitlines() or ['no reason given'])[0]}"
 
 
-def translated(
-    jobs: ClipQueue, key: str, clip: str, cut: Cut, settings: StreamSettings, address: str | None
-) -> Iterator[Said]:
-    """Run a clip, telling the stage how it goes; the last thing said holds whatever was made."""
+def kept_frames(result: Result) -> str:
+    """Describe the partial result of a clip that ended early, "" for none."""
+    return f" The {result.frames} frames made by then are kept, with their sound." if result.frames else ""
+
+
+def stage_values(
+    jobs: ClipQueue, clip: str, settings: StreamSettings, cut: Cut, request: gr.Request
+) -> Iterator[StageValue]:
+    """Translate a clip and yield what the stage shows.
+
+    The last value holds all that was made, however the clip ends; only then is an unexpected error raised.
+    """
     result, notes, shown = jobs.new_result(), [], -PREVIEW_SECONDS
+    state, text, is_complete = "error", UNEXPECTED, False
     try:
-        for step in jobs.run(key, clip, result, cut, settings, address):
+        for step in jobs.run(clip_key(request), clip, result, cut, settings, address_of(request)):
             if isinstance(step, Waiting):
                 others = "1 clip is" if step.before == 1 else f"{step.before} clips are"
-                yield said("waiting", f"{others} before yours. It begins by itself.")
+                yield stage_value("waiting", f"{others} before yours. It begins by itself.")
             elif isinstance(step, str):
                 notes.append(f"The prompt is too long. Not read: “{step}”")
             elif time.monotonic() - shown > PREVIEW_SECONDS:
                 shown = time.monotonic()
-                picture = preview(step.frame) if step.frame is not None else None
-                yield said("running", time_left(step), share=step.done / step.total, picture=picture)
-        yield said("done", " ".join([f"{result.frames} frames.", *notes]), **shown_of(result, cut))
-        return
-    except ClipStopped as stopped:
-        end, why = "done", str(stopped)
-    except (ValueError, OSError) as error:  # a ClipError, or settings that cannot be had
-        end, why = "error", str(error)
-    except RuntimeError as error:  # what torch raises, out of memory included
-        log.exception("a clip failed")
-        end, why = "error", f"The model failed: {str(error).splitlines()[0]}"
-    if result.frames:
-        why += f" The {result.frames} frames made by then are kept, with their sound."
-        yield said(end, " ".join([why, *notes]), **shown_of(result, cut))
-    else:
-        yield said("empty" if end == "done" else end, why)
-
-
-def shown_of(result: Result, cut: Cut) -> Said:
-    """A result, as the stage wants to know it."""
-    return {"path": str(result.path), "offset": cut.start}
+                preview = preview_url(step.frame) if step.frame is not None else None
+                yield stage_value(
+                    "running", time_left(step), progress=step.done / step.total, preview=preview
+                )
+        state, text, is_complete = "done", f"{result.frames} frames.", True
+    except CLIP_ERRORS as error:
+        text = explain(error)
+        if isinstance(error, ClipStopped):
+            state = "done" if result.frames else "empty"
+    except GeneratorExit:  # nobody reads on
+        state = "closed"
+        raise
+    finally:
+        if state != "closed":
+            notes.insert(0, text if is_complete else text + kept_frames(result))
+            made = {"path": str(result.path), "offset": cut.start} if result.frames else {}
+            yield stage_value(state, " ".join(notes), **made)
 
 
 def trim_fields() -> tuple[gr.Number, gr.Number]:
-    """From when until when, in seconds; also set at what the player shows."""
-    here = "() => Number((document.querySelector('#clip video')?.currentTime ?? 0).toFixed(2))"
+    """Create the fields of the part in seconds, which can also be set to the player's position."""
+    position = "() => Number((document.querySelector('#clip video')?.currentTime ?? 0).toFixed(2))"
     with gr.Accordion("Trim", open=False, elem_id="trim"), gr.Row():
         fields = []
         for name, label in (("start", "Start, in seconds"), ("end", "End, in seconds (empty: to the end)")):
             with gr.Column(min_width=140):
                 field = gr.Number(None, label=label, minimum=0, step=0.1, elem_id=name)
-                at = gr.Button(f"{name.title()} where the player is", size="sm")
-                at.click(None, None, field, js=here, api_visibility="private")
+                button = gr.Button(f"{name.title()} where the player is", size="sm")
+                button.click(None, None, field, js=position, api_visibility="private")
                 fields.append(field)
     return fields[0], fields[1]
 
 
-def style_choice(engine: Engine) -> gr.Radio:
-    """The styles to choose from, each with its picture."""
+def style_choice(engine: EngineProtocol) -> gr.Radio:
+    """Create the list of styles, each with its thumbnail."""
     rules = []
     for name, style in engine.styles.items():
-        path = thumbnail_of(name, style)
-        if path is not None:
-            picture = f"url({json.dumps('gradio_api/file=' + str(path))})"
-            rules.append(f"#style label:has([value={json.dumps(name)}]) {{ --picture: {picture}; }}")
+        if address := file_url(thumbnail_of(name, style)):
+            label = f"#style label:has([value={json.dumps(name)}])"
+            rules.append(f"{label} {{ --thumbnail: url({json.dumps(address)}); }}")
     gr.HTML(f"<style>{' '.join(rules)}</style>", visible="hidden")
     choices = [(style.title, name) for name, style in engine.styles.items()]
     return gr.Radio(choices, value=engine.default_style, label="Style", elem_id="style")
@@ -171,7 +190,7 @@ def style_choice(engine: Engine) -> gr.Radio:
 
 @dataclass(frozen=True)
 class Controls:
-    """What a visitor handles in the tab; `stage` shows the preview and the result."""
+    """The components of the tab; `stage` shows the preview and the result."""
 
     clip: gr.Video
     start: gr.Number
@@ -186,14 +205,14 @@ class Controls:
     cancel: gr.Button
 
     @property
-    def settings(self) -> list[gr.components.Component]:
-        """All that decides the result, in the order in which `run` and the examples know it."""
-        told = [self.clip, self.style, self.prompt, self.seed]
-        return [*told, self.start, self.end, self.steps, self.strength]
+    def inputs(self) -> list[Component]:
+        """Return the clip and the inputs of `parse_inputs`, in its order."""
+        first = [self.clip, self.style, self.prompt, self.seed]
+        return [*first, self.start, self.end, self.steps, self.strength]
 
 
-def video_tab(engine: Engine, jobs: ClipQueue) -> None:
-    """The whole tab."""
+def video_tab(engine: EngineProtocol, jobs: ClipQueue) -> None:
+    """Create the tab, within `gr.Blocks`."""
     offered = [preset for preset in presets() if preset["style"] in engine.styles]
     gallery = example_gallery(engine, offered) if offered else None
     controls = lay_out(engine, jobs)
@@ -202,8 +221,8 @@ def video_tab(engine: Engine, jobs: ClipQueue) -> None:
         wire_examples(gallery, offered, controls)
 
 
-def lay_out(engine: Engine, jobs: ClipQueue) -> Controls:
-    """The controls, where they belong."""
+def lay_out(engine: EngineProtocol, jobs: ClipQueue) -> Controls:
+    """Create the components."""
     with gr.Row(elem_id="pair"):
         with gr.Column(min_width=280):
             clip = gr.Video(
@@ -212,10 +231,10 @@ def lay_out(engine: Engine, jobs: ClipQueue) -> Controls:
             start, end = trim_fields()
         with gr.Column(min_width=280):
             stage = gr.HTML(
-                said("empty"),
-                html_template=(PAGE / "stage.html").read_text(),
-                css_template=(PAGE / "stage.css").read_text(),
-                js_on_load=(PAGE / "stage.js").read_text(),
+                stage_value("empty"),
+                html_template=(STATIC / "stage.html").read_text(),
+                css_template=(STATIC / "stage.css").read_text(),
+                js_on_load=(STATIC / "stage.js").read_text(),
                 apply_default_css=False,
                 elem_id="result",
             )
@@ -239,7 +258,7 @@ def lay_out(engine: Engine, jobs: ClipQueue) -> Controls:
 
 
 def more_fields() -> tuple[gr.Number, gr.Dropdown, gr.Slider]:
-    """Seed, steps and strength."""
+    """Create the fields for seed, steps and strength."""
     with gr.Accordion("More", open=False, elem_id="more"), gr.Row():
         seed = gr.Number(0, label="Seed", info="The same seed gives the same result.", precision=0)
         choices = [("Style default", 0), *((str(count), count) for count in range(1, 5))]
@@ -250,97 +269,65 @@ def more_fields() -> tuple[gr.Number, gr.Dropdown, gr.Slider]:
 
 
 def wire(controls: Controls, jobs: ClipQueue) -> None:
-    """What happens when."""
+    """Connect the components with what they do."""
 
-    def run(clip, style, prompt, seed, start, end, steps, strength, request: gr.Request) -> Iterator[tuple]:
+    def run(inputs: dict[Component, Any], request: gr.Request) -> Iterator[dict[Component, Any]]:
+        clip, *values = (inputs[component] for component in controls.inputs)
         if clip is None:
-            yield said("error", NO_CLIP), gr.skip(), gr.skip()
+            yield {controls.stage: stage_value("error", NO_CLIP)}
             return
-        off, on = gr.update(interactive=False), gr.update(interactive=True)
-        yield said("waiting", "Waiting for the model."), off, on
-        told: Said = said("empty")
+        yield {controls.stage: stage_value("waiting", "Waiting for the model."), **buttons(is_running=True)}
         try:
-            settings = settings_of(style, prompt, seed, steps, strength)
-            cut, address = cut_of(start, end), address_of(request)
-            for told in translated(jobs, clip_key(request), clip, cut, settings, address):
-                yield told, gr.skip(), gr.skip()
-        except (ClipError, OSError) as error:  # a cut that is none, a disk that cannot be written to
-            told = said("error", str(error))
-        yield told, on, off
+            for value in stage_values(jobs, clip, *parse_inputs(*values), request):
+                yield {controls.stage: value}
+        except (ValueError, OSError) as error:  # a setting, or a disk that cannot be written to
+            yield {controls.stage: stage_value("error", str(error))}
 
-    def chosen(clip: str | None) -> tuple[Said, None, float | None]:
-        """A new clip: nothing of the one before is true of it."""
+    def buttons(is_running: bool = False) -> dict[Component, Any]:
+        begin, cancel = gr.update(interactive=not is_running), gr.update(interactive=is_running)
+        return {controls.begin: begin, controls.cancel: cancel}
+
+    def change_clip(clip: str | None) -> tuple[StageValue, None, float | None]:
+        """Reset what belongs to the clip before, and trim to the end of this one."""
         jobs.tidy()
         try:
-            seconds = None if clip is None else rounded_up(probe(clip, ANY_LENGTH).duration)
+            seconds = None if clip is None else probe(clip, ANY_LENGTH).duration
         except ClipError as error:
-            return said("error", str(error)), None, None
-        return gr.skip(), None, seconds
+            return stage_value("error", str(error)), None, None
+        # In hundredths, rounded up, so that a cut that ends with the clip loses no frame.
+        return gr.skip(), None, seconds and math.ceil(round(100 * seconds, 3)) / 100
 
     def stop(request: gr.Request) -> None:
         jobs.stop(clip_key(request))
 
-    controls.begin.click(
+    event = controls.begin.click(
         run,
-        controls.settings,
+        set(controls.inputs),
         [controls.stage, controls.begin, controls.cancel],
-        api_visibility="private",
         concurrency_limit=CLIPS_WAITING,
         concurrency_id="clips",
-        show_progress="hidden",
+        **PRIVATE,
     )
-    controls.cancel.click(stop, queue=False, api_visibility="private")
+    for after in (event.then, event.failure):  # `then` alone does not follow an error
+        after(buttons, None, [controls.begin, controls.cancel], queue=False, **PRIVATE)
+    controls.cancel.click(stop, queue=False, **PRIVATE)
     clip = controls.clip
-    new = [clip.upload, clip.clear, clip.stop_recording]
+    changes = [clip.upload, clip.clear, clip.stop_recording]
     # In the browser, at once: an answer of the server might come when the next translation has begun.
-    empty = f"() => ({json.dumps(said('empty'))})"
-    gr.on(new, None, None, controls.stage, js=empty, api_visibility="private")
-    gr.on(
-        new,
-        chosen,
-        clip,
-        [controls.stage, controls.start, controls.end],
-        api_visibility="private",
-        show_progress="hidden",
-    )
-
-
-def rounded_up(seconds: float) -> float:
-    """In hundredths: a cut that ends where the clip does is to lose no frame."""
-    return math.ceil(round(100 * seconds, 3)) / 100
-
-
-def example_gallery(engine: Engine, offered: list[dict]) -> gr.Gallery:
-    """Each example as half original, half translated."""
-    gr.Markdown("Click an example to see its result, or bring a clip of your own.", elem_classes="hint")
-    pictures = []
-    for preset in offered:
-        poster = result_of(preset).with_suffix(".jpg")
-        thumbnail = EXAMPLES / f"{Path(preset['clip']).stem}.jpg"
-        pictures.append((poster if poster.exists() else thumbnail, engine.styles[preset["style"]].title))
-    return gr.Gallery(
-        pictures,
-        label="Examples",
-        show_label=False,
-        columns=6,
-        height="auto",
-        object_fit="cover",
-        allow_preview=False,
-        interactive=False,
-        buttons=[],
-        elem_id="examples",
-    )
+    empty = f"() => ({json.dumps(stage_value('empty'))})"
+    gr.on(changes, None, None, controls.stage, js=empty, **PRIVATE)
+    gr.on(changes, change_clip, clip, [controls.stage, controls.start, controls.end], **PRIVATE)
 
 
 def wire_examples(gallery: gr.Gallery, offered: list[dict], controls: Controls) -> None:
-    """A click fills in the clip and what suits it, and shows the result that was made before."""
+    """Fill in the clip and its settings on a click, and show the result that was made before."""
 
     def pick(event: gr.SelectData) -> list[Any]:
         preset = offered[event.index]
         made, clip = result_of(preset), str(EXAMPLES / preset["clip"])
-        filled = [clip, preset["style"], preset["prompt"], preset["seed"], None, None, 0, 0]
-        text = f"Made before, by the {RESULTS_BY} model. Translate makes it afresh."
-        shown = said("done", text, path=str(made)) if made.exists() else said("empty")
-        return [*filled, shown]
+        settings = [clip, preset["style"], preset["prompt"], preset["seed"], None, None, 0, 0]
+        text = f"Made before, by the {RESULTS_BY} model. Translate makes it again."
+        value = stage_value("done", text, path=str(made)) if made.exists() else stage_value("empty")
+        return [*settings, value]
 
-    gallery.select(pick, None, [*controls.settings, controls.stage], api_visibility="private", queue=False)
+    gallery.select(pick, None, [*controls.inputs, controls.stage], api_visibility="private", queue=False)

@@ -1,7 +1,8 @@
-"""What tests and measurements in a real browser share: Chromium with a clip as its camera, and waiting."""
+"""Shared by tests and measurements in a real browser: Chromium with a clip as its camera, and waiting."""
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, Playwright, expect
 
+from live2diff.streaming.settings import StreamSettings
+
 PATIENCE = 180.0  # seconds: how long a condition may take on a busy machine without a GPU
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMIUM_FLAGS = (
@@ -22,7 +25,7 @@ CHROMIUM_FLAGS = (
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None and not os.environ.get("CI"), reason="no Chromium here: apt-get install chromium"
 )
-# The pixels of an element that shows a picture, drawn as small as asked: [width * height * 4].
+# The pixels of an element that shows an image, scaled to the given size: [width * height * 4].
 PIXELS = """([selector, width, height]) => {
   const source = document.querySelector(selector), small = document.createElement("canvas");
   small.width = width; small.height = height;
@@ -33,30 +36,31 @@ PIXELS = """([selector, width, height]) => {
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until a condition is true."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.05)
 
 
-def write_camera(path: Path, pictures: Iterable[np.ndarray], rate: int, repeat: int = 1) -> Path:
-    """Pictures `[height, width, 3]` as the film that Chromium takes for its camera, each `repeat` times."""
+def write_camera(path: Path, images: Iterable[np.ndarray], rate: int, repeat: int = 1) -> Path:
+    """Write images `[height, width, 3]`, each `repeat` times, as a video for Chromium's camera."""
     with path.open("wb") as file:
-        for number, picture in enumerate(pictures):
-            height, width = picture.shape[:2]
+        for number, image in enumerate(images):
+            height, width = image.shape[:2]
             if number == 0:
                 file.write(f"YUV4MPEG2 W{width} H{height} F{rate}:1 Ip A1:1 C420jpeg\n".encode())
-            planes = cv2.cvtColor(picture, cv2.COLOR_RGB2YUV_I420).tobytes()
+            planes = cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420).tobytes()
             file.write((b"FRAME\n" + planes) * repeat)
     return path
 
 
 @contextmanager
 def chromium(playwright: Playwright, camera: Path | None, *flags: str) -> Iterator[Browser]:
-    """A browser that sees the film at `camera`, or what it draws itself."""
+    """Start a browser whose camera shows the video at `camera`, or a test pattern."""
     assert CHROMIUM, "CI is set, and no Chromium is installed"
-    film = [f"--use-file-for-fake-video-capture={camera}"] if camera else []
-    arguments = [*CHROMIUM_FLAGS, *film, *flags]
+    video = [f"--use-file-for-fake-video-capture={camera}"] if camera else []
+    arguments = [*CHROMIUM_FLAGS, *video, *flags]
     browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
     yield browser
     browser.close()
@@ -64,73 +68,93 @@ def chromium(playwright: Playwright, camera: Path | None, *flags: str) -> Iterat
 
 @contextmanager
 def opened(browser: Browser, address: str, script: str = "", **context: object) -> Iterator[Page]:
-    """A page at `address`, which runs `script` before its own. In the end, it must have asked nobody but that
-    server for anything."""
+    """Open a page that runs `script` before its own; check that it sent requests to its server only."""
     page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **context})
     page.set_default_timeout(PATIENCE * 1000)
     expect.set_options(timeout=PATIENCE * 1000)
-    asked: list[str] = []
-    broken: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("websocket", lambda socket: asked.append(socket.url.replace("ws", "http", 1)))
-    page.on("pageerror", lambda error: broken.append(str(error)))
+    requests: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("websocket", lambda socket: requests.append(socket.url.replace("ws", "http", 1)))
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.add_init_script(script)
     page.goto(address)
     yield page
     page.close()
-    ours = address.partition("?")[0]
-    assert [url for url in asked if not url.startswith((ours, "data:", "blob:"))] == []
-    assert broken == []
+    own = address.partition("?")[0]
+    assert [url for url in requests if not url.startswith((own, "data:", "blob:"))] == []
+    assert errors == []
 
 
 def pixels(page: Page, selector: str, width: int = 16, height: int = 12) -> np.ndarray:
-    """What an element shows, as float `[height, width, 3]`."""
+    """Return what an element shows, as float `[height, width, 3]`."""
     values = page.evaluate(PIXELS, [selector, width, height])
     return np.array(values, float).reshape(height, width, 4)[..., :3]
 
 
 class Identity:
-    """A model that gives back what it gets, for what is not about pictures: the way there and back."""
+    """A model that returns its input, for tests of the way there and back.
+
+    Args:
+        gate: while it is not set, a frame stays in the model.
+        error: raised in place of frame 21.
+    """
 
     default_style = "pencil"
     about = "No model at all."
     config = SimpleNamespace(size=256)
     unet = SimpleNamespace(device=SimpleNamespace(type="cpu"))
 
-    def __init__(self) -> None:
+    def __init__(self, gate: threading.Event | None = None, error: Exception | None = None) -> None:
         from live2diff.styles import STYLES
 
+        self.gate, self.error = gate, error
         self.styles = {name: style for name, style in STYLES.items() if not style.has_weights}
 
     def fetch(self, style: str | None) -> None:
         pass
 
-    def stream(self, **settings: object) -> "IdentityStream":
-        return IdentityStream()
+    def stream(self, settings: StreamSettings | None = None, **options: object) -> "IdentityStream":
+        return IdentityStream(settings or StreamSettings(), self.gate, self.error)
 
 
 class IdentityStream:
+    """A stream that returns its frames, after a warmup as usual."""
+
     ignored_words = ""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, settings: StreamSettings, gate: threading.Event | None, error: Exception | None
+    ) -> None:
+        self.settings = settings
+        self.gate, self.error = gate, error
         self.frames_in = self.frames_out = 0
-        self.gathered: list[np.ndarray] = []
+        self.collected: list[np.ndarray] = []
 
     @property
     def warm(self) -> bool:
         return self.frames_in >= 8
 
     def push(self, frame: np.ndarray) -> list[np.ndarray]:
+        if self.gate is not None:
+            self.gate.wait()
+        if self.error is not None and self.frames_in == 20:
+            raise self.error
         self.frames_in += 1
-        self.gathered.append(frame)
+        self.collected.append(frame)
         if not self.warm:
             return []
-        frames, self.gathered = self.gathered, []
+        frames, self.collected = self.collected, []
         self.frames_out += len(frames)
         return frames
 
-    def update(self, **settings: object) -> None:
-        pass
+    def flush(self) -> list[np.ndarray]:
+        frames, self.collected = self.collected, []
+        self.frames_out += len(frames)
+        return frames
+
+    def update(self, settings: StreamSettings, **options: object) -> None:
+        self.settings = settings
 
     def restart(self) -> None:
         pass
@@ -143,19 +167,19 @@ BITS = 10  # of a frame number
 
 
 def numbered(number: int, width: int = 640, height: int = 480) -> np.ndarray:
-    """A picture with its number in it: a row of squares for the bits, and below it their opposites."""
+    """Return an image with its number in it: a row of squares for the bits, and their opposites below."""
     rows, columns = np.mgrid[0:height, 0:width]
     red, green = columns * 255 // width, rows * 255 // height
-    picture = np.dstack([red, green, np.full_like(red, 128)]).astype(np.uint8)
+    image = np.dstack([red, green, np.full_like(red, 128)]).astype(np.uint8)
     cell = width // BITS
     for bit in range(BITS):
         value = 255 * (number >> bit & 1)
         for row, shade in enumerate((value, 255 - value)):
-            picture[row * cell : (row + 1) * cell, bit * cell : (bit + 1) * cell] = shade
-    return picture
+            image[row * cell : (row + 1) * cell, bit * cell : (bit + 1) * cell] = shade
+    return image
 
 
-# The number in a picture of `numbered`, whatever its size; -1 where there is none. `left` and `span` tell the
+# The number in an image of `numbered`, whatever its size; -1 where there is none. `left` and `span` are the
 # part of the element that shows it.
 READ_NUMBER = """(() => {
 const small = document.createElement("canvas").getContext("2d", { willReadFrequently: true });

@@ -1,4 +1,4 @@
-"""Talk to the Live tab's socket as a program does."""
+"""Use the Live tab's socket as a program does."""
 
 import json
 from collections.abc import Iterator
@@ -8,16 +8,26 @@ import cv2
 import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
-from live2diff.ui.live_protocol import FRAME, PICTURE
+from live2diff.ui.live_protocol import FRAME, RESULT
 
-PATIENCE = 60.0
+PATIENCE = 180.0  # seconds: how long an answer may take on a busy machine
 SETTINGS = {"style": "pencil", "prompt": "", "seed": 1, "steps": 1}
-PICTURE_SENT = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-JPEG = cv2.imencode(".jpg", PICTURE_SENT)[1].tobytes()
+IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()
 
 
-def told(socket: ClientConnection, key: str) -> dict:
-    """The next text with this key in it."""
+def send_json(socket: ClientConnection, **message: object) -> None:
+    """Send a text message."""
+    socket.send(json.dumps(message))
+
+
+def send_frame(socket: ClientConnection, number: int, jpeg: bytes = JPEG) -> None:
+    """Send a camera frame."""
+    socket.send(FRAME.pack(number) + jpeg)
+
+
+def receive(socket: ClientConnection, key: str) -> dict:
+    """Wait for the next text message with this key."""
     while True:
         message = socket.recv(PATIENCE)
         if isinstance(message, str) and key in json.loads(message):
@@ -26,15 +36,21 @@ def told(socket: ClientConnection, key: str) -> dict:
 
 @contextmanager
 def started(address: str, **options: float) -> Iterator[ClientConnection]:
+    """Open a socket with a stream."""
     with connect(address, **options) as socket:
-        socket.send(json.dumps({"start": SETTINGS}))
-        assert told(socket, "started") == {"started": "", "visit": None}
+        send_json(socket, start=SETTINGS)
+        assert receive(socket, "started") == {"started": "", "gpu_session": None}
         yield socket
 
 
-def answer(socket: ClientConnection, number: int, jpeg: bytes = JPEG) -> tuple[list[int], bytes]:
-    """What comes back for a frame: the numbers of the header, and the JPEG."""
-    socket.send(FRAME.pack(number) + jpeg)
+def result(socket: ClientConnection) -> tuple[list[int], bytes]:
+    """Wait for the next result: the numbers of its header, and the JPEG."""
     while isinstance(message := socket.recv(PATIENCE), str):
         assert "error" not in json.loads(message), message
-    return list(PICTURE.unpack_from(message)), message[PICTURE.size :]
+    return list(RESULT.unpack_from(message)), message[RESULT.size :]
+
+
+def answer(socket: ClientConnection, number: int, jpeg: bytes = JPEG) -> tuple[list[int], bytes]:
+    """Send a frame and wait for its result."""
+    send_frame(socket, number, jpeg)
+    return result(socket)

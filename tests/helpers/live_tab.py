@@ -1,19 +1,19 @@
-"""What the Live tab's tests do in the page: press its buttons, and look at what it shows."""
+"""Steps of the Live tab's tests: press its buttons, read what it shows."""
 
 import cv2
 import numpy as np
 from playwright.sync_api import Page
 
 
-def marker(place: float) -> np.ndarray:
-    """A dark picture with a bright disc."""
-    picture = np.full((240, 320, 3), 30, np.uint8)
-    return cv2.circle(picture, (round(320 * place), 150), 50, (250, 235, 120), -1)
+def marker(position: float) -> np.ndarray:
+    """Return a dark image with a bright disc."""
+    image = np.full((240, 320, 3), 30, np.uint8)
+    return cv2.circle(image, (round(320 * position), 150), 50, (250, 235, 120), -1)
 
 
-def disc(picture: np.ndarray) -> float:
-    """Where the bright disc is, from 0 at the left to 1; nan where there is none."""
-    light = picture.mean(axis=2)
+def disc(image: np.ndarray) -> float:
+    """Return the position of the bright disc, from 0 at the left to 1; nan where there is none."""
+    light = image.mean(axis=2)
     bright = np.clip(light - (light.min() + light.max()) / 2, 0, None).sum(axis=0)
     centres = (np.arange(len(bright)) + 0.5) / len(bright)
     return float((bright * centres).sum() / bright.sum()) if bright.any() else float("nan")
@@ -29,7 +29,7 @@ def start(page: Page, style: str = "pencil") -> None:
 
 
 def stop(page: Page) -> None:
-    """For who comes next: nothing runs, and the result alone is to be seen."""
+    """Reset the page for the next test: nothing runs, and the result alone is shown."""
     if page.locator("#live .stop").is_visible():
         page.locator("#live .views label", has_text="Result").click()
         page.locator("#live .stop").click()
@@ -37,11 +37,12 @@ def stop(page: Page) -> None:
 
 
 def reach(page: Page, state: str) -> None:
+    """Wait until the Live tab is in a state."""
     page.wait_for_selector(f'#live .stage[data-state="{state}"]')
 
 
 def note_states(page: Page) -> None:
-    """From now on, `states` in the page holds every one that the Live tab comes to, however shortly."""
+    """Note every state of the Live tab from now on, however short, in the page's `states`."""
     page.evaluate("""() => {
       const { dataset } = document.querySelector("#live .stage");
       const note = () => states.push(dataset.state, dataset.empty === "yes" ? "empty" : "full");
@@ -51,22 +52,22 @@ def note_states(page: Page) -> None:
 
 
 def passes(page: Page, *names: str) -> None:
-    """Wait until it has come to these since `note_states`, one after the other."""
+    """Wait until these states have followed each other since `note_states`."""
     page.wait_for_function("names => RegExp(names).test(states.join(' '))", arg=".*".join(names))
 
 
 def shown(page: Page) -> int:
-    """How many pictures were shown since `count_pictures`."""
-    return page.evaluate("window.pictures")
+    """Return how many images were shown since `count_images`."""
+    return page.evaluate("window.images")
 
 
-def count_pictures(page: Page) -> None:
-    """From now on, whatever is drawn on the canvas of the Live tab is counted."""
+def count_images(page: Page) -> None:
+    """Count what is drawn on the canvas of the Live tab from now on."""
     page.evaluate("""() => {
       const own = CanvasRenderingContext2D.prototype.drawImage;
-      window.pictures = 0;
+      window.images = 0;
       CanvasRenderingContext2D.prototype.drawImage = function (...rest) {
-        if (this.canvas === document.querySelector("#live canvas")) window.pictures += 1;
+        if (this.canvas === document.querySelector("#live canvas")) window.images += 1;
         return own.apply(this, rest);
       };
     }""")

@@ -1,11 +1,12 @@
 """The Live tab in a real browser, with a clip as its camera.
 
-What is about pictures runs on the nano model, what is about the way there and back on none. Loading the page
-takes most of the time: the tests share it, and leave it stopped.
+Tests of images run on the nano model, tests of the way there and back on none. Loading the page takes most of
+the time: the tests share it, and leave it stopped.
 """
 
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 import av
@@ -24,7 +25,7 @@ from helpers.browser import (
     wait_for,
     write_camera,
 )
-from helpers.live_tab import count_pictures, disc, marker, note_states, passes, reach, shown, start, stop
+from helpers.live_tab import count_images, disc, marker, note_states, passes, reach, shown, start, stop
 from playwright.sync_api import Browser, Page, expect
 
 import app
@@ -34,22 +35,22 @@ from live2diff.serving.engine import Engine
 
 pytestmark = needs_browser
 RATE = 20
-MARKER_FRAMES = 30  # how long the marker stays where it is
-PLACES = (0.2, 0.5, 0.8)  # of the marker's middle, from the left
+MARKER_FRAMES = 30  # between two positions of the marker
+POSITIONS = (0.2, 0.5, 0.8)  # of the marker's middle, from the left
 
 
-def film() -> Iterator[np.ndarray]:
-    """The disc in one place after the other, and above it each frame's number."""
-    for number in range(2 * len(PLACES) * MARKER_FRAMES):
-        picture = marker(PLACES[number // MARKER_FRAMES % len(PLACES)])
-        picture[:64] = numbered(number, 320, 240)[:64]
-        yield picture
+def video_frames() -> Iterator[np.ndarray]:
+    """Yield the disc at one position after the other, and above it each frame's number."""
+    for number in range(2 * len(POSITIONS) * MARKER_FRAMES):
+        image = marker(POSITIONS[number // MARKER_FRAMES % len(POSITIONS)])
+        image[:64] = numbered(number, 320, 240)[:64]
+        yield image
 
 
 @pytest.fixture(scope="module")
 def browser(playwright, tmp_path_factory) -> Iterator[Browser]:
     path = tmp_path_factory.mktemp("camera") / "camera.y4m"
-    with chromium(playwright, write_camera(path, film(), RATE)) as browser:
+    with chromium(playwright, write_camera(path, video_frames(), RATE)) as browser:
         yield browser
 
 
@@ -92,7 +93,7 @@ def nano_page(nano_pages, nano) -> Iterator[Page]:
 
 @pytest.fixture
 def page(pages, identity) -> Iterator[Page]:
-    """A page on a model that changes nothing."""
+    """Return a page on a model that changes nothing."""
     yield pages
     stop(pages)
     streams(identity[0])(0)
@@ -102,7 +103,7 @@ def streams(engine: Engine) -> Callable[[int], None]:
     return lambda count: wait_for(lambda: engine.stats()["streams"] == count)
 
 
-def test_start_counts_the_warmup_and_the_pictures_follow_the_camera(nano_page, nano):
+def test_start_counts_the_warmup_and_the_results_follow_the_camera(nano_page, nano):
     page = nano_page
     page.get_by_role("tab", name="Live").click()
     page.locator("#live .start").wait_for()
@@ -114,24 +115,24 @@ def test_start_counts_the_warmup_and_the_pictures_follow_the_camera(nano_page, n
     }""")
     start(page, "oil")
     reach(page, "warmup")
-    expect(page.locator("#live video")).to_be_visible()  # the visitor's own picture, meanwhile
+    expect(page.locator("#live video")).to_be_visible()  # the viewer's own image, meanwhile
     reach(page, "running")
     warmup = {notice for notice in page.evaluate("notices") if notice.startswith("Warming up")}
     assert [f"Warming up {number} / 8" for number in range(1, 9)] == sorted(warmup)
     page.locator("#live .views label", has_text="Side by side").click()
-    apart: dict[float, list[float]] = {place: [] for place in PLACES}
+    distances: dict[float, list[float]] = {position: [] for position in POSITIONS}
 
-    def all_places_seen() -> bool:
+    def all_positions_seen() -> bool:
         both = pixels(page, "#live canvas", 96, 36)[12:]
         original, translated = disc(both[:, :48]), disc(both[:, 48:])
-        for place, distances in apart.items():
-            if abs(1 - place - original) < 0.05:  # as in a mirror
-                distances.append(abs(original - translated))
-        return min(map(len, apart.values())) >= 5
+        for position, values in distances.items():
+            if abs(1 - position - original) < 0.05:  # as in a mirror
+                values.append(abs(original - translated))
+        return min(map(len, distances.values())) >= 5
 
-    wait_for(all_places_seen)
-    distances = {place: float(np.median(distances)) for place, distances in apart.items()}
-    assert max(distances.values()) < 0.12, f"how far off the disc is drawn where it is: {distances}"
+    wait_for(all_positions_seen)
+    medians = {position: float(np.median(values)) for position, values in distances.items()}
+    assert max(medians.values()) < 0.12, f"distance of the disc in original and result: {medians}"
     expect(page.locator("#live .fps")).to_have_text(re.compile(r"^\d+\.\d$"))
     expect(page.locator("#live .delay")).to_have_text(re.compile(r"^(\d+ ms|\d+\.\d s)$"))
     expect(page.locator("#live .dropped")).to_have_text(re.compile(r"^\d+ %$"))
@@ -139,7 +140,7 @@ def test_start_counts_the_warmup_and_the_pictures_follow_the_camera(nano_page, n
     streams(nano[0])(0)
 
 
-def test_another_style_shows_while_it_runs_and_two_visitors_have_one_each(browser, nano, nano_page):
+def test_the_style_changes_while_it_runs_and_two_viewers_have_one_each(browser, nano, nano_page):
     start(nano_page, "pencil")
     reach(nano_page, "running")
     with opened(browser, nano[1]) as other:
@@ -163,7 +164,7 @@ LOADED = """ending => {
 }"""
 
 
-def test_what_a_style_makes_of_a_picture_is_shown_before_the_start(page):
+def test_a_sample_of_the_style_is_shown_before_the_start(page):
     for style in ("neon", "woodcut"):
         page.locator(f"#live .styles label:has(input[value={style}])").click()
         page.wait_for_function(LOADED, arg=f"/{style}.jpg")
@@ -172,7 +173,7 @@ def test_what_a_style_makes_of_a_picture_is_shown_before_the_start(page):
     expect(page.locator("#live .sample")).to_be_hidden()
 
 
-def test_the_original_beside_a_picture_is_the_very_frame_that_it_shows(page):
+def test_the_original_beside_a_result_is_the_frame_it_was_made_from(page):
     start(page)
     page.locator("#live .mirror").uncheck()
     page.locator("#live .views label", has_text="Side by side").click()
@@ -190,7 +191,7 @@ def test_the_original_beside_a_picture_is_the_very_frame_that_it_shows(page):
     expect(slider).to_have_value("0")
 
 
-def test_without_its_own_reader_the_browser_takes_the_frames_from_the_video(browser, identity):
+def test_without_a_track_processor_the_frames_come_from_the_video_element(browser, identity):
     with opened(browser, identity[1], "delete window.MediaStreamTrackProcessor; " + READ_NUMBER) as page:
         start(page)
         page.locator("#live .mirror").uncheck()
@@ -201,7 +202,7 @@ def test_without_its_own_reader_the_browser_takes_the_frames_from_the_video(brow
     streams(identity[0])(0)
 
 
-def test_steps_and_seed_begin_a_new_stream_under_the_last_picture(page, identity):
+def test_steps_and_seed_open_another_stream_under_the_last_image(page, identity):
     start(page)
     reach(page, "running")
     note_states(page)
@@ -210,13 +211,13 @@ def test_steps_and_seed_begin_a_new_stream_under_the_last_picture(page, identity
     page.locator("#live .seed input").fill("7")
     passes(page, "warmup", "running", "warmup", "running")
     assert identity[0].stats()["streams"] == 1
-    assert "empty" not in page.evaluate("states"), "there was nothing on the screen for a while"
+    assert "empty" not in page.evaluate("states"), "the screen was empty for a while"
     page.locator("#live .restart").click()
-    count_pictures(page)
+    count_images(page)
     wait_for(lambda: shown(page) > 3)
 
 
-def test_words_that_are_not_read_are_shown_as_words(nano_page):
+def test_words_of_the_prompt_that_are_not_read_are_shown_as_text(nano_page):
     page = nano_page
     page.locator("#live .prompt input").fill("word " * 85 + "<b id=bold onclick=alert(1)>bold</b>")
     start(page)
@@ -226,7 +227,7 @@ def test_words_that_are_not_read_are_shown_as_words(nano_page):
     page.locator("#live .prompt input").fill("")
 
 
-def test_pause_keeps_the_picture_and_the_stream(page, identity, monkeypatch):
+def test_pause_keeps_the_image_and_the_stream(page, identity, monkeypatch):
     monkeypatch.setattr(sessions, "RATE_SECONDS", 0.5)  # ten frames of the camera
     start(page)
     reach(page, "running")
@@ -234,12 +235,12 @@ def test_pause_keeps_the_picture_and_the_stream(page, identity, monkeypatch):
     expect(page.locator("#live .notice")).to_have_text("Paused")
     wait_for(lambda: identity[0].stats()["fps"] == 0)
     assert identity[0].stats()["streams"] == 1
-    count_pictures(page)
+    count_images(page)
     page.locator("#live .pause").click()
     wait_for(lambda: shown(page) > 3)
 
 
-def test_a_stream_that_was_freed_meanwhile_begins_again_by_itself(page, identity):
+def test_a_stream_that_the_server_closed_is_opened_again_by_itself(page, identity):
     start(page)
     reach(page, "running")
     (key,) = identity[0].session_keys()
@@ -259,7 +260,7 @@ def test_a_reload_or_a_closed_tab_frees_the_stream(browser, identity):
             streams(identity[0])(0)
 
 
-def test_who_is_too_many_sees_the_place_in_line_and_is_let_in(browser, page, identity):
+def test_a_viewer_beyond_the_capacity_sees_the_queue_position_and_gets_a_place(browser, page, identity):
     start(page)
     reach(page, "running")
     with opened(browser, identity[1]) as second:
@@ -275,10 +276,12 @@ def test_who_is_too_many_sees_the_place_in_line_and_is_let_in(browser, page, ide
 def test_a_recording_plays_and_has_the_length_that_was_recorded(page, tmp_path):
     start(page)
     reach(page, "running")
+    started = time.monotonic()
     page.locator("#live .record").click()
-    expect(page.locator("#live .record")).to_have_text("Finish 0:03")
+    expect(page.locator("#live .record")).to_have_text(re.compile(r"Finish 0:(0[3-9]|[1-5]\d)"))
     with page.expect_download() as download:
         page.locator("#live .record").click()
+    longest = time.monotonic() - started
     name = download.value.suggested_filename
     assert re.fullmatch(r"live2diff-pencil-[\d-]+\.(mp4|webm)", name)
     download.value.save_as(tmp_path / name)
@@ -287,7 +290,7 @@ def test_a_recording_plays_and_has_the_length_that_was_recorded(page, tmp_path):
         times = [float(frame.time) for frame in container.decode(video=0)]
         size = container.streams.video[0].width, container.streams.video[0].height
     assert size == (320, 240) and len(times) > 4
-    assert 2 < times[-1] - times[0] < 5
+    assert 2 < times[-1] - times[0] < longest
 
     with page.expect_download() as download:
         page.locator("#live .still").click()
@@ -318,7 +321,7 @@ def test_without_a_camera_the_page_says_what_to_do(page, script, words):
     )
 
 
-def test_a_camera_that_is_unplugged_is_told(page):
+def test_a_camera_that_is_unplugged_is_reported(page):
     start(page)
     reach(page, "running")
     page.evaluate("""() => document.querySelector("#live video").srcObject.getTracks()[0]
@@ -327,7 +330,7 @@ def test_a_camera_that_is_unplugged_is_told(page):
     expect(page.locator("#live .start")).to_be_visible()
 
 
-def test_a_server_that_goes_away_is_told_and_one_that_comes_back_is_used(browser):
+def test_a_lost_server_is_reported_and_one_that_is_back_is_used(browser):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     engine = Engine(Identity())
@@ -347,13 +350,13 @@ def test_a_server_that_goes_away_is_told_and_one_that_comes_back_is_used(browser
 
 
 def test_the_page_finds_its_socket_under_a_root_path(page):
-    """What Gradio tells the page where the way to the server begins with more than its name."""
-    asked: list[str] = []
-    page.on("websocket", lambda socket: asked.append(socket.url))
+    """As behind a proxy that serves the page under a longer path."""
+    addresses: list[str] = []
+    page.on("websocket", lambda socket: addresses.append(socket.url))
     page.evaluate(
         "window.ownRoot = gradio_config.root; gradio_config.root = location.origin + '/some/where/'"
     )
     start(page)
     expect(page.locator("#live .message")).to_contain_text("server cannot be reached")
     page.evaluate("gradio_config.root = ownRoot")
-    assert asked[0] == page.url.replace("http", "ws", 1) + "some/where/live-socket"
+    assert addresses[0] == page.url.replace("http", "ws", 1) + "some/where/live-socket"

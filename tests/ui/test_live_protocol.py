@@ -1,5 +1,6 @@
-"""What the Live tab makes of the pictures that a browser, or somebody else, sends."""
+"""Messages and frames of the Live tab's socket, and what its page is made of."""
 
+import json
 from collections.abc import Callable
 
 import cv2
@@ -7,54 +8,97 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from live2diff.streaming.settings import StreamSettings
 from live2diff.styles import Style
-from live2diff.ui.live_protocol import LARGEST_FRAME, decode_frame, encode_frame
-from live2diff.ui.live_tab import page_script, sample, thumbnail
+from live2diff.ui.live_protocol import (
+    LARGEST_FRAME,
+    LONGEST_TEXT,
+    Restart,
+    Start,
+    Stop,
+    Update,
+    decode_frame,
+    encode_frame,
+    parse_message,
+)
+from live2diff.ui.live_tab import page_script, style_entry
 
-PICTURE = cv2.circle(np.full((240, 320, 3), 225, np.uint8), (90, 120), 70, (160, 30, 40), -1)
+IMAGE = cv2.circle(np.full((240, 320, 3), 225, np.uint8), (90, 120), 70, (160, 30, 40), -1)
+SETTINGS = {"style": "pencil", "prompt": "a ball", "seed": 3}
 
 
 def jpeg(change: Callable[[bytes], bytes] = lambda data: data) -> bytes:
-    return change(cv2.imencode(".jpg", PICTURE)[1].tobytes())
+    return change(cv2.imencode(".jpg", IMAGE)[1].tobytes())
 
 
-def promise_enormous_size(data: bytes) -> bytes:
+def claim_enormous_size(data: bytes) -> bytes:
     start = data.index(b"\xff\xc0") + 5  # height and width in the header
     return data[:start] + b"\xff\xdc\xff\xdc" + data[start + 4 :]
 
 
-def test_a_frame_survives_the_way_to_the_server_and_back():
-    frame = decode_frame(encode_frame(PICTURE))
+def test_messages_of_the_page_are_parsed():
+    start = parse_message(json.dumps({"start": SETTINGS}))
+    assert isinstance(start, Start) and start.start == StreamSettings(**SETTINGS)
+    update = parse_message(json.dumps({"update": SETTINGS | {"unknown": 1}}))
+    assert isinstance(update, Update) and update.update == StreamSettings(**SETTINGS)
+    half_an_emoji = parse_message('{"update": {"style": "oil", "prompt": "\\ud800"}}')
+    assert isinstance(half_an_emoji, Update) and half_an_emoji.update.prompt == "?"
+    assert isinstance(parse_message('{"restart": true}'), Restart)
+    assert isinstance(parse_message('{"stop": true}'), Stop)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (json.dumps({"start": SETTINGS | {"steps": 9}}), "steps is 9; it must be 1, 2, 3 or 4"),
+        (json.dumps({"update": {"style": "oil"}}), "Style and prompt are texts of at most 2000 characters"),
+        (json.dumps({"start": []}), "not an object"),
+        ('{"dance": true}', "no message like this"),
+        ("[1]", "no message like this"),
+        ("{", "not JSON"),
+        ("[" * 15_000, "not JSON"),
+        ("x" * (LONGEST_TEXT + 1), "20001 characters, the limit is 20000"),
+    ],
+    ids=["setting", "missing", "no object", "unknown", "list", "no JSON", "deep", "long"],
+)
+def test_anything_else_is_rejected_with_a_reason(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_message(text)
+
+
+def test_a_frame_survives_encoding_and_decoding():
+    frame = decode_frame(encode_frame(IMAGE))
     assert frame.shape == (240, 320, 3) and frame.dtype == np.uint8
-    assert np.abs(frame.astype(int) - PICTURE).mean() < 3
+    assert np.abs(frame.astype(int) - IMAGE).mean() < 3
 
 
 @pytest.mark.parametrize(
     "hostile",
     [
         b"",
-        cv2.imencode(".png", PICTURE)[1].tobytes(),
+        cv2.imencode(".png", IMAGE)[1].tobytes(),
         bytes(LARGEST_FRAME + 1),
         jpeg(lambda data: b"GIF89a" + data),
         jpeg(lambda data: data[:30]),
-        jpeg(promise_enormous_size),
+        jpeg(claim_enormous_size),
     ],
     ids=["empty", "png", "too long", "not a jpeg", "cut off", "enormous"],
 )
-def test_what_is_no_camera_frame_is_refused_with_words(hostile):
+def test_frames_that_are_no_jpeg_are_rejected_with_a_reason(hostile):
     with pytest.raises(ValueError, match="The camera frame"):
         decode_frame(hostile)
 
 
-def test_a_style_is_chosen_by_a_small_picture_or_by_its_title_alone(tmp_path):
-    file = tmp_path / "mine.png"
-    Image.new("RGBA", (1600, 1200), "red").save(file)
-    url = thumbnail("mine", Style("Mine", thumbnail=str(file)))
-    assert url.startswith("data:image/jpeg;base64,") and len(url) < 10_000
-    assert thumbnail("../mine", Style("Mine")) == ""
-    assert sample("pencil").endswith("/large/pencil.jpg") and sample("../mine") == ""
+def test_a_style_has_a_thumbnail_and_a_sample_or_its_title_alone(tmp_path):
+    file = tmp_path / "my #1.png"
+    Image.new("RGBA", (160, 120), "red").save(file)
+    entry = style_entry("mine", Style("Mine", thumbnail=str(file)), "mine")
+    assert entry["thumbnail"].endswith("/my%20%231.png") and entry["checked"] == "checked"
+    entry = style_entry("../mine", Style("Mine"), "pencil")
+    assert (entry["title"], entry["thumbnail"], entry["sample"], entry["checked"]) == ("Mine", "", "", "")
+    assert style_entry("pencil", Style("Pencil"), "")["sample"].endswith("/large/pencil.jpg")
 
 
-def test_the_page_asks_no_address_but_our_own():
+def test_the_page_names_no_other_server():
     script = page_script()
     assert "http://" not in script and "https://" not in script

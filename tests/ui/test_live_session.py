@@ -1,4 +1,4 @@
-"""The Live tab's socket as programs see it, well-behaved and hostile; a tiny model, the real server."""
+"""The Live tab's socket as programs use it, well-behaved and hostile; a tiny model, the real server."""
 
 import json
 import struct
@@ -7,13 +7,13 @@ from socket import SO_LINGER, SOL_SOCKET
 
 import pytest
 from helpers.browser import wait_for
-from helpers.live_socket import JPEG, PATIENCE, PICTURE_SENT, SETTINGS, answer, started, told
+from helpers.live_socket import IMAGE, JPEG, PATIENCE, SETTINGS, answer, receive, started
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import app
 from live2diff.serving.engine import Engine
-from live2diff.ui.live_protocol import FRAME, LARGEST_FRAME, PICTURE, decode_frame
+from live2diff.ui.live_protocol import FRAME, LARGEST_FRAME, RESULT, decode_frame
 from live2diff.ui.live_tab import PATH
 
 
@@ -31,7 +31,7 @@ def address(engine) -> Iterator[str]:
     demo.close()
 
 
-def test_frames_are_counted_while_they_warm_up_and_then_come_back_as_pictures(engine, address):
+def test_frames_are_counted_during_the_warmup_and_then_come_back_as_images(engine, address):
     with started(address) as socket:
         for number in range(1, 8):
             (shown, taken, held, worked, gathered), jpeg = answer(socket, number)
@@ -40,22 +40,22 @@ def test_frames_are_counted_while_they_warm_up_and_then_come_back_as_pictures(en
         for number in (8, 9, 12):
             (shown, taken, *_, gathered), jpeg = answer(socket, number)
             assert (shown, taken, gathered) == (number, number, 0)
-            assert decode_frame(jpeg).shape == PICTURE_SENT.shape
+            assert decode_frame(jpeg).shape == IMAGE.shape
         socket.send(json.dumps({"update": SETTINGS | {"style": "oil"}}))
-        assert told(socket, "updated")["updated"] == "oil"
+        assert receive(socket, "updated")["updated"] == "oil"
         socket.send(json.dumps({"update": SETTINGS | {"style": "nothing like it"}}))
-        assert told(socket, "refused")["style"] == "oil"
+        assert receive(socket, "refused")["style"] == "oil"
         socket.send(json.dumps({"restart": True}))
         assert answer(socket, 13)[0][0] == 13
         socket.send(json.dumps({"stop": True}))
         wait_for(lambda: engine.stats()["streams"] == 0)
         socket.send(json.dumps({"start": SETTINGS}))  # and once more on the same socket
-        told(socket, "started")
+        receive(socket, "started")
         assert answer(socket, 14)[0][4] == 1
     wait_for(lambda: engine.stats()["streams"] == 0)
 
 
-def test_a_burst_of_frames_leaves_out_all_but_the_newest(engine, address):
+def test_a_burst_of_frames_drops_all_but_the_newest(engine, address):
     with started(address) as socket:
         for number in range(1, 9):
             answer(socket, number)
@@ -65,25 +65,25 @@ def test_a_burst_of_frames_leaves_out_all_but_the_newest(engine, address):
         answers = 0
         while taken < 59:
             message = socket.recv(PATIENCE)
-            taken, answers = PICTURE.unpack_from(message)[1], answers + 1
+            taken, answers = RESULT.unpack_from(message)[1], answers + 1
         assert answers < 51
     wait_for(lambda: engine.stats()["streams"] == 0)
 
 
-def test_a_new_stream_with_other_settings_takes_the_place_of_the_old_one(engine, address):
+def test_a_stream_with_other_settings_replaces_the_last_one(engine, address):
     with started(address) as socket:
         for number in range(1, 9):
             answer(socket, number)
         socket.send(json.dumps({"start": SETTINGS | {"steps": 3, "strength": 0.4, "seed": 5}}))
-        told(socket, "started")
+        receive(socket, "started")
         assert engine.stats()["streams"] == 1
         assert answer(socket, 9)[0][4] == 1
         socket.send(json.dumps({"start": SETTINGS | {"steps": 9}}))
-        assert "steps is 9" in told(socket, "error")["error"]
+        assert "steps is 9" in receive(socket, "error")["error"]
     wait_for(lambda: engine.stats()["streams"] == 0)
 
 
-def promise_enormous_size(data: bytes) -> bytes:
+def claim_enormous_size(data: bytes) -> bytes:
     start = data.index(b"\xff\xc0") + 5  # height and width in the header
     return data[:start] + b"\xff\xdc\xff\xdc" + data[start + 4 :]
 
@@ -103,15 +103,15 @@ def promise_enormous_size(data: bytes) -> bytes:
         b"\0\0",
         FRAME.pack(1) + b"GIF89a",
         FRAME.pack(1) + JPEG[:30],
-        FRAME.pack(1) + promise_enormous_size(JPEG),
+        FRAME.pack(1) + claim_enormous_size(JPEG),
         bytes(LARGEST_FRAME + 100),
     ],
     ids=[
         "garbage", "deep", "no object", "unknown", "list", "float seed", "long prompt", "long text",
-        "empty", "short", "gif", "cut off", "enormous picture", "too large",
+        "empty", "short", "gif", "cut off", "enormous image", "too large",
     ],
 )  # fmt: skip
-def test_what_the_page_never_sends_ends_that_socket_and_nobody_elses(engine, address, hostile):
+def test_messages_that_the_page_never_sends_close_that_socket_alone(engine, address, hostile):
     with started(address) as friend, started(address) as foe:
         foe.send(hostile)
         with pytest.raises(ConnectionClosed) as closed:
@@ -130,7 +130,7 @@ def test_pages_of_other_sites_are_refused(address, origin):
         pass
 
 
-def test_our_own_page_is_known_behind_a_proxy_as_well(address):
+def test_the_own_page_is_accepted_behind_a_proxy_as_well(address):
     own = address.replace("ws", "http", 1).removesuffix(PATH)
     with connect(address, origin=own):
         pass
@@ -139,21 +139,21 @@ def test_our_own_page_is_known_behind_a_proxy_as_well(address):
         pass
 
 
-def test_a_socket_that_is_cut_frees_its_stream(engine, address):
+def test_a_socket_that_is_reset_frees_its_stream(engine, address):
     with started(address) as socket:
         assert engine.stats()["streams"] == 1
-        socket.socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))  # no farewell, a reset
+        socket.socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))  # a reset instead of a close
         socket.socket.close()
         wait_for(lambda: engine.stats()["streams"] == 0)
 
 
-def test_whoever_is_too_many_waits_in_line_and_is_let_in_by_itself(engine, address):
+def test_a_viewer_beyond_the_capacity_waits_in_line_and_gets_a_place(engine, address):
     with started(address) as first, started(address), connect(address) as third:
         third.send(json.dumps({"start": SETTINGS}))
-        waiting = told(third, "waiting")
+        waiting = receive(third, "waiting")
         assert waiting["waiting"] == 1 and waiting["seconds"] > 0
-        assert told(first, "time_left")["time_left"] > 0
+        assert receive(first, "time_left")["time_left"] > 0
         first.close()
-        told(third, "started")
+        receive(third, "started")
         assert answer(third, 1)[0][4] == 1
     wait_for(lambda: engine.stats()["streams"] == 0)

@@ -1,11 +1,11 @@
-"""Where the Live tab's picture comes from, and how it is seen: cameras, screens, full screen; no model."""
+"""Video sources and display of the Live tab: cameras, screens, full screen; no model."""
 
 import re
 from collections.abc import Iterator
 
 import pytest
 from helpers.browser import Identity, chromium, needs_browser, opened, wait_for, write_camera
-from helpers.live_tab import count_pictures, marker, reach, shown, start, stop
+from helpers.live_tab import count_images, marker, reach, shown, start, stop
 from playwright.sync_api import Browser, Page, expect
 
 import app
@@ -29,7 +29,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser(playwright, tmp_path_factory) -> Iterator[Browser]:
-    """Its camera shows a disc that jumps every two seconds and stands still in between."""
+    """Start a browser whose camera shows a disc that jumps every two seconds."""
     path = tmp_path_factory.mktemp("camera") / "camera.y4m"
     with chromium(playwright, write_camera(path, map(marker, (0.2, 0.8)), 20, 40)) as browser:
         yield browser
@@ -51,7 +51,7 @@ def sources(page: Page) -> list[str]:
     return [option.get_attribute("value") for option in page.locator("#live .source option").all()]
 
 
-def test_frames_that_hardly_change_are_not_sent_if_that_is_asked_for(page):
+def test_frames_that_hardly_change_are_not_sent_on_request(page):
     start(page)
     reach(page, "running")
     dropped = page.locator("#live .dropped")
@@ -62,7 +62,7 @@ def test_frames_that_hardly_change_are_not_sent_if_that_is_asked_for(page):
     expect(dropped).to_have_text(re.compile(r"^[1-4]?\d %$"))
 
 
-def test_full_screen_by_keyboard_has_the_whole_picture_and_its_slider(page):
+def test_full_screen_by_keyboard_shows_the_whole_image_and_its_slider(page):
     start(page)
     reach(page, "running")
     page.locator("#live .views label", has_text="Slider").click()
@@ -72,7 +72,7 @@ def test_full_screen_by_keyboard_has_the_whole_picture_and_its_slider(page):
     boxes = [page.locator(f"#live {part}").bounding_box() for part in ("canvas", ".split", ".screen")]
     assert boxes[0] == boxes[1] and boxes[0]["width"] < boxes[2]["width"]
     assert boxes[0]["width"] / boxes[0]["height"] == pytest.approx(320 / 240, abs=0.01)
-    count_pictures(page)
+    count_images(page)
     wait_for(lambda: shown(page) > 3)
     page.locator("#live .split").focus()
     page.keyboard.press("End")
@@ -81,7 +81,7 @@ def test_full_screen_by_keyboard_has_the_whole_picture_and_its_slider(page):
     page.wait_for_function("document.fullscreenElement === null")
 
 
-def test_another_camera_is_taken_while_it_runs(playwright, address):
+def test_the_camera_can_be_changed_while_it_runs(playwright, address):
     flags = "--use-fake-device-for-media-stream=device-count=2"
     with chromium(playwright, None, flags) as browser, opened(browser, address) as page:
         start(page)
@@ -93,11 +93,11 @@ def test_another_camera_is_taken_while_it_runs(playwright, address):
         wait_for(lambda: page.evaluate(CAMERA) == [others[0], "live", "camera"])
         reach(page, "running")
         expect(page.locator("#live .source select")).to_have_value(others[0])
-        count_pictures(page)
+        count_images(page)
         wait_for(lambda: shown(page) > 3)
 
 
-def test_a_screen_is_taken_while_it_runs_unmirrored_and_its_end_is_told(page):
+def test_a_screen_can_be_shared_while_it_runs_unmirrored_and_its_end_is_reported(page):
     start(page)
     reach(page, "running")
     page.locator("#live .source select").select_option("screen")
@@ -106,9 +106,9 @@ def test_a_screen_is_taken_while_it_runs_unmirrored_and_its_end_is_told(page):
     reach(page, "running")
     expect(page.locator("#live .mirror")).not_to_be_checked()
     expect(page.locator("#live .source select")).to_have_value("screen")
-    count_pictures(page)
+    count_images(page)
     wait_for(lambda: shown(page) > 3)
     page.evaluate("""() => document.querySelector("#live video").srcObject.getTracks()[0]
       .dispatchEvent(new Event("ended"))""")
-    expect(page.locator("#live .message")).to_have_text("The screen is not shared any more.")
+    expect(page.locator("#live .message")).to_have_text("The screen is no longer shared.")
     expect(page.locator("#live .start")).to_be_visible()

@@ -1,5 +1,7 @@
-"""Visitors who go without a word: a browser that is killed, a network that is silently dead. Each frees its
-place within seconds, by what the connection tells; by its silence alone it would be after an hour here."""
+"""Viewers lost without a close: a killed browser, a dead network.
+
+Each place is free within seconds, because of the connection; by idle time alone it would take an hour here.
+"""
 
 import json
 import os
@@ -13,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from helpers.browser import chromium, needs_browser, wait_for
-from helpers.live_socket import SETTINGS, answer, told
+from helpers.live_socket import SETTINGS, answer, receive
 from playwright.sync_api import sync_playwright
 from websockets.sync.client import connect
 
@@ -37,7 +39,7 @@ def address(engine) -> Iterator[str]:
 
 
 def seconds_until_free(engine: Engine, go: Callable[[], None]) -> float:
-    """From when the visitor goes until the place is free."""
+    """Return the time until the place is free."""
     assert engine.stats()["streams"] == 1
     gone = time.monotonic()
     go()
@@ -60,15 +62,14 @@ def test_a_browser_that_is_killed_while_it_streams_frees_its_place(engine, addre
 
 
 class Network:
-    """The way to a server: what comes in at `port` goes there, and back, until it is dead. Then nothing goes
-    anywhere, and nobody is told."""
+    """A network between `port` and a server that drops everything silently once it is dead."""
 
     def __init__(self, server: int) -> None:
         self._server, self._dead = server, threading.Event()
-        self._door = socket.create_server(("127.0.0.1", 0))
-        self._sockets = [self._door]
-        self.port = self._door.getsockname()[1]
-        threading.Thread(target=self._let_in, daemon=True).start()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets = [self._listener]
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
 
     def die(self) -> None:
         self._dead.set()
@@ -77,13 +78,13 @@ class Network:
         for each in self._sockets:
             each.close()
 
-    def _let_in(self) -> None:
+    def _accept(self) -> None:
         with suppress(OSError):  # closed
             while True:
-                visitor, _ = self._door.accept()
+                viewer, _ = self._listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._server))
-                self._sockets += [visitor, server]
-                for way in ((visitor, server), (server, visitor)):
+                self._sockets += [viewer, server]
+                for way in ((viewer, server), (server, viewer)):
                     threading.Thread(target=self._carry, args=way, daemon=True).start()
 
     def _carry(self, source: socket.socket, target: socket.socket) -> None:
@@ -97,10 +98,10 @@ class Network:
 @pytest.mark.long
 def test_a_network_that_is_silently_dead_frees_its_place(engine, address):
     network = Network(urlsplit(address).port)
-    with connect(f"ws://127.0.0.1:{network.port}{PATH}", close_timeout=0) as visitor:
-        visitor.send(json.dumps({"start": SETTINGS}))
-        told(visitor, "started")
+    with connect(f"ws://127.0.0.1:{network.port}{PATH}", close_timeout=0) as viewer:
+        viewer.send(json.dumps({"start": SETTINGS}))
+        receive(viewer, "started")
         for number in range(1, 10):
-            answer(visitor, number)
+            answer(viewer, number)
         print(f"network dead: {seconds_until_free(engine, network.die):.2f} s")
     network.close()

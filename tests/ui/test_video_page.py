@@ -9,7 +9,7 @@ from helpers.browser import chromium, needs_browser, numbered, opened, wait_for,
 from helpers.clips import RATE, sound_seconds, write_clip
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from live2diff.ui.video_tab import presets, result_of
+from live2diff.ui.examples import presets, result_of
 from live2diff.video.reader import read_frames
 
 pytestmark = needs_browser
@@ -24,18 +24,18 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def page(browser, address) -> Iterator[Page]:
-    """The page at the Video tab, for one test after the other: loading it takes most of the time."""
+    """Open the page at the Video tab once for all tests: loading it takes most of the time."""
     with opened(browser, address) as page:
         page.get_by_role("tab", name="Video").click()
         yield page
 
 
 def clear(page: Page) -> None:
-    """Take away the clip of the test before."""
+    """Remove the clip of the last test."""
     remove = page.locator("#clip").get_by_label("Clear")
     if remove.is_visible():
         remove.click()
-    state(page, "empty")
+    reach(page, "empty")
 
 
 def upload(page: Page, clip: Path) -> None:
@@ -60,17 +60,18 @@ def frame_count(path: Path) -> int:
     return sum(1 for _ in read_frames(path))
 
 
-def state(page: Page, name: str) -> None:
+def reach(page: Page, name: str) -> None:
+    """Wait until the stage is in a state."""
     page.wait_for_selector(f'#result .stage[data-state="{name}"]')
 
 
-def test_a_clip_comes_back_with_its_frames_and_its_sound_and_plays_in_step(page, engine, tmp_path):
+def test_a_result_has_the_frames_and_the_sound_of_the_clip_and_plays_in_sync(page, engine, tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", 40, sound="aac")
     upload(page, clip)
     page.locator("#prompt textarea, #prompt input").first.fill("a ball")
     page.locator("#style").get_by_label("Pencil").check()
     page.get_by_role("button", name="Translate", exact=True).click()
-    state(page, "done")
+    reach(page, "done")
     expect(page.locator("#result .text")).to_have_text("40 frames.")
     result = downloaded(page, tmp_path)
     assert frame_count(result) == 40
@@ -94,7 +95,7 @@ def test_a_preview_shows_and_cancel_keeps_a_playable_part(page, engine, tmp_path
     expect(page.locator("#result img")).to_have_attribute("src", re.compile("^data:image/jpeg"))
     expect(page.locator("#result .text")).to_have_text(re.compile(r"\d+ of 1400 frames"))
     page.get_by_role("button", name="Cancel").click()
-    state(page, "done")
+    reach(page, "done")
     text = page.locator("#result .text").inner_text()
     kept = int(re.fullmatch(r"Cancelled. The (\d+) frames made by then are kept, with their sound.", text)[1])
     result = downloaded(page, tmp_path)
@@ -104,7 +105,7 @@ def test_a_preview_shows_and_cancel_keeps_a_playable_part(page, engine, tmp_path
     expect(page.get_by_role("button", name="Translate", exact=True)).to_be_enabled()
 
 
-def test_two_visitors_clips_take_turns_and_each_gets_their_own(page, browser, address, engine, tmp_path):
+def test_clips_of_two_viewers_take_turns_and_each_gets_their_own(page, browser, address, engine, tmp_path):
     upload(page, write_clip(tmp_path / "long.mp4", 1400))
     page.get_by_role("button", name="Translate", exact=True).click()
     expect(page.locator("#result .text")).to_have_text(re.compile(r"\d+ of 1400 frames"))
@@ -114,13 +115,13 @@ def test_two_visitors_clips_take_turns_and_each_gets_their_own(page, browser, ad
         other.get_by_role("button", name="Translate", exact=True).click()
         expect(other.locator("#result .text")).to_have_text("1 clip is before yours. It begins by itself.")
         page.get_by_role("button", name="Cancel").click()
-        state(other, "done")
+        reach(other, "done")
         assert frame_count(downloaded(other, tmp_path)) == 20
     expect(page.locator("#result .text")).to_contain_text("Cancelled")
     wait_for(lambda: engine.stats()["clips"] == 0)
 
 
-def test_only_the_chosen_part_is_translated_and_plays_beside_its_place(page, tmp_path):
+def test_only_the_chosen_part_is_translated_and_plays_in_sync_with_it(page, tmp_path):
     upload(page, write_clip(tmp_path / "clip.mp4", 75))
     open_trim(page)
     expect(page.get_by_label("End, in seconds")).to_have_value("3")
@@ -129,14 +130,14 @@ def test_only_the_chosen_part_is_translated_and_plays_beside_its_place(page, tmp
     page.get_by_role("button", name="Start where the player is").click()
     expect(page.get_by_label("Start, in seconds")).to_have_value("1")
     page.get_by_role("button", name="Translate", exact=True).click()
-    state(page, "done")
+    reach(page, "done")
     assert frame_count(downloaded(page, tmp_path)) == 25
     page.locator("#result video").evaluate("video => { video.currentTime = 0.5; }")
     original = "document.querySelector('#clip video').currentTime"
     page.wait_for_function(f"() => Math.abs({original} - 1.5) < 0.2")
 
 
-def test_an_example_shows_its_finished_result_at_once_and_runs_afresh_on_request(page, engine, tmp_path):
+def test_an_example_shows_its_finished_result_at_once_and_runs_again_on_request(page, engine, tmp_path):
     preset = next(preset for preset in presets() if result_of(preset).exists())
     page.locator("#examples button:has(img)").nth(presets().index(preset)).click()
     page.wait_for_function("() => document.querySelector('#result video').readyState >= 1")
@@ -151,7 +152,7 @@ def test_an_example_shows_its_finished_result_at_once_and_runs_afresh_on_request
     assert downloaded(page, tmp_path).read_bytes() != result_of(preset).read_bytes()
 
 
-def test_what_cannot_be_translated_is_told_beside_the_clip(page, tmp_path):
+def test_files_that_cannot_be_translated_are_reported_beside_the_clip(page, tmp_path):
     clear(page)
     page.get_by_role("button", name="Translate", exact=True).click()
     expect(page.locator("#result .text")).to_contain_text("Choose a clip first")
@@ -160,11 +161,11 @@ def test_what_cannot_be_translated_is_told_beside_the_clip(page, tmp_path):
     page.locator("#clip input[type=file]").set_input_files(broken)
     expect(page.locator("#result .text")).to_contain_text("is not a video")
     page.get_by_role("button", name="Translate", exact=True).click()
-    state(page, "error")
+    reach(page, "error")
     expect(page.get_by_role("button", name="Translate", exact=True)).to_be_enabled()
 
 
-def test_styles_are_chosen_by_keyboard_and_nothing_is_asked_of_anybody_else(page):
+def test_styles_are_chosen_by_keyboard_and_show_their_thumbnails(page):
     expect(page.locator("#style label").first).to_be_visible()
     page.locator("#style input").first.focus()
     page.keyboard.press("Tab")  # Gradio gives each radio button a group of its own: no arrows

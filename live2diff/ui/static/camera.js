@@ -1,16 +1,16 @@
-// Where the picture comes from: cameras, screens, and the words for when there is none.
+// Video sources: cameras and screens, and the messages for when there is none.
 
-const readsCamera = Boolean(window.MediaStreamTrackProcessor); // a worker can, without a video element
+const readsCamera = Boolean(window.MediaStreamTrackProcessor); // the worker can, without a video element
 const canCaptureScreen = Boolean(navigator.mediaDevices?.getDisplayMedia);
 
-function cameraWords(error) {
-  const words = {
+function cameraMessage(error) {
+  const messages = {
     NotFoundError: "No camera was found. Connect one, or use the Video tab.",
-    OverconstrainedError: "That camera is not there any more. Choose another one.",
+    OverconstrainedError: "That camera is no longer connected. Choose another one.",
     NotAllowedError: "The browser may not use the camera. Allow it beside the address bar, then press Start again.",
     NotReadableError: "The camera is in use by another program. Close that, then press Start again.",
   };
-  return words[error.name] ?? `The camera could not be started: ${error.message}`;
+  return messages[error.name] ?? `The camera could not be started: ${error.message}`;
 }
 
 // The video track of `source`: "screen", "user", "environment", or a camera's id.
@@ -31,12 +31,12 @@ async function openSource(source) {
         : await navigator.mediaDevices.getUserMedia({ video: { ...size, ...which }, audio: false });
     return stream.getVideoTracks()[0];
   } catch (error) {
-    if (source !== "screen") throw new Error(cameraWords(error));
+    if (source !== "screen") throw new Error(cameraMessage(error));
     throw new Error("No screen or window was chosen. Start again to choose one, or take the camera.");
   }
 }
 
-// A picture of oneself is expected as in a mirror; one of the room or of a screen is not.
+// People expect to see themselves as in a mirror, but not the room or a screen.
 const isMirrored = (source, track) => source !== "screen" && track.getSettings().facingMode !== "environment";
 
 // Fills the list of sources. Browsers name the cameras only once they may be used.
@@ -54,8 +54,8 @@ async function listSources(select, chosen) {
   select.closest("label").hidden = options.length < 2;
 }
 
-// Sends each frame of `track` to `worker`; the answer ends that. Where the browser can, the worker reads the camera
-// itself; elsewhere the frames are taken as `video` shows them.
+// Sends each frame of `track` to `worker` until the returned function is called. Where the browser can, the worker
+// reads the camera itself; elsewhere the frames are those that `video` shows.
 function feed(track, video, worker) {
   if (readsCamera) {
     const own = track.clone();
@@ -64,7 +64,7 @@ function feed(track, video, worker) {
     return () => own.stop();
   }
   let ended = false;
-  const seen = async (now, metadata) => {
+  const onFrame = async (now, metadata) => {
     if (ended) return;
     next();
     const captured = performance.timeOrigin + (metadata?.captureTime ?? now);
@@ -73,7 +73,7 @@ function feed(track, video, worker) {
     else frame?.close();
   };
   const next = () =>
-    video.requestVideoFrameCallback ? video.requestVideoFrameCallback(seen) : requestAnimationFrame(seen);
+    video.requestVideoFrameCallback ? video.requestVideoFrameCallback(onFrame) : requestAnimationFrame(onFrame);
   next();
   return () => (ended = true);
 }

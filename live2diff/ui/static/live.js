@@ -1,8 +1,8 @@
-// The Live tab: what the buttons do, and what is said. `element` is the component. The work on the pictures is done in
-// worker.js, and the server's side is live_socket.py.
+// The Live tab: its controls, states and messages. `element` is the component. Frames are handled in worker.js; the
+// server's side is live_session.py.
 
 const WARMUP_FRAMES = 8;
-const RATE_WINDOW = 2000; // milliseconds over which the numbers are taken
+const RATE_WINDOW = 2000; // milliseconds over which the numbers are measured
 
 const find = (selector) => element.querySelector(selector);
 const stage = find(".stage");
@@ -10,35 +10,35 @@ const frame = find(".screen");
 const canvas = find("canvas");
 const video = find("video");
 const notice = find(".notice");
-const message = find(".message");
+const messageLine = find(".message");
 const prompt = find(".prompt input");
-const lora = find(".lora input"); // for styles that have LoRAs: what their weights are multiplied by
+const lora = find(".lora input"); // for styles with LoRAs: a factor for their weights
 const sources = find(".source select");
 const strength = find(".strength input");
 const screen = makeScreen(canvas, stage);
 const workerAddress = URL.createObjectURL(new Blob([WORKER_SOURCE], { type: "text/javascript" }));
 
-let run = 0; // rises with every start and stop: what belongs to an older run is dropped
+let run = 0; // increases with every start and stop: events of an older run are ignored
 let worker = null;
 let track = null;
 let endFeed = () => {};
 let recording = null;
-let isOpen = false; // whether the server has a stream for us
+let isOpen = false; // whether the server has a stream for this page
 let paused = false;
-let deadline = null; // when the turn is over
-let ownStrength = true; // as the style has it
-let accepted = find(".styles input:checked").value; // the style that the server took last
-let shown = []; // of the pictures of the last RATE_WINDOW: {at, delay}
-let seen = []; // of the camera's frames: {at, count}
+let deadline = null; // end of the turn
+let isDefaultStrength = true; // that of the style
+let accepted = find(".styles input:checked").value; // the last style that the server accepted
+let shown = []; // results of the last RATE_WINDOW: {at, delay}
+let captured = []; // the camera's frames: {at, count}
 
-const chosen = (name) => find(`.${name} input:checked`).value;
+const selected = (name) => find(`.${name} input:checked`).value;
 
 const settings = () => ({
-  style: chosen("styles"),
+  style: selected("styles"),
   prompt: prompt.value,
   lora_scale: Number(lora.value),
   steps: Number(find(".steps select").value) || null,
-  strength: ownStrength ? null : Number(strength.value),
+  strength: isDefaultStrength ? null : Number(strength.value),
   seed: Math.trunc(Number(find(".seed input").value)) || 0,
 });
 
@@ -47,9 +47,9 @@ function socketAddress() {
   return `${location.protocol === "https:" ? "wss:" : "ws:"}//${location.host}${root}/live-socket`;
 }
 
-function say(text) {
-  message.textContent = text;
-  message.hidden = !text;
+function showMessage(text) {
+  messageLine.textContent = text;
+  messageLine.hidden = !text;
 }
 
 function setState(state, text = "") {
@@ -67,91 +67,91 @@ function setState(state, text = "") {
   find(".pause").setAttribute("aria-pressed", paused);
 }
 
-// Where the worker reads the camera by itself, the video need not be shown to anybody while it is hidden.
+// Where the worker reads the camera itself, a hidden video need not play.
 function showCamera(visible) {
-  if (visible || !readsCamera) video.play().catch(() => {}); // ended meanwhile
+  if (visible || !readsCamera) video.play().catch(() => {}); // the track may have ended
   else video.pause();
 }
 
-const gathering = (count) => `Warming up ${count} / ${WARMUP_FRAMES}`;
+const warmupText = (count) => `Warming up ${count} / ${WARMUP_FRAMES}`;
 
-function inLine(position, seconds) {
+function queueText(position, seconds) {
   const ending = { one: "st", two: "nd", few: "rd" };
   const ordinal = ending[new Intl.PluralRules("en", { type: "ordinal" }).select(position)] ?? "th";
   const wait = seconds < 90 ? `${Math.max(5, Math.round(seconds / 5) * 5)} s` : `${Math.round(seconds / 60)} min`;
   return `You are ${position}${ordinal} in line, about ${wait}`;
 }
 
-function hear(told) {
-  if ("started" in told) {
+function onServerMessage(message) {
+  if ("started" in message) {
     isOpen = true;
-    accepted = chosen("styles");
-    worker.postMessage({ flow: { on: wanted(), anew: true } });
-    if (told.visit) borrow(told.visit);
-    say(ignoredWords(told.started));
-    setState("warmup", gathering(1));
-  } else if ("waiting" in told) {
+    accepted = selected("styles");
+    worker.postMessage({ flow: { on: shouldSend(), reset: true } });
+    if (message.gpu_session) openGpuSession(message.gpu_session);
+    showMessage(ignoredText(message.started));
+    setState("warmup", warmupText(1));
+  } else if ("waiting" in message) {
     isOpen = false;
     updateFlow();
     screen.clear();
-    setState("waiting", inLine(told.waiting, told.seconds));
-  } else if ("updated" in told) {
-    accepted = told.updated;
-    say(ignoredWords(told.ignored));
-  } else if ("refused" in told) {
-    accepted = told.style;
+    setState("waiting", queueText(message.waiting, message.seconds));
+  } else if ("updated" in message) {
+    accepted = message.updated;
+    showMessage(ignoredText(message.ignored));
+  } else if ("refused" in message) {
+    accepted = message.style;
     find(`.styles input[value="${CSS.escape(accepted)}"]`).checked = true;
     showStyle();
-    say(told.refused);
-  } else if ("time_left" in told) {
-    deadline = told.time_left === null ? null : performance.now() + told.time_left * 1000;
-  } else if ("over" in told) {
+    showMessage(message.refused);
+  } else if ("time_left" in message) {
+    deadline = message.time_left === null ? null : performance.now() + message.time_left * 1000;
+  } else if ("over" in message) {
     isOpen = false;
     deadline = null;
-    worker.postMessage({ flow: { on: false, anew: true } });
-    say(`${told.over} You are in line again.`);
-  } else if ("visit_over" in told) {
+    worker.postMessage({ flow: { on: false, reset: true } });
+    showMessage(`${message.over} You are in line again.`);
+  } else if ("gpu_session_over" in message) {
     isOpen = paused = false;
     deadline = null;
-    worker.postMessage({ flow: { on: false, anew: true } });
-    setState("over", told.visit_over);
-  } else if ("error" in told) {
-    stop(told.error);
+    worker.postMessage({ flow: { on: false, reset: true } });
+    setState("over", message.gpu_session_over);
+  } else if ("error" in message) {
+    stop(message.error);
   }
 }
 
-// Where a GPU is lent for each visit, it is lent to whoever clicks: see visit_button.py.
-function borrow(key) {
+// On ZeroGPU, a GPU session must begin with a click of the viewer: see zerogpu/button.py.
+function openGpuSession(key) {
   window.live2diffVisit = key;
-  const visit = document.querySelector("#visit");
-  (visit?.querySelector("button") ?? visit)?.click();
+  const button = document.querySelector("#visit");
+  (button?.querySelector("button") ?? button)?.click();
 }
 
-const ignoredWords = (words) => (words ? `The prompt is too long. Not read: “${words}”` : "");
+const ignoredText = (words) => (words ? `The prompt is too long. Not read: “${words}”` : "");
 
-function onPicture({ picture, original, captured }) {
+function onResult({ result, original, captured: capturedAt }) {
   if (paused || !isOpen) {
-    picture.close();
+    result.close();
     original.close();
     return;
   }
-  screen.show(picture, original);
+  screen.show(result, original);
   if (stage.dataset.state !== "running") setState("running");
   recording?.draw();
   const at = performance.now();
-  shown.push({ at, delay: performance.timeOrigin + at - captured });
+  shown.push({ at, delay: performance.timeOrigin + at - capturedAt });
 }
 
 function showNumbers() {
   const since = performance.now() - RATE_WINDOW;
-  shown = shown.filter((picture) => picture.at > since);
-  seen = seen.filter((part) => part.at > since);
+  shown = shown.filter((result) => result.at > since);
+  captured = captured.filter((part) => part.at > since);
   const [first, last] = [shown[0]?.at, shown.at(-1)?.at];
-  const delays = shown.map((picture) => picture.delay).sort((a, b) => a - b);
-  const came = seen.reduce((sum, part) => sum + part.count, 0);
+  const delays = shown.map((result) => result.delay).sort((a, b) => a - b);
+  const total = captured.reduce((sum, part) => sum + part.count, 0);
   find(".fps").textContent = last > first ? (((shown.length - 1) * 1000) / (last - first)).toFixed(1) : "–";
   find(".delay").textContent = delays.length ? time(delays[delays.length >> 1]) : "–";
-  const dropped = came && shown.length ? Math.max(0, 1 - shown.length / came) : null;
+  const dropped = total && shown.length ? Math.max(0, 1 - shown.length / total) : null;
   find(".dropped").textContent = dropped === null ? "–" : `${Math.round(dropped * 100)} %`;
   const left = deadline === null ? null : Math.max(0, Math.round((deadline - performance.now()) / 1000));
   find(".left").textContent = left === null ? "" : clock(left);
@@ -163,19 +163,19 @@ const time = (milliseconds) =>
 
 const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
 
-// Every half second while it runs.
+// Called every half second while the camera runs.
 function tick({ seen: count }) {
-  if (element.offsetParent === null) return stop(); // another tab of the page was chosen
-  seen.push({ at: performance.now(), count });
+  if (element.offsetParent === null) return stop(); // another tab of the page is open
+  captured.push({ at: performance.now(), count });
   showNumbers();
 }
 
-const wanted = () => isOpen && !paused && !document.hidden;
+const shouldSend = () => isOpen && !paused && !document.hidden;
 
-const updateFlow = () => worker?.postMessage({ flow: { on: wanted() } });
+const updateFlow = () => worker?.postMessage({ flow: { on: shouldSend() } });
 
-// The picture of `source` into the stream that runs; whether it could be had.
-async function take(source) {
+// Opens `source` and feeds it into the stream, in place of the last one.
+async function useSource(source) {
   const thisRun = run;
   const opened = await openSource(source);
   if (thisRun !== run) return opened.stop();
@@ -183,7 +183,7 @@ async function take(source) {
   track?.stop();
   track = opened;
   track.onended = () =>
-    stop(source === "screen" ? "The screen is not shared any more." : "The camera was disconnected.");
+    stop(source === "screen" ? "The screen is no longer shared." : "The camera was disconnected.");
   video.srcObject = new MediaStream([track]);
   find(".mirror").checked = isMirrored(source, track);
   showMirror();
@@ -196,29 +196,29 @@ async function take(source) {
 
 async function start() {
   const thisRun = ++run;
-  say("");
+  showMessage("");
   screen.clear();
   setState("starting", "Waiting for the camera. Allow it if your browser asks.");
   worker = new Worker(workerAddress);
   worker.onmessage = ({ data }) => {
-    if (data.text) hear(data.text);
-    else if (data.picture) onPicture(data);
-    else if (data.gathered) setState("warmup", gathering(data.gathered + 1));
+    if (data.text) onServerMessage(data.text);
+    else if (data.result) onResult(data);
+    else if (data.collected) setState("warmup", warmupText(data.collected + 1));
     else if (data.counted) tick(data.counted);
     else if ("closed" in data) stop(`${data.closed} Start the camera to try again.`);
   };
-  worker.postMessage({ prefer: { side: Number(stage.dataset.side), skipSimilar: find(".similar").checked } });
+  worker.postMessage({ options: { side: Number(stage.dataset.side), skipSimilar: find(".similar").checked } });
   try {
-    await take(sources.value || "user");
+    await useSource(sources.value || "user");
   } catch (error) {
     return thisRun === run ? stop(error.message) : undefined;
   }
   if (thisRun !== run) return;
   setState("starting", "Waiting for the server");
-  worker.postMessage({ open: socketAddress(), hello: { start: settings() } });
+  worker.postMessage({ open: socketAddress(), first: { start: settings() } });
 }
 
-// Ends the socket with the worker, and the stream on the server with the socket.
+// Ends the worker, with it the socket, and with that the stream on the server.
 function stop(text = "") {
   if (recording) finishRecording();
   run += 1;
@@ -232,32 +232,32 @@ function stop(text = "") {
   isOpen = paused = false;
   deadline = null;
   shown = [];
-  seen = [];
+  captured = [];
   screen.clear();
-  say(text);
+  showMessage(text);
   setState("idle");
   showNumbers();
 }
 
-const settling = new Map(); // action -> timer: what is still being typed or dragged is not sent
-function later(milliseconds, action) {
-  clearTimeout(settling.get(action));
-  settling.set(action, setTimeout(() => worker && action(), milliseconds));
+const timers = new Map(); // action -> timer; nothing is sent while a text is typed or a slider dragged
+function debounce(milliseconds, action) {
+  clearTimeout(timers.get(action));
+  timers.set(action, setTimeout(() => worker && action(), milliseconds));
 }
 
-// Style, prompt and LoRA: into the stream that runs.
-const update = () => worker.postMessage({ tell: { update: settings() } });
+// Applies style, prompt and LoRA scale to the running stream.
+const update = () => worker.postMessage({ send: { update: settings() } });
 
-// Steps, strength and seed: a new stream, while the last picture stays.
-function renew() {
-  if (!isOpen) return worker.postMessage({ tell: { start: settings() } });
+// Opens a stream with other steps, strength or seed, under the last image.
+function restartStream() {
+  if (!isOpen) return worker.postMessage({ send: { start: settings() } });
   isOpen = paused = false;
-  worker.postMessage({ flow: { on: false, anew: true } });
-  worker.postMessage({ tell: { start: settings() } });
-  setState("warmup", "Starting anew");
+  worker.postMessage({ flow: { on: false, reset: true } });
+  worker.postMessage({ send: { start: settings() } });
+  setState("warmup", "Starting again");
 }
 
-// What goes with the style: the weight of its LoRAs, and a picture until there is the visitor's own.
+// Shows what belongs to the style: the weight of its LoRAs, and a sample until the camera runs.
 function showStyle() {
   const { loras, sample } = find(".styles input:checked").dataset;
   find(".lora").hidden = !loras;
@@ -272,7 +272,7 @@ function showMirror() {
 }
 
 function showStrength() {
-  find(".strength output").textContent = ownStrength ? "as the style has it" : Number(strength.value).toFixed(2);
+  find(".strength output").textContent = isDefaultStrength ? "style default" : Number(strength.value).toFixed(2);
 }
 
 async function finishRecording() {
@@ -295,18 +295,18 @@ const on = (selector, event, action) => find(selector).addEventListener(event, a
 on(".start", "click", start);
 on(".stop", "click", () => stop());
 on(".pause", "click", () => {
-  if (stage.dataset.state === "over") return renew();
+  if (stage.dataset.state === "over") return restartStream();
   paused = !paused;
   updateFlow();
   setState(stage.dataset.state);
 });
-on(".restart", "click", () => worker?.postMessage({ tell: { restart: true } }));
+on(".restart", "click", () => worker?.postMessage({ send: { restart: true } }));
 on(".record", "click", toggleRecording);
 on(".still", "click", () => canvas.toBlob((blob) => save(blob, fileName(accepted, "png")), "image/png"));
 on(".full", "click", () => (document.fullscreenElement ? document.exitFullscreen() : frame.requestFullscreen()));
 on(".views", "change", () => {
-  stage.dataset.view = chosen("views");
-  screen.set({ view: chosen("views") });
+  stage.dataset.view = selected("views");
+  screen.set({ view: selected("views") });
 });
 on(".split", "input", () => {
   const split = find(".split").value / 100;
@@ -315,33 +315,33 @@ on(".split", "input", () => {
 });
 on(".styles", "change", () => {
   showStyle();
-  later(0, update);
+  debounce(0, update);
 });
-on(".lora", "input", () => later(150, update));
-on(".prompt", "input", () => later(400, update));
+on(".lora", "input", () => debounce(150, update));
+on(".prompt", "input", () => debounce(400, update));
 on(".mirror", "change", showMirror);
-on(".similar", "change", () => worker?.postMessage({ prefer: { skipSimilar: find(".similar").checked } }));
+on(".similar", "change", () => worker?.postMessage({ options: { skipSimilar: find(".similar").checked } }));
 on(".strength", "input", () => {
-  ownStrength = false;
+  isDefaultStrength = false;
   showStrength();
-  later(400, renew);
+  debounce(400, restartStream);
 });
-on(".steps", "change", () => later(0, renew));
-on(".seed", "input", () => later(400, renew));
+on(".steps", "change", () => debounce(0, restartStream));
+on(".seed", "input", () => debounce(400, restartStream));
 on(".own", "click", () => {
-  ownStrength = true;
+  isDefaultStrength = true;
   find(".steps select").value = "";
   showStrength();
-  later(0, renew);
+  debounce(0, restartStream);
 });
 on(".source", "change", async () => {
   if (!worker) return;
   const thisRun = run;
   try {
-    await take(sources.value);
-    if (thisRun === run) renew(); // its pictures may have another shape
+    await useSource(sources.value);
+    if (thisRun === run) restartStream(); // its frames may have another aspect
   } catch (error) {
-    if (thisRun === run) say(error.message);
+    if (thisRun === run) showMessage(error.message);
   }
 });
 document.addEventListener("visibilitychange", updateFlow);

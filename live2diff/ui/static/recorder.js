@@ -1,4 +1,4 @@
-// Keeping what is seen: a still, and a recording. Both are made in the browser and go nowhere else.
+// Photo and recording. Both are made in the browser and sent nowhere.
 
 const RECORDINGS = [
   ["video/mp4;codecs=avc1.42E01F", "mp4"],
@@ -25,24 +25,24 @@ function fileName(style, ending) {
 const recordingKind = () =>
   window.MediaRecorder && RECORDINGS.find(([type]) => MediaRecorder.isTypeSupported(type));
 
-// Records what `canvas` shows, until `finish`, which gives the file. A recording has one size, the canvas may change
-// its own (another view, another camera): its picture is then fitted in.
+// Records `canvas` until `finish`, which resolves to the file. A recording has one size; where the canvas changes its
+// own (another view, another camera), its image is scaled to fit.
 function startRecording(canvas) {
   const [type] = recordingKind();
-  const film = document.createElement("canvas");
-  film.width = canvas.width + (canvas.width % 2); // as H.264 wants it
-  film.height = canvas.height + (canvas.height % 2);
-  const context = film.getContext("2d", { alpha: false });
-  const stream = film.captureStream();
+  const copy = document.createElement("canvas");
+  copy.width = canvas.width + (canvas.width % 2); // H.264 needs even sizes
+  copy.height = canvas.height + (canvas.height % 2);
+  const context = copy.getContext("2d", { alpha: false });
+  const stream = copy.captureStream();
   const recorder = new MediaRecorder(stream, { mimeType: type, videoBitsPerSecond: 5_000_000 });
   const parts = [];
   recorder.ondataavailable = ({ data }) => parts.push(data);
 
   function draw() {
-    const scale = Math.min(film.width / canvas.width, film.height / canvas.height);
+    const scale = Math.min(copy.width / canvas.width, copy.height / canvas.height);
     const [width, height] = [canvas.width * scale, canvas.height * scale];
-    if (scale !== 1) context.clearRect(0, 0, film.width, film.height);
-    context.drawImage(canvas, (film.width - width) / 2, (film.height - height) / 2, width, height);
+    if (scale !== 1) context.clearRect(0, 0, copy.width, copy.height);
+    context.drawImage(canvas, (copy.width - width) / 2, (copy.height - height) / 2, width, height);
   }
 
   draw();
@@ -57,7 +57,7 @@ function startRecording(canvas) {
           stream.getTracks().forEach((track) => track.stop());
           resolve(new Blob(parts, { type: type.split(";")[0] }));
         };
-        draw(); // the last picture is held until now
+        draw(); // the last image lasts until now
         recorder.stop();
       }),
   };

@@ -1,17 +1,17 @@
-// What is seen: one canvas, on which a translated picture and the very frame that it shows are drawn as chosen.
+// The canvas of the Live tab: draws a result and the original frame that it was made from, in the chosen view.
 
 function makeScreen(canvas, stage) {
   const context = canvas.getContext("2d", { alpha: false });
-  let shown = null; // {picture, original}, the picture a VideoFrame or an ImageBitmap
-  const look = { view: "result", mirror: false, split: 0.5 };
+  let shown = null; // {result, original}; the result is a VideoFrame or an ImageBitmap
+  const options = { view: "result", mirror: false, split: 0.5 };
 
   // Side by side where that is wide enough, else one above the other.
-  const isStacked = (width, height) => look.view === "both" && width > height && stage.clientWidth < 600;
+  const isStacked = (width, height) => options.view === "both" && width > height && stage.clientWidth < 600;
 
-  function half(image, x, y, width, height) {
+  function drawHalf(image, x, y, width, height) {
     context.save();
     context.translate(x, y);
-    if (look.mirror) {
+    if (options.mirror) {
       context.translate(width, 0);
       context.scale(-1, 1);
     }
@@ -28,31 +28,31 @@ function makeScreen(canvas, stage) {
 
   function paint() {
     if (!shown) return;
-    const { picture, original } = shown;
-    const { displayWidth: width = picture.width, displayHeight: height = picture.height } = picture;
+    const { result, original } = shown;
+    const { displayWidth: width = result.width, displayHeight: height = result.height } = result;
     const stacked = isStacked(width, height);
-    if (look.view === "both") {
+    if (options.view === "both") {
       resize(stacked ? width : 2 * width, stacked ? 2 * height : height);
-      half(original, 0, 0, width, height);
-      half(picture, stacked ? 0 : width, stacked ? height : 0, width, height);
+      drawHalf(original, 0, 0, width, height);
+      drawHalf(result, stacked ? 0 : width, stacked ? height : 0, width, height);
       return;
     }
     resize(width, height);
-    half(picture, 0, 0, width, height);
-    if (look.view !== "slider") return;
-    const edge = Math.round(width * look.split);
+    drawHalf(result, 0, 0, width, height);
+    if (options.view !== "slider") return;
+    const edge = Math.round(width * options.split);
     context.save();
     context.beginPath();
     context.rect(0, 0, edge, height);
     context.clip();
-    half(original, 0, 0, width, height);
+    drawHalf(original, 0, 0, width, height);
     context.restore();
     context.fillStyle = "#fff";
     context.fillRect(edge - 1, 0, 2, height);
   }
 
   function clear() {
-    shown?.picture.close();
+    shown?.result.close();
     shown?.original.close();
     shown = null;
   }
@@ -61,13 +61,13 @@ function makeScreen(canvas, stage) {
     get isEmpty() {
       return shown === null;
     },
-    show(picture, original) {
+    show(result, original) {
       clear();
-      shown = { picture, original };
+      shown = { result, original };
       paint();
     },
     set(changed) {
-      Object.assign(look, changed);
+      Object.assign(options, changed);
       paint();
     },
     clear,

@@ -1,35 +1,35 @@
-// What happens to a clip, beside the clip: the preview while it is translated, then the result, which plays in step with
-// the original. `props.value` is what video_tab.py says of it: {state, text, share, picture, path, offset}.
+// The stage beside the clip: previews while it is translated, then the result, which plays in sync with the original.
+// `props.value` is a stage value of video_tab.py: {state, text, progress, preview, path, offset}.
 
 const find = (selector) => element.querySelector(selector);
 const stage = find(".stage");
 const result = find(".result");
 const both = find(".both");
-const FAR_APART = 0.15; // seconds between the two that nobody sees
+const MAX_DRIFT = 0.15; // seconds between the two videos that nobody notices
 
-let offset = 0; // where the result begins in the original, in seconds
+let offset = 0; // start of the result in the original, in seconds
 const original = () => document.querySelector("#clip video");
-const inStep = () => !result.hidden && original()?.currentSrc;
+const inSync = () => !result.hidden && original()?.currentSrc;
 
 function show() {
-  const told = props.value;
-  if (told.state === "waiting" && stage.dataset.state !== "waiting") stage.scrollIntoView({ block: "nearest" });
-  stage.dataset.state = told.state; // empty, waiting, running, done, error
-  find(".text").textContent = told.text;
-  find(".empty").hidden = Boolean(told.picture || told.path);
+  const value = props.value;
+  if (value.state === "waiting" && stage.dataset.state !== "waiting") stage.scrollIntoView({ block: "nearest" });
+  stage.dataset.state = value.state; // empty, waiting, running, done, error
+  find(".text").textContent = value.text;
+  find(".empty").hidden = Boolean(value.preview || value.path);
   const bar = find("progress");
-  bar.hidden = told.share === null;
-  bar.value = told.share ?? 0;
-  const picture = find(".picture");
-  picture.hidden = !told.picture;
-  if (told.picture) picture.src = told.picture;
-  showResult(told);
+  bar.hidden = value.progress === null;
+  bar.value = value.progress ?? 0;
+  const preview = find(".preview");
+  preview.hidden = !value.preview;
+  if (value.preview) preview.src = value.preview;
+  showResult(value);
 }
 
-function showResult(told) {
-  const url = told.path ? `${window.gradio_config?.root ?? ""}/gradio_api/file=${encodeURI(told.path)}` : "";
+function showResult(value) {
+  const url = value.path ? `${window.gradio_config?.root ?? ""}/gradio_api/file=${encodeURI(value.path)}` : "";
   result.hidden = find(".tools").hidden = !url;
-  offset = told.offset;
+  offset = value.offset;
   if (result.getAttribute("src") === url) return;
   if (!url) {
     result.pause();
@@ -38,21 +38,21 @@ function showResult(told) {
   }
   result.src = url;
   find(".download").href = url;
-  find(".download").download = told.path.split("/").pop();
+  find(".download").download = value.path.split("/").pop();
   original()?.pause();
 }
 
-// One drives the other. What is in step already is left alone, so that the answer to an answer ends there.
+// One video leads the other. Those in sync already are left alone, so that two events do not answer each other forever.
 function align(leader) {
   const follower = leader === result ? original() : result;
   const time = Math.max(0, leader.currentTime + (leader === result ? offset : -offset));
-  if (Math.abs(follower.currentTime - time) > FAR_APART) follower.currentTime = time;
+  if (Math.abs(follower.currentTime - time) > MAX_DRIFT) follower.currentTime = time;
   return follower;
 }
 
 function follow(event) {
   const leader = event.target;
-  if (!(leader === result || leader === original()) || !inStep()) return;
+  if (!(leader === result || leader === original()) || !inSync()) return;
   if (event.type === "timeupdate") return leader === result && !result.paused ? align(result) : undefined;
   const follower = align(leader);
   if (event.type === "play") {
@@ -62,7 +62,7 @@ function follow(event) {
   both.textContent = result.paused ? "Play both" : "Pause both";
 }
 
-// Media events do not bubble, and Gradio replaces the original's element as it likes: listen on the way down.
+// Media events do not bubble, and Gradio may replace the original's element: listen in the capture phase.
 for (const type of ["play", "pause", "seeked", "timeupdate"]) document.addEventListener(type, follow, true);
 both.addEventListener("click", () => (result.paused ? result.play() : result.pause()));
 watch("value", show);

@@ -1,13 +1,13 @@
-// The part of the Live tab that must not wait for the page: camera frames to JPEG, the socket, and JPEG to pictures.
-// From the page: {open: address, hello}, {stream} or {frame, captured}, {tell}, {flow}, {prefer}.
-// To the page: {text} from the server, {picture, original, captured}, {gathered}, {counted}, {closed}.
+// The part of the Live tab that must not wait for the page: encoding camera frames, the socket, decoding results.
+// From the page: {open: address, first}, {stream} or {frame, captured}, {send}, {flow}, {options}.
+// To the page: {text} from the server, {result, original, captured}, {collected}, {counted}, {closed}.
 
-const SENT_QUALITY = 0.8;
-const MOST_IN_FLIGHT = 16;
+const JPEG_QUALITY = 0.8;
+const MAX_IN_FLIGHT = 16;
 const PROBE_EVERY = 10_000; // milliseconds between measurements of the empty network
-const SPARE = 2; // milliseconds by which a frame may come too early
-const HEADER = 20; // bytes before the JPEG in an answer
-const ALIKE = 1.2; // of 255: frames that differ by less, on average, are not sent again
+const MARGIN = 2; // milliseconds by which a frame may arrive too early
+const HEADER = 20; // bytes before the JPEG in a result
+const SIMILAR = 1.2; // of 255: frames with a smaller mean difference are not sent
 const LONGEST_SKIP = 1000; // milliseconds
 
 const surface = new OffscreenCanvas(2, 2);
@@ -15,17 +15,17 @@ const drawing = surface.getContext("2d", { alpha: false, willReadFrequently: tru
 const tiny = new OffscreenCanvas(16, 12).getContext("2d", { willReadFrequently: true });
 
 let socket = null;
-let flowing = false; // whether frames are wanted: a stream is open, and not paused
-let prefer = { side: 384, skipSimilar: false }; // the longest side of a frame that is sent, ...
+let flowing = false; // whether to send frames: a stream is open, and not paused
+let options = { side: 384, skipSimilar: false }; // side: the longest of a frame that is sent
 let newest = null; // {frame, captured}: the camera's last, until it is sent
 let encoding = false;
 let timer = null;
-let lastLook = null; // 16 x 12 pixels of the last frame sent
+let lastThumbnail = null; // 16 x 12 pixels of the last frame sent
 let counted = { seen: 0, sent: 0 };
 
-const sent = new Map(); // number -> {at, captured, original}: what has not been shown yet
+const sent = new Map(); // number -> {at, captured, original}: frames whose result has not been shown yet
 let number = 0; // of the last frame sent
-let taken = 0; // of the last frame that the server has answered
+let answered = 0; // number of the last frame that the server has answered
 let shown = 0;
 let answeredAt = 0;
 let network = 0; // milliseconds there and back, without the server's own
@@ -37,16 +37,16 @@ let probedAt = -Infinity;
 // performance.now() on a clock that page and worker share.
 const now = () => performance.timeOrigin + performance.now();
 
-// How long to wait before sending, so that the frame arrives as the server gets free for it: earlier it would only
-// grow old in the mailbox, later the server would have nothing to do. More are in flight only if the network is slow.
-function wait() {
-  const flying = number - taken;
-  if (flying === 0) return 0;
-  const probing = now() - probedAt > PROBE_EVERY; // with nothing else on the way
+// Milliseconds to wait before sending, so that the frame arrives just before the server is free: earlier, it would
+// only get old there; later, the server would be idle. More frames are in flight only if the network is slow.
+function sendDelay() {
+  const inFlight = number - answered;
+  if (inFlight === 0) return 0;
+  const probing = now() - probedAt > PROBE_EVERY; // with no other frame in flight
   const needed = 1 + Math.ceil((network + work) / Math.max(work, interval, 1));
-  if (probing || flying >= Math.min(needed, MOST_IN_FLIGHT)) return Infinity; // until an answer comes
-  const margin = SPARE + work * 0.15;
-  return answeredAt + flying * work - network - margin - now();
+  if (probing || inFlight >= Math.min(needed, MAX_IN_FLIGHT)) return Infinity; // until the next result
+  const margin = MARGIN + work * 0.15;
+  return answeredAt + inFlight * work - network - margin - now();
 }
 
 function onFrame(frame, captured) {
@@ -58,45 +58,45 @@ function onFrame(frame, captured) {
   if (!flowing) return frame.close();
   counted.seen += 1;
   newest = { frame, captured };
-  pump();
+  sendWhenDue();
 }
 
-function pump() {
+function sendWhenDue() {
   clearTimeout(timer);
   if (!newest || !flowing || encoding || socket?.readyState !== WebSocket.OPEN) return;
-  const milliseconds = wait();
+  const milliseconds = sendDelay();
   if (milliseconds > 0.5) {
-    if (milliseconds < Infinity) timer = setTimeout(pump, milliseconds);
+    if (milliseconds < Infinity) timer = setTimeout(sendWhenDue, milliseconds);
     return;
   }
-  send().catch((error) => close(`The camera's picture could not be sent: ${error.message}`));
+  sendFrame().catch((error) => close(`The camera's image could not be sent: ${error.message}`));
 }
 
 // Whether the frame on `surface` hardly differs from the last one sent.
-function looksAlike() {
+function isSimilar() {
   tiny.drawImage(surface, 0, 0, 16, 12);
-  const look = tiny.getImageData(0, 0, 16, 12).data;
+  const thumbnail = tiny.getImageData(0, 0, 16, 12).data;
   let difference = 0;
-  if (lastLook) for (let i = 0; i < look.length; i++) difference += Math.abs(look[i] - lastLook[i]);
+  if (lastThumbnail) for (let i = 0; i < thumbnail.length; i++) difference += Math.abs(thumbnail[i] - lastThumbnail[i]);
   const previous = sent.get(number)?.at ?? answeredAt;
-  const alike = lastLook && difference / (look.length * 0.75) < ALIKE && now() - previous < LONGEST_SKIP;
-  if (!alike) lastLook = look;
-  return alike;
+  const similar = lastThumbnail && difference / (thumbnail.length * 0.75) < SIMILAR && now() - previous < LONGEST_SKIP;
+  if (!similar) lastThumbnail = thumbnail;
+  return similar;
 }
 
-async function send() {
+async function sendFrame() {
   const { frame, captured } = newest;
   newest = null;
   encoding = true;
   const width = frame.displayWidth ?? frame.width;
   const height = frame.displayHeight ?? frame.height;
-  const scale = Math.min(1, prefer.side / Math.max(width, height));
+  const scale = Math.min(1, options.side / Math.max(width, height));
   const size = [width, height].map((side) => Math.max(2, Math.round(side * scale)));
   if (surface.width !== size[0] || surface.height !== size[1]) [surface.width, surface.height] = size; // else cleared
   drawing.drawImage(frame, 0, 0, ...size);
   frame.close();
-  if (!prefer.skipSimilar || !looksAlike()) {
-    const encoded = surface.convertToBlob({ type: "image/jpeg", quality: SENT_QUALITY });
+  if (!options.skipSimilar || !isSimilar()) {
+    const encoded = surface.convertToBlob({ type: "image/jpeg", quality: JPEG_QUALITY });
     const original = surface.transferToImageBitmap();
     const jpeg = new Uint8Array(await (await encoded).arrayBuffer());
     if (flowing && socket?.readyState === WebSocket.OPEN) {
@@ -112,10 +112,10 @@ async function send() {
     }
   }
   encoding = false;
-  pump();
+  sendWhenDue();
 }
 
-// A blob takes a detour through the browser's main process, there and back: several times slower than the decoder.
+// Decoding a blob goes through the browser's main process: several times slower than ImageDecoder.
 async function decode(jpeg) {
   if (!self.ImageDecoder) return createImageBitmap(new Blob([jpeg], { type: "image/jpeg" }));
   const decoder = new ImageDecoder({ type: "image/jpeg", data: jpeg });
@@ -124,32 +124,32 @@ async function decode(jpeg) {
   return image;
 }
 
-async function onAnswer(data) {
+async function onResult(data) {
   const header = new DataView(data);
-  const [shows, takes, held, worked, gathered] = [0, 4, 8, 12, 16].map((at) => header.getUint32(at, true));
-  measure(takes, held / 1000, worked / 1000);
-  if (gathered) postMessage({ gathered });
-  pump();
-  if (data.byteLength <= HEADER || !sent.has(shows)) return;
-  const { captured, original } = sent.get(shows);
-  const picture = await decode(new Uint8Array(data, HEADER));
-  if (!sent.delete(shows) || shows < shown) return picture.close(); // of an earlier stream, or overtaken
-  shown = shows;
-  forget(shows);
-  postMessage({ picture, original, captured }, [picture, original]);
+  const [shownNumber, takenNumber, held, worked, collected] = [0, 4, 8, 12, 16].map((at) => header.getUint32(at, true));
+  measure(takenNumber, held / 1000, worked / 1000);
+  if (collected) postMessage({ collected });
+  sendWhenDue();
+  if (data.byteLength <= HEADER || !sent.has(shownNumber)) return;
+  const { captured, original } = sent.get(shownNumber);
+  const result = await decode(new Uint8Array(data, HEADER));
+  if (!sent.delete(shownNumber) || shownNumber < shown) return result.close(); // of an earlier stream, or overtaken
+  shown = shownNumber;
+  forget(shownNumber);
+  postMessage({ result, original, captured }, [result, original]);
 }
 
-function measure(takes, held, worked) {
-  const frame = sent.get(takes);
-  if (!frame || takes <= taken) return;
+function measure(takenNumber, held, worked) {
+  const frame = sent.get(takenNumber);
+  if (!frame || takenNumber <= answered) return;
   const sample = Math.max(0, now() - frame.at - held);
-  if (now() - probedAt > PROBE_EVERY && number === takes) {
+  if (now() - probedAt > PROBE_EVERY && number === takenNumber) {
     probedAt = now();
     network = sample;
   }
   network = Math.min(network, sample);
   work += (worked - work) * (work ? 0.2 : 1);
-  taken = takes;
+  answered = takenNumber;
   answeredAt = now();
 }
 
@@ -161,34 +161,34 @@ function forget(upTo) {
   }
 }
 
-// Stop or go on sending. What is in flight belongs to a stream that has ended, if a new one begins.
-function flow({ on, anew }) {
+// Stop or go on sending. `reset`: another stream begins, and frames in flight belong to the last one.
+function flow({ on, reset }) {
   flowing = on;
-  if (anew) {
+  if (reset) {
     forget(Infinity);
-    taken = number;
-    [network, work, probedAt, lastLook] = [0, 0, -Infinity, null];
+    answered = number;
+    [network, work, probedAt, lastThumbnail] = [0, 0, -Infinity, null];
   }
   if (!on) {
     newest?.frame.close();
     newest = null;
   }
-  pump();
+  sendWhenDue();
 }
 
-function open(address, hello) {
+function open(address, first) {
   socket = new WebSocket(address);
   socket.binaryType = "arraybuffer";
   const opened = socket;
   let wasOpen = false;
   socket.onopen = () => {
     wasOpen = true;
-    opened.send(JSON.stringify(hello));
+    opened.send(JSON.stringify(first));
   };
   socket.onmessage = ({ data }) => {
     if (opened !== socket) return;
     if (typeof data === "string") postMessage({ text: JSON.parse(data) });
-    else onAnswer(data);
+    else onResult(data);
   };
   socket.onclose = () => {
     if (opened !== socket) return;
@@ -196,16 +196,16 @@ function open(address, hello) {
   };
 }
 
-function tell(message) {
+function send(message) {
   if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
-  else if (socket?.readyState === WebSocket.CONNECTING) socket.addEventListener("open", () => tell(message));
+  else if (socket?.readyState === WebSocket.CONNECTING) socket.addEventListener("open", () => send(message));
 }
 
-function close(words) {
+function close(reason) {
   socket?.close();
   socket = null;
-  flow({ on: false, anew: true });
-  postMessage({ closed: words });
+  flow({ on: false, reset: true });
+  postMessage({ closed: reason });
 }
 
 async function read(stream) {
@@ -220,10 +220,10 @@ async function read(stream) {
 onmessage = ({ data }) => {
   if (data.frame) onFrame(data.frame, data.captured);
   else if (data.stream) read(data.stream);
-  else if (data.open) open(data.open, data.hello);
-  else if (data.tell) tell(data.tell);
+  else if (data.open) open(data.open, data.first);
+  else if (data.send) send(data.send);
   else if (data.flow) flow(data.flow);
-  else if (data.prefer) prefer = { ...prefer, ...data.prefer };
+  else if (data.options) options = { ...options, ...data.options };
 };
 
 setInterval(() => {

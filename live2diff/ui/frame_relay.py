@@ -1,0 +1,112 @@
+"""The path of live frames between one viewer's socket and the engine; README.md has it as a figure."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from ..serving.sessions import EngineProtocol, FrameResult
+from .live_protocol import RESULT, decode_frame, encode_frame
+
+FRAMES_IN_ENGINE = 2  # one being processed, and one that waits for it
+LARGEST_MICROSECONDS = 2**32 - 1
+
+jpeg_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="jpeg")
+
+
+@dataclass(frozen=True)
+class CameraFrame:
+    """A frame as it came from the socket, at `arrived` seconds on the monotonic clock."""
+
+    jpeg: bytes
+    number: int
+    arrived: float
+
+
+@dataclass
+class PendingFrame:
+    """A frame in the engine, or the newest of `count` frames that share one result."""
+
+    result: Future[FrameResult]
+    frame: CameraFrame
+    count: int = 1
+
+
+class FrameRelay:
+    """Relays one stream's camera frames to the engine and its results to the socket, in order.
+
+    The newest frame is kept as a JPEG and decoded only when the engine has room for it: a frame that is
+    replaced under overload costs nothing.
+    """
+
+    def __init__(self, engine: EngineProtocol, key: str, send: Callable[[bytes], Awaitable[None]]) -> None:
+        self.engine, self.key, self.send = engine, key, send
+        self.newest: CameraFrame | None = None
+        self.arrived = asyncio.Event()
+        self.in_engine = asyncio.Semaphore(FRAMES_IN_ENGINE)
+        self.pending: asyncio.Queue[PendingFrame] = asyncio.Queue()
+        self.last_result = 0.0  # when it was sent
+
+    def put(self, frame: CameraFrame) -> None:
+        """Keep a frame, instead of one that still waits."""
+        self.newest = frame
+        self.arrived.set()
+
+    async def run(self) -> None:
+        """Relay until the stream ends or this is cancelled.
+
+        Raises:
+            StreamClosed: the engine has closed the stream.
+            ValueError: a camera frame that cannot be used.
+            RuntimeError: the model failed.
+        """
+        tasks = [asyncio.create_task(work()) for work in (self.push_frames, self.send_results)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def push_frames(self) -> None:
+        """Decode the newest frame whenever the engine has room, and push it."""
+        loop = asyncio.get_running_loop()
+        last: PendingFrame | None = None
+        while True:
+            await self.in_engine.acquire()
+            while self.newest is None:
+                self.arrived.clear()
+                await self.arrived.wait()
+            frame, self.newest = self.newest, None
+            image = await loop.run_in_executor(jpeg_threads, decode_frame, frame.jpeg)
+            result = self.engine.push(self.key, image, tag=frame.number)
+            if last is not None and result is last.result:  # the frame before it still waited
+                last.frame = frame
+                last.count += 1
+            else:
+                last = PendingFrame(result, frame)
+                self.pending.put_nowait(last)
+
+    async def send_results(self) -> None:
+        """Send the engine's results to the page, in order."""
+        loop = asyncio.get_running_loop()
+        while True:
+            pending = await self.pending.get()
+            result = await asyncio.wrap_future(pending.result)
+            jpeg = result.jpeg or b""
+            if result.frames and not jpeg:
+                jpeg = await loop.run_in_executor(jpeg_threads, encode_frame, result.frames[-1])
+            await self.send(self.header(result, pending.frame) + jpeg)
+            for _ in range(pending.count):
+                self.in_engine.release()
+
+    def header(self, result: FrameResult, frame: CameraFrame) -> bytes:
+        """Pack the header of a result, and note when it is sent."""
+        now = time.monotonic()
+        seconds = now - frame.arrived, now - max(frame.arrived, self.last_result)
+        self.last_result = now
+        times = (min(int(each * 1e6), LARGEST_MICROSECONDS) for each in seconds)
+        collected = 0 if result.warm else result.frames_in
+        return RESULT.pack(result.tag or 0, frame.number, *times, collected)

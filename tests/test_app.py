@@ -1,0 +1,108 @@
+"""The page's program: its options, its exit codes, and what it serves on a Space."""
+
+import json
+import logging
+
+import gradio as gr
+import pytest
+import torch
+
+import app
+from live2diff.serving.limits import VisitorLimits
+from live2diff.ui import examples
+
+
+class NoMemory:
+    """A pipeline that needs more memory than there is."""
+
+    @property
+    def unet(self) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.60 GiB.")
+
+
+@pytest.fixture
+def on_space(monkeypatch):
+    monkeypatch.setattr(app, "on_zero_gpu", lambda: True)
+    monkeypatch.setenv("LIVE2DIFF_OPTIONS", "--model live2diff --style 'ink' --streams 3 --no-safety-checker")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "no-such-model"], "no-such-model"),
+        (["--styles", "no-such-file.json"], "no-such-file.json"),
+        (["--model", "nano", "--visits-per-address", "0"], "must be above 0"),
+    ],
+)
+def test_bad_options_end_in_one_line_and_code_2(arguments, message, capsys):
+    assert app.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error.splitlines()[-1] and "Traceback" not in error
+
+
+@pytest.mark.parametrize("where", ["loading", "measuring"])
+def test_too_little_gpu_memory_ends_in_one_line_and_code_2(where, monkeypatch, capsys):
+    monkeypatch.setattr(app, "load_model", lambda _: NoMemory().unet if where == "loading" else NoMemory())
+    assert app.main(["--model", "live2diff"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "not enough memory" in line and "--small-memory" in line
+
+
+def test_a_model_that_fails_otherwise_is_not_explained_away(monkeypatch):
+    def load_model(_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(app, "load_model", load_model)
+    with pytest.raises(RuntimeError, match="a bug"):
+        app.main([])
+
+
+def test_elsewhere_than_on_zero_gpu_importing_loads_nothing():
+    assert app.space_engine() is None and app.ENGINE is None
+
+
+def test_a_space_loads_the_model_of_its_options(on_space, tiny_pipeline, monkeypatch):
+    loaded = {}
+
+    def load_model(options, **settings):
+        loaded.update(vars(options) | settings)
+        return tiny_pipeline
+
+    monkeypatch.setattr(app, "load_model", load_model)
+    app.space_engine().shutdown()
+    assert (loaded["model"], loaded["style"], loaded["safety_checker"]) == ("live2diff", "ink", False)
+    assert loaded["device"] == "cuda" and loaded["eager"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [AttributeError("'tuple' object has no attribute 'numel'"), OSError("no network"), KeyError("unet")],
+)
+def test_a_space_whose_model_cannot_be_loaded_serves_nano_and_says_so(
+    error, on_space, tiny_pipeline, monkeypatch, caplog
+):
+    def load_model(options, **settings):
+        if options.model != "nano":
+            raise error
+        assert options.style is None and settings == {"device": "cuda", "eager": True}
+        return tiny_pipeline
+
+    monkeypatch.setattr(app, "load_model", load_model)
+    monkeypatch.setattr(tiny_pipeline, "about", tiny_pipeline.about)
+    with caplog.at_level(logging.ERROR, logger="live2diff"):
+        engine = app.space_engine()
+    assert "nano" in engine.about and str(error) in engine.about
+    assert str(error) in caplog.text
+    engine.shutdown()
+
+
+def test_the_limits_are_on_the_page(engine):
+    limits = VisitorLimits(visits=7, clips=5)
+    config = json.dumps(app.build(engine, limits).get_config_file(), default=str)
+    assert "At most 7 visits at once" in config and "At most 5 clips at once" in config
+
+
+def test_the_gallery_is_empty_without_the_examples_of_the_repository(engine, monkeypatch, tmp_path):
+    monkeypatch.setattr(examples, "EXAMPLES", tmp_path)
+    page = app.build(engine)
+    assert not any(isinstance(block, gr.Gallery) for block in page.blocks.values())
