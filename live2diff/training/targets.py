@@ -188,14 +188,5 @@ def pixel(picture: np.ndarray) -> np.ndarray:
     return np.clip(colour, 0, 255).astype(np.uint8).repeat(4, 0).repeat(4, 1)[:height, :width]
 
 
-TARGETS = {
-    "pencil": pencil,
-    "ink": ink,
-    "watercolour": watercolour,
-    "oil": oil,
-    "comic": comic,
-    "neon": neon,
-    "pixel": pixel,
-    "woodcut": woodcut,
-    "blueprint": blueprint,
-}
+STYLES = (pencil, ink, watercolour, oil, comic, neon, pixel, woodcut, blueprint)
+TARGETS = {style.__name__: style for style in STYLES}

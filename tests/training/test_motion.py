@@ -18,10 +18,11 @@ from helpers.paths import PARITY
 from safetensors.torch import load_file, save_file
 
 from live2diff import Live2DiffPipeline
+from live2diff.cli import run_main
 from live2diff.config import WINDOW
 from live2diff.model.attention import Window
 from live2diff.model.unet import StreamUNet
-from live2diff.training.__main__ import main
+from live2diff.training.__main__ import build_parser, run
 from live2diff.training.motion import Inputs, MotionRecipe, denoising_loss, predict_noise, train_motion
 from live2diff.training.videos import VideoFolder, read_clip
 from live2diff.weights.convert import added_weights, load_added, load_base
@@ -116,7 +117,7 @@ def test_training_moves_only_what_is_new_and_a_run_that_was_killed_goes_on(pipel
         dict(resumed.unet.state_dict()), dict(trained.unet.state_dict()), atol=0, rtol=0
     )
     assert target.read_bytes() == (tmp_path / "a.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"begun with seed 0, and now it is 1"):
+    with pytest.raises(ValueError, match=r"started with seed 0, now it is 1"):
         next(run("b", resumed, replace(recipe, seed=1)))
 
     saved = load_file(target)
@@ -207,21 +208,21 @@ def test_a_clip_is_every_so_manieth_frame_from_anywhere_in_a_video(folder):
 
 def test_clips_depend_on_the_generator_alone_and_unusable_videos_are_named_once(folder, caplog):
     videos = videos_of(folder)
-    assert "1, such as untold.mp4" in caplog.text and "1, such as elsewhere.mp4" in caplog.text
+    assert "1, e.g. untold.mp4" in caplog.text and "1, e.g. elsewhere.mp4" in caplog.text
     caplog.clear()
-    clips = [videos.draw(np.random.default_rng([0, number])) for number in range(30)]
+    clips = [videos.sample(np.random.default_rng([0, number])) for number in range(30)]
     assert {clip.caption for clip in clips} == {"a clip called a.mp4", "a clip called more/b.mkv"}
-    assert all(clip.pictures.shape == (16, SIZE, SIZE, 3) for clip in clips)
+    assert all(clip.frames.shape == (16, SIZE, SIZE, 3) for clip in clips)
     assert sorted(record.args[0] for record in caplog.records) == ["broken.mp4", "short.mp4"]
     assert all(record.levelno == logging.WARNING for record in caplog.records)
     again = videos_of(folder)  # knows nothing of what is broken
     for number in (29, 3):
         np.testing.assert_array_equal(
-            again.draw(np.random.default_rng([0, number])).pictures, clips[number].pictures
+            again.sample(np.random.default_rng([0, number])).frames, clips[number].frames
         )
 
 
-def told(base: Path, folder: Path, work: Path, /, **changes) -> list[str]:
+def arguments_of(base: Path, folder: Path, work: Path, /, **changes) -> list[str]:
     options = dict(
         base=base, depth=base / "depth", videos=folder, captions=folder / "captions.jsonl", work=work
     )
@@ -229,22 +230,26 @@ def told(base: Path, folder: Path, work: Path, /, **changes) -> list[str]:
     return ["motion"] + [f"--{name.replace('_', '-')}={value}" for name, value in (options | changes).items()]
 
 
+def train(arguments: list[str]) -> int:
+    return run_main(build_parser(), run, arguments)
+
+
 @pytest.mark.slow
 def test_the_command_trains_from_a_table_and_goes_on_from_a_result(base, folder, tmp_path, capsys):
     with (tmp_path / "captions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["file_name", "text"], ["a.mp4", "one, two"], ["more/b.mkv", "three"]])
     captions = tmp_path / "captions.csv"
-    words = told(base, folder, tmp_path / "work", captions=captions, accumulate=2)
-    assert main(words) == 0
+    words = arguments_of(base, folder, tmp_path / "work", captions=captions, accumulate=2)
+    assert train(words) == 0
     assert "motion     0  loss" in capsys.readouterr().out
-    assert main(words) == 0  # nothing is left to do
+    assert train(words) == 0  # nothing is left to do
     assert capsys.readouterr().out == ""
     result = tmp_path / "work" / "motion.safetensors"
     other = tmp_path / "again.safetensors"
-    assert main([*words, f"--work={tmp_path / 'again'}", f"--out={other}"]) == 0
+    assert train([*words, f"--work={tmp_path / 'again'}", f"--out={other}"]) == 0
     assert other.read_bytes() == result.read_bytes()  # the seed decides everything
-    more = told(base, folder, tmp_path / "more", start_from=result, out=tmp_path / "more.safetensors")
-    assert main([*more, "--gradient-checkpointing"]) == 0
+    more = arguments_of(base, folder, tmp_path / "more", start_from=result, out=tmp_path / "more.safetensors")
+    assert train([*more, "--gradient-checkpointing"]) == 0
     one, other = load_file(result), load_file(tmp_path / "more.safetensors")
     assert all((weight - other[name]).abs().max() < 2e-3 for name, weight in one.items())
 
@@ -258,21 +263,21 @@ def test_mistakes_are_told_in_one_line_and_end_with_code_2(base, folder, tmp_pat
         (dict(videos=tmp_path / "nowhere"), "no folder"),
         (dict(videos=tmp_path / "empty"), "no video in"),
         (dict(captions=tmp_path / "nothing.csv"), "no file"),
-        (dict(captions=tmp_path / "other.jsonl"), "'a.mp4' is in the one, 'x.mp4' in the other"),
+        (dict(captions=tmp_path / "other.jsonl"), "the folder has 'a.mp4', for example, and the file 'x.mp4'"),
         (dict(captions=tmp_path / "prose.txt"), "neither JSON lines"),
         (dict(captions=tmp_path / "fields.jsonl"), "Entry 1 of fields.jsonl lacks 'file_name'"),
         (dict(base=tmp_path / "nowhere"), "no model"),
         (dict(base=tmp_path / "empty"), "empty"),
         (dict(size=100), "multiple of 64"),
-        (dict(stride=20), "Not one of the 4 videos"),
+        (dict(stride=20), "None of the 4 videos"),
         (dict(start_from=folder / "broken.mp4"), "no checkpoint"),
     ):
-        assert main(told(base, folder, tmp_path / "work", **changes)) == 2, changes
+        assert train(arguments_of(base, folder, tmp_path / "work", **changes)) == 2, changes
         message = capsys.readouterr().err.strip().splitlines()[-1]
-        assert message.startswith("live2diff.training: ") and expected in message, message
-    for words in ([], ["motion"], told(base, folder, tmp_path / "work", steps=0)):
+        assert message.startswith("python -m live2diff.training: ") and expected in message, message
+    for words in ([], ["motion"], arguments_of(base, folder, tmp_path / "work", steps=0)):
         with pytest.raises(SystemExit) as stopped:
-            main(words)
+            train(words)
         assert stopped.value.code == 2
 
 
