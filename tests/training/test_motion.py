@@ -263,7 +263,10 @@ def test_mistakes_are_told_in_one_line_and_end_with_code_2(base, folder, tmp_pat
         (dict(videos=tmp_path / "nowhere"), "no folder"),
         (dict(videos=tmp_path / "empty"), "no video in"),
         (dict(captions=tmp_path / "nothing.csv"), "no file"),
-        (dict(captions=tmp_path / "other.jsonl"), "the folder has 'a.mp4', for example, and the file 'x.mp4'"),
+        (
+            dict(captions=tmp_path / "other.jsonl"),
+            "the folder has 'a.mp4', for example, and the file 'x.mp4'",
+        ),
         (dict(captions=tmp_path / "prose.txt"), "neither JSON lines"),
         (dict(captions=tmp_path / "fields.jsonl"), "Entry 1 of fields.jsonl lacks 'file_name'"),
         (dict(base=tmp_path / "nowhere"), "no model"),
