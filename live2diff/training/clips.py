@@ -5,6 +5,8 @@ compression, lost frames. So it learns to look at the things and not at the nois
 from frame to frame, it learns that earlier frames help.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 
@@ -24,7 +26,7 @@ def sample_clip(random: np.random.Generator, size: int, frames: int) -> tuple[np
 
     Depth is float32 `[frames, size, size]` in `[0, 1]`; near is 1. In one clip of four, frames are lost.
     """
-    lost = 1 + random.integers(0, 3) if frames > 1 and random.random() < 0.25 else 0
+    lost = 1 + int(random.integers(0, 3)) if frames > 1 and random.random() < 0.25 else 0
     clip, depth = sample_scene(random, size, frames + lost)
     kept = np.sort(random.permutation(frames + lost)[:frames])
     return clip[kept], depth[kept]
@@ -50,7 +52,7 @@ def styled(clip: np.ndarray, style: str) -> np.ndarray:
     """Return the clip's target in a style, uint8 `[frames, height, width, 3]`."""
     targets = [TARGETS[style](frame) for frame in clip]
     if style in CARRIED and len(clip) > 1:
-        flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
         y, x = np.mgrid[: clip.shape[1], : clip.shape[2]].astype(np.float32)
         for i in range(1, len(clip)):

@@ -7,11 +7,12 @@ reach the same. The error is taken on the clean latents and on the pixels that t
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderTiny
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextModel
@@ -56,7 +57,8 @@ def build_unet() -> StreamUNet:
     pixels is a matter of one cell. The one motion module is at its end: the noise that makes an image flicker
     is in every cell of the latents, and passes the coarser levels by on the skips.
     """
-    unet = StreamUNet.from_config(StreamUNet.load_config(NANO / "unet"))
+    config: Any = StreamUNet.load_config(NANO / "unet")
+    unet: Any = StreamUNet.from_config(config)
     initialise_as_copy(unet)
     for module in unet.modules():
         if isinstance(module, TemporalTransformer):
@@ -65,7 +67,7 @@ def build_unet() -> StreamUNet:
 
 
 @torch.no_grad()
-def initialise_as_copy(unet: StreamUNet) -> None:
+def initialise_as_copy(unet: Any) -> None:
     """Initialise a UNet to return its input, so that it only has to learn the difference a style makes.
 
     `conv_in` makes [x, -x] of the latents x, and the last resnet takes that from its skip connection. The
@@ -84,7 +86,7 @@ def initialise_as_copy(unet: StreamUNet) -> None:
 
 
 @torch.no_grad()
-def initialise_as_average(motion: TemporalTransformer) -> None:
+def initialise_as_average(motion: Any) -> None:
     """Initialise a motion module one step away from the mean over frames that are alike.
 
     Queries and keys are one orthogonal map, so that a frame attends to those that show the same at this cell.
@@ -122,7 +124,7 @@ class Denoiser(nn.Module):
 
     def add_noise(self, latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Noise each of the latents to its timestep."""
-        alpha_bar = self.alpha_bar[timesteps].view(-1, 1, 1, 1)
+        alpha_bar = self.get_buffer("alpha_bar")[timesteps].view(-1, 1, 1, 1)
         return alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * torch.randn_like(latents)
 
 
@@ -136,7 +138,8 @@ def sample_batch(random: np.random.Generator, pool: Pool, clips: int) -> Batch:
     haze = torch.from_numpy(random.normal(0, 0.08, (len(depth), 1, 4, 4)).astype(np.float32))
     haze = functional.interpolate(haze, depth.shape[1:], mode="bilinear")[:, 0]
     scale = torch.from_numpy(random.normal(1, 0.04, (len(depth), 1, 1)).astype(np.float32))
-    depth = depth_pictures((depth * scale + haze).clamp(-1, 1), batch["camera"].shape[2:])
+    height, width = batch["camera"].shape[2:]
+    depth = depth_pictures((depth * scale + haze).clamp(-1, 1), (height, width))
     return batch | {"depth": depth, "tokens": torch.from_numpy(pool["tokens"][rows])}
 
 
@@ -210,13 +213,15 @@ def denoising_loss(
 def preview_image(denoiser: Denoiser, batch: Batch) -> np.ndarray:
     """Draw the batch's first eight images: the camera's, the targets, the results."""
     _, output, _, target = denoise_batch(denoiser, batch)
+    height, width = target.shape[2:]
     rows = [images[:8] for images in (batch["camera"], target, output)]
-    return np.concatenate([np.concatenate(download(row, [row.shape[2:]] * len(row)), axis=1) for row in rows])
+    rows = [np.concatenate(download(row, [(height, width)] * len(row)), axis=1) for row in rows]
+    return np.concatenate(rows)
 
 
 def train_denoiser(
     name: str,
-    denoiser: Denoiser,
+    denoiser: Any,
     sources: Sequence[tuple[Pool, int]],
     trains: Callable[[str], bool],
     settings: LoopSettings,

@@ -26,9 +26,9 @@ def build_depth_estimator() -> DPTForDepthEstimation:
 
 def depth_loss(estimator: DPTForDepthEstimation, images: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
     """Return the error of inverse depth in `[0, 1]` and, for edges, of its differences."""
-    size = (estimator.config.image_size,) * 2
-    target = functional.interpolate(depth[:, None], size, mode="area")[:, 0]
-    return image_loss(inverse_depth(estimator, images), target)
+    predicted = inverse_depth(estimator, images)
+    target = functional.interpolate(depth[:, None], predicted.shape[1:], mode="area")[:, 0]
+    return image_loss(predicted, target)
 
 
 def train_depth(

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from ..errors import NonFiniteError
 # What a resumed run may change; all else decides what is learnt.
 CHANGEABLE = ("steps", "gradient_checkpointing", "workers", "checkpoint_every", "preview_every")
 Losses = dict[str, float]
+Tensors = dict[str, torch.Tensor]
 Batch = TypeVar("Batch")
 
 
@@ -58,7 +60,7 @@ def fit(
     module: nn.Module,
     parameters: dict[str, nn.Parameter],
     batch_of: Callable[[int], Batch],
-    loss_of: Callable[[nn.Module, Batch], dict[str, torch.Tensor]],
+    loss_of: Callable[[Any, Batch], Tensors],
     settings: LoopSettings,
     work: Path,
     accelerator: Accelerator,
@@ -68,22 +70,21 @@ def fit(
 ) -> Iterator[tuple[int, Losses]]:
     """Minimise the entry "loss" of `loss_of(module, batch_of(n))`; yield `(step, losses)` after each step.
 
-    Batches are made ahead in threads, so `batch_of` draws from a generator of its own. At the end the
-    parameters are their moving average. `preview` of the newest batch, uint8 `[height, width, 3]` RGB, is
-    written to `work/previews`.
+    Batches are made ahead in threads, so `batch_of` uses a generator of its own. `preview` of a batch, uint8
+    `[height, width, 3]`, goes to `work/previews`. At the end the parameters are their moving average.
 
-    A checkpoint `work/NAME.pt` is written every `checkpoint_every` steps and at the end. The same call
-    resumes from it: randomness is seeded by (seed, step, process), so it ends as an unbroken run would.
+    The same call resumes from the checkpoint `work/NAME.pt` and ends as an unbroken run would: randomness is
+    seeded by (seed, step, process).
 
     Raises:
         ValueError: The checkpoint was started with other settings or other `data_settings`.
         NonFiniteError: The loss is NaN or infinite.
     """
-    weights = list(parameters.values())
-    optimizer = torch.optim.AdamW(
-        weights, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+    weights, accumulate = list(parameters.values()), settings.accumulate
+    rates: dict[str, Any] = dict(
+        lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
     )
-    module, optimizer = accelerator.prepare(module, optimizer)
+    module, optimizer = accelerator.prepare(module, torch.optim.AdamW(weights, **rates))
     average = EMAModel(weights, decay=settings.ema_decay)
     fixed = {key: value for key, value in asdict(settings).items() if key not in CHANGEABLE}
     fixed |= data_settings | {"processes": accelerator.num_processes}
@@ -91,40 +92,52 @@ def fit(
     stateful |= {"scaler": accelerator.scaler} if accelerator.scaler else {}  # of fp16 alone
     first = load_checkpoint(file, fixed, parameters, stateful)
     average.to(accelerator.device)
-    numbers = range(first * settings.accumulate, settings.steps * settings.accumulate)
+    numbers = range(first * accumulate, settings.steps * accumulate)
     batches = prefetch(batch_of, numbers, settings.workers)
     for step in range(first, settings.steps):
         torch.manual_seed(seed_of(settings.seed, step, accelerator.process_index))
         for group in optimizer.param_groups:
             group["lr"] = settings.rate_at(step)
-        losses: Losses = {}
-        for _ in range(settings.accumulate):
-            batch = next(batches)
-            with accelerator.accumulate(module):  # `step` and `zero_grad` act at the last batch only
-                parts = loss_of(module, batch)
-                accelerator.backward(parts["loss"])
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(weights, 1.0)
-                optimizer.step()
-                if accelerator.sync_gradients:
-                    module.zero_grad()  # not the optimizer's: frozen layers may have gradients too
-            for key, value in parts.items():
-                mean = accelerator.reduce(value.detach(), "mean").item()
-                losses[key] = losses.get(key, 0.0) + mean / settings.accumulate
+        step_batches = list(islice(batches, accumulate))
+        losses = train_step(module, weights, optimizer, step_batches, loss_of, accelerator)
         if not math.isfinite(losses["loss"]):
             raise NonFiniteError(
                 f"{name}: the loss is {losses['loss']} at step {step}; lower the learning rate."
             )
         average.step(weights)
         done, last = step + 1, step + 1 == settings.steps
-        if accelerator.is_main_process:
-            if preview and (done % settings.preview_every == 0 or last):
-                write_image(work / "previews" / f"{name}-{done:06}.png", preview(batch))
-            if done % settings.checkpoint_every == 0 or last:
-                save_checkpoint(file, done, fixed, parameters, stateful)
+        if accelerator.is_main_process and preview and (done % settings.preview_every == 0 or last):
+            write_image(work / "previews" / f"{name}-{done:06}.png", preview(step_batches[-1]))
+        if accelerator.is_main_process and (done % settings.checkpoint_every == 0 or last):
+            save_checkpoint(file, done, fixed, parameters, stateful)
         yield step, losses
     average.copy_to(weights)
     accelerator.free_memory()  # or it would hold the optimizers of all stages
+
+
+def train_step(
+    module: nn.Module,
+    weights: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    batches: list[Batch],
+    loss_of: Callable[[Any, Batch], Tensors],
+    accelerator: Accelerator,
+) -> Losses:
+    """Move the weights by the mean gradient of some batches; return the mean losses of all processes."""
+    losses: Losses = {}
+    for batch in batches:
+        with accelerator.accumulate(module):  # the optimizer steps at the last batch only
+            parts = loss_of(module, batch)
+            accelerator.backward(parts["loss"])
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            if accelerator.sync_gradients:
+                module.zero_grad()  # not the optimizer's: frozen layers may have gradients too
+        for key, value in parts.items():
+            mean: Any = accelerator.reduce(value.detach(), "mean")
+            losses[key] = losses.get(key, 0.0) + mean.item() / len(batches)
+    return losses
 
 
 def save_checkpoint(

@@ -3,6 +3,7 @@
 import tomllib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -66,7 +67,7 @@ def material(random: np.random.Generator, side: int, kinds: str = KINDS) -> np.n
     if kind == "photograph":
         return np.clip(cached_view(int(random.integers(VIEWS)), side) * random.uniform(0.7, 1.2), 0, 255)
     if kind == "wood":
-        colour = np.float32([150, 100, 60]) * random.uniform(0.4, 1.5) + random.normal(0, 10, 3)
+        colour = np.array([150, 100, 60], np.float32) * random.uniform(0.4, 1.5) + random.normal(0, 10, 3)
         other = colour * random.uniform(0.55, 0.85)
     elif kind == "leaves":
         colour = random.uniform([40, 80, 20], [150, 150, 70])
@@ -138,16 +139,16 @@ def face(random: np.random.Generator, side: int, skin: np.ndarray, hair: np.ndar
     colours |= {name: colour for name, colour in optional.items() if random.random() < 0.4}
     front = skin + noise(random, side, 5) * 5 + noise(random, side, side // 3) * 3
     apart, level = random.uniform([0.85, -0.07], [1.15, 0.07])
+    unit = side * 8  # sixteenths of a pixel in half of the face
     for layer, blur in (("soft", side / 22), ("sharp", 0.3)):
         for row in BODIES["face"][layer].strip().splitlines():
             x, y, wide, high, name, thickness, *arc = [*row.split(), "0", "0", "360"][:8]
-            axes = np.float64([wide, high]) * random.uniform(0.85, 1.2, 2) * side * 8
+            axes = unit * np.array([wide, high], float) * random.uniform(0.85, 1.2, 2)
             line = int(thickness) * max(1, side // 64) or -1
             for sign in (-1, 1) if x[0] == "±" else (0,):
-                centre = np.array([sign * float(x.lstrip("±")) * apart, float(y) + level])
-                centre = ((centre + 1) * side * 8).astype(int)  # in sixteenths of a pixel
+                place = unit * np.array([1 + sign * float(x.lstrip("±")) * apart, 1 + float(y) + level])
                 if name in colours:
-                    tint, ends = np.float64(colours[name]).tolist(), [float(end) for end in arc[:2]]
-                    cv2.ellipse(front, centre, axes.astype(int), 0, *ends, tint, line, cv2.LINE_AA, 4)
+                    shape: Any = [place.astype(int).tolist(), axes.astype(int).tolist(), 0, *map(float, arc)]
+                    cv2.ellipse(front, *shape, np.array(colours[name], float).tolist(), line, cv2.LINE_AA, 4)
         front = cv2.GaussianBlur(front, (0, 0), blur)
     return np.clip(front, 0, 255).astype(np.float32)

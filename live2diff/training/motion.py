@@ -9,11 +9,11 @@ tell about the noise that the frozen layers cannot.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import LCMScheduler
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
@@ -129,7 +129,7 @@ def encode(pipeline: Live2DiffPipeline, clips: list[Clip]) -> Inputs:
     few = source.split(FEW)
     depth = torch.cat([inverse_depth(pipeline.depth_estimator, frames) for frames in few])
     depth = torch.cat([DepthRange().normalise(clip) for clip in depth.split(WINDOW)])
-    depth_few = depth_pictures(depth, source.shape[2:]).split(FEW)
+    depth_few = depth_pictures(depth, (source.shape[2], source.shape[3])).split(FEW)
     latents, depth_latents = (
         torch.cat([pipeline.encode(frames) for frames in parts]).float() for parts in (few, depth_few)
     )
@@ -145,14 +145,14 @@ def predict_noise(
     return unet(sample, timesteps, inputs.prompt_embeds, inputs.depth_latents, window).float()
 
 
-def denoising_loss(unet: StreamUNet, scheduler: LCMScheduler, inputs: Inputs) -> torch.Tensor:
+def denoising_loss(unet: StreamUNet, scheduler: Any, inputs: Inputs) -> torch.Tensor:
     """Return the error of the predicted noise.
 
     Each frame has noise of its own, but the frames of a clip share their timestep, as those in the cache of
     one denoising step do.
     """
     clips, device = len(inputs.latents) // WINDOW, inputs.latents.device
-    timesteps = torch.randint(scheduler.config.num_train_timesteps, (clips,), device=device)
+    timesteps = torch.randint(len(scheduler.alphas_cumprod), (clips,), device=device)
     timesteps = timesteps.repeat_interleave(WINDOW)
     noise = torch.randn_like(inputs.latents)
     sample = scheduler.add_noise(inputs.latents, noise, timesteps)
@@ -170,7 +170,7 @@ def preview_image(pipeline: Live2DiffPipeline, clip: Clip) -> np.ndarray:
     output = predict_noise(pipeline.unet, sample, timesteps, inputs)
     clean = (sample - (1 - alpha_bar) ** 0.5 * output) / alpha_bar**0.5
     decoded = torch.cat([pipeline.decode(frames) for frames in clean[::2].split(FEW)])
-    decoded = download(decoded, [decoded.shape[2:]] * len(decoded))
+    decoded = download(decoded, [clip.frames.shape[1:3]] * len(decoded))
     return np.concatenate([np.concatenate(list(row), axis=1) for row in (clip.frames[::2], decoded)])
 
 

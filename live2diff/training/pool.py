@@ -2,6 +2,7 @@
 
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,7 +37,7 @@ def open_pool(
 
     The clips are a function of `seed`. An unfinished pool is made again.
     """
-    side = estimator.config.image_size
+    side: Any = estimator.config.image_size
     layout = {name: (np.uint8, (count, frames, size, size, 3)) for name in ("camera", "clean", "target")}
     layout |= {"depth": (np.float16, (count, frames, side, side)), "tokens": (np.int64, (count, 77))}
     if not (folder / "finished").exists():

@@ -40,7 +40,7 @@ POOLS = {
 
 SIZE = 256  # default working size
 NUM_INFERENCE_STEPS = 200  # steps of 5 timesteps: there has to be one below full style, for a touch of it
-T_INDEX_LIST = (198,)  # timestep 9, the least noise of full style; a second step costs a third more
+T_INDEX_LIST = [198]  # timestep 9, the least noise of full style; a second step costs a third more
 STRONGEST_INDEX = 188  # timestep 59: beyond it more noise makes blur, not style
 
 

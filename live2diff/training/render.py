@@ -73,7 +73,8 @@ class View:
     def brightness(self, facing: np.ndarray | float) -> np.ndarray:
         """Return the brightness of a surface from its cosine to the light, times the light's strength."""
         strength = np.linalg.norm(self.light)
-        return np.float32(1.15 - strength + np.clip(0.25 * strength + 0.75 * facing, 0, strength))
+        bright = 1.15 - strength + np.clip(0.25 * strength + 0.75 * facing, 0, strength)
+        return np.asarray(bright, np.float32)
 
 
 def affine(rows: np.ndarray, window: Window) -> np.ndarray:
@@ -184,7 +185,7 @@ class Ellipsoid(Solid):
         side = self.texture.shape[0]
         where = (hit[:2] + 1) * np.float32((side - 1) / 2)
         where[0] += np.float32(self.texture.shape[1] - side) * (hit[2] > 0)
-        colour = cv2.remap(self.texture, *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        colour = cv2.remap(self.texture, where[0], where[1], cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE)
         normal = hit / self.half.astype(np.float32)[:, None, None]
         facing = np.tensordot(view.light @ turn, normal / np.linalg.norm(normal, axis=0), 1)
         view.paint(window, inverse_depth, coverage, colour * view.brightness(facing)[..., None])

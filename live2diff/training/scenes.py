@@ -85,9 +85,11 @@ def person(random: Random, side: int, place: np.ndarray, yaw: float, standing: b
     """Return head, body and arms; `place` is the middle of the head."""
     body = moving(random, place, 0.05, 0.15, yaw)
     head = attached(body, [0, 0.1, 0.03], moving(random, [0, -0.1, -0.03], 0.006, 0.35))
-    skin = np.float32([75, 48, 36]) + np.float32([163, 152, 142]) * random.random() + random.normal(0, 6, 3)
+    skin = np.array([75, 48, 36]) + np.array([163, 152, 142]) * random.random() + random.normal(0, 6, 3)
     skin = skin.astype(np.float32)
-    hair = any_colour(random, 15, random.choice([70, 200], p=[0.7, 0.3])) * np.float32([1.1, 1, 0.85])
+    hair = any_colour(random, 15, random.choice([70, 200], p=[0.7, 0.3])) * np.array(
+        [1.1, 1, 0.85], np.float32
+    )
     strands = np.clip(hair * (1 + 0.35 * noise(random, side, 6, side // 4)), 0, 255)
     textures = {
         "skin": np.clip(skin + noise(random, side, 6) * 6, 0, 255),
@@ -163,7 +165,7 @@ def room(random: Random, side: int, clear: float) -> Scene:
         z = deep - 0.3 if table.get("at_wall") else random.uniform(clear, deep - 0.4)
         solids += thing(random, max(16, side // 2), table, random.uniform(-0.42, 0.42) * wide, z)
     lamp = random.uniform([-0.4 * wide, 0.3 - high, 0.3 * deep], [0.4 * wide, 0.3 - high, 0.8 * deep])
-    glow = random.uniform(1.0, 3.0) * (1 + random.uniform(-1, 1) * np.float32([0.14, 0.02, -0.16]))
+    glow = random.uniform(1.0, 3.0) * (1 + random.uniform(-1, 1) * np.array([0.14, 0.02, -0.16]))
     x, y, z = np.diag(size)
     left, top = -x / 2, -x / 2 - y  # of the camera's end
     floor = material(random, side, "wood wood tiles cloth plain stripes")
@@ -181,7 +183,9 @@ def room(random: Random, side: int, clear: float) -> Scene:
         )
     ]
     for plane in planes:
-        add_light(plane, lamp, glow, 1.15 - np.linalg.norm(light), solids if plane is planes[-1] else [])
+        add_light(
+            plane, lamp, glow, 1.15 - float(np.linalg.norm(light)), solids if plane is planes[-1] else []
+        )
     return Scene(light, eye, planes, solids)
 
 

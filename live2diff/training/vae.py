@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderTiny
-from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
-from torch import nn
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch.nn.functional import pixel_unshuffle
 
 from ..loading import NANO
@@ -27,13 +26,14 @@ def build_vae() -> AutoencoderTiny:
     All of it works on cells, so it costs no more than a few of the UNet's layers. A decoder that doubles the
     resolution step by step loses patterns whose period is a cell, such as a woodcut's, in plain areas.
     """
-    config = AutoencoderTiny.load_config(NANO / "vae")
+    config: Any = AutoencoderTiny.load_config(NANO / "vae")
     del config["block_out_channels"]  # which the class adds itself
-    return AutoencoderTiny.from_config(config)
+    vae: Any = AutoencoderTiny.from_config(config)
+    return vae
 
 
 @torch.no_grad()
-def initialise_with_principal_components(vae: AutoencoderTiny, images: torch.Tensor) -> None:
+def initialise_with_principal_components(vae: Any, images: torch.Tensor) -> None:
     """Initialise the VAE so that latents are the first principal components of these images' patches.
 
     Each component has mean 0 and deviation 1. The residual blocks start near the identity, lifted by `LIFT`
@@ -43,11 +43,10 @@ def initialise_with_principal_components(vae: AutoencoderTiny, images: torch.Ten
     patches = patches.permute(0, 2, 3, 1).flatten(0, 2).double()
     mean, values, vectors = patches.mean(0), *torch.linalg.eigh(torch.cov(patches.T))
     values, vectors = values.flip(0), vectors.flip(1)
-    for layers in (vae.encoder.layers, vae.decoder.layers):
-        for block in layers:
-            if isinstance(block, AutoencoderTinyBlock):
-                block.conv[-1].weight *= 0.05
-                block.conv[-1].bias.zero_()
+    for block in (*vae.encoder.layers, *vae.decoder.layers):
+        if hasattr(block, "conv"):  # a residual block
+            block.conv[-1].weight *= 0.05
+            block.conv[-1].bias.zero_()
     first, last = vae.encoder.layers[0], vae.encoder.layers[-1]
     width, channels = first.out_channels, last.out_channels
     whiten = vectors[:, :width] / values[:width].sqrt()
@@ -61,7 +60,7 @@ def initialise_with_principal_components(vae: AutoencoderTiny, images: torch.Ten
     set_pointwise(last, padded, mean - LIFT * colour.sum(1))
 
 
-def set_pointwise(layer: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> None:
+def set_pointwise(layer: Any, weight: torch.Tensor, bias: torch.Tensor) -> None:
     """Make a 3 x 3 convolution apply `weight` `[out, in]` and `bias` to each cell."""
     layer.weight.zero_()
     layer.weight[:, :, 1, 1] += weight.to(layer.weight)
@@ -80,7 +79,8 @@ def sample_images(random: np.random.Generator, pool: Pool, count: int) -> torch.
     camera, target, depth = (pool[name][rows, frame] for name in ("camera", "target", "depth"))
     kind = random.random((count, 1, 1, 1))
     images = to_tensor(np.where(kind < 0.3, camera, target))
-    depth_images = depth_pictures(torch.from_numpy(depth.astype(np.float32)), images.shape[2:])
+    size = images.shape[2], images.shape[3]
+    depth_images = depth_pictures(torch.from_numpy(depth.astype(np.float32)), size)
     return torch.where(torch.from_numpy(kind > 0.88), depth_images, images)
 
 
@@ -107,7 +107,7 @@ def vae_loss(vae: AutoencoderTiny, images: torch.Tensor) -> dict[str, torch.Tens
 
 
 def train_vae(
-    vae: AutoencoderTiny, pool: Pool, settings: LoopSettings, work: Path, accelerator: Accelerator
+    vae: Any, pool: Pool, settings: LoopSettings, work: Path, accelerator: Accelerator
 ) -> Iterator[tuple[int, Losses]]:
     """Fit the VAE to images of the pool, 16 a step."""
     sample = sample_images(np.random.default_rng([settings.seed, 0]), pool, min(1000, len(pool["tokens"])))

@@ -12,7 +12,9 @@ BUNDLES = Path(__file__).parent / "gcompris_credits.tsv"
 
 def credits_by_name() -> dict[str, dict[str, str]]:
     """Read the table of PHOTOGRAPHS.md."""
-    rows = [line.strip("| \n").split("|") for line in (NANO / "PHOTOGRAPHS.md").open() if line.startswith("|")]
+    rows = [
+        line.strip("| \n").split("|") for line in (NANO / "PHOTOGRAPHS.md").open() if line.startswith("|")
+    ]
     header, _, *rows = [[cell.strip() for cell in row] for row in rows]
     return {row[0]: dict(zip(header, row, strict=False)) for row in rows}
 
