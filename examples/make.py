@@ -199,8 +199,8 @@ def write(name: str, frames: list[Image], sound: np.ndarray | None = None) -> No
         if track is not None:
             track.codec_context.layout, track.codec_context.bit_rate = "mono", 96_000
         for image in [*frames, None]:
-            picture = None if image is None else av.VideoFrame.from_ndarray(image, format="rgb24")
-            container.mux(video.encode(picture))
+            frame = None if image is None else av.VideoFrame.from_ndarray(image, format="rgb24")
+            container.mux(video.encode(frame))
         if track is not None and sound is not None:
             samples = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
             samples.sample_rate, samples.pts, samples.time_base = SOUND_RATE, 0, Fraction(1, SOUND_RATE)

@@ -1,4 +1,4 @@
-"""Render the images and clips that the page shows at once: a picture of each style, a result of each preset.
+"""Render the images and clips that the page shows at once: one of each style, one of each preset.
 
 `python -m examples.render` renders all with the nano model, `... thumbnails` and `... results` a part. Run it
 again when the model was trained again.
