@@ -148,7 +148,8 @@ def face(random: np.random.Generator, side: int, skin: np.ndarray, hair: np.ndar
             for sign in (-1, 1) if x[0] == "±" else (0,):
                 place = unit * np.array([1 + sign * float(x.lstrip("±")) * apart, 1 + float(y) + level])
                 if name in colours:
-                    shape: Any = [place.astype(int).tolist(), axes.astype(int).tolist(), 0, *map(float, arc)]
-                    cv2.ellipse(front, *shape, np.array(colours[name], float).tolist(), line, cv2.LINE_AA, 4)
+                    shape: Any = place.astype(int).tolist(), axes.astype(int).tolist()
+                    start, end, tint = float(arc[0]), float(arc[1]), np.array(colours[name], float).tolist()
+                    cv2.ellipse(front, shape[0], shape[1], 0, start, end, tint, line, cv2.LINE_AA, 4)
         front = cv2.GaussianBlur(front, (0, 0), blur)
     return np.clip(front, 0, 255).astype(np.float32)
