@@ -1,14 +1,9 @@
-"""Renders what the page shows before anybody waits: pictures of each style, a result for each preset.
+"""Render the images and clips that the page shows at once: one of each style, one of each preset.
 
-    python examples/render.py                     # all of it, with the nano model
-    python examples/render.py thumbnails          # live2diff/page/styles/NAME.jpg
-    python examples/render.py samples             # live2diff/page/styles/large/NAME.jpg
-    python examples/render.py results             # examples/results/CLIP-STYLE.mp4 and .jpg, by presets.json
-
-Run it again whenever the nano model was trained anew.
+`python -m examples.render` renders all with the nano model, `... thumbnails` and `... results` a part. Run it
+again when the model was trained again.
 """
 
-import argparse
 import json
 import sys
 from itertools import islice
@@ -17,112 +12,87 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import live2diff
+from live2diff.pipeline import Live2DiffPipeline
+from live2diff.styles import SAMPLES, THUMBNAILS
+from live2diff.video.reader import read_frames
+from live2diff.video.translate import translate
 
-import live2diff  # noqa: E402 - started as a script, it does not find the package beside its folder
-from live2diff.pipeline import Live2DiffPipeline  # noqa: E402
-from live2diff.styles import SAMPLES, THUMBNAILS  # noqa: E402
-from live2diff.video.reader import read_frames  # noqa: E402
-from live2diff.video.translate import translate  # noqa: E402
-
-EXAMPLES = ROOT / "examples"
-FACE = EXAMPLES / "admiral.mp4", (slice(66, 306), slice(32, 352))  # rows and columns, 4:3
-WARM = 14  # frames before the one that is shown: the stream's memory has filled by then
-THUMBNAIL = 160, 120  # width, height
-THUMBNAIL_QUALITY = 82  # some 6 kB each
-SAMPLE = EXAMPLES / "admiral.mp4", slice(72, 360)  # rows, 4:3; not among what nano was trained on
-POSTER = 320, 240
+EXAMPLES = Path(__file__).parent
+CLIP = EXAMPLES / "admiral.mp4"  # not among what nano was trained on
+FACE = slice(66, 306), slice(32, 352)  # rows and columns, 4:3
+BUST = slice(72, 360), slice(None)
+WARM = 14  # frames before the one that is shown: the stream's cache is full by then
 RESULT_BYTES = 400_000
 QUALITIES = range(22, 40, 2)  # x264's crf, best first
 
 
-class Ready:
-    """Frames made before, as a stream: what `translate` asks for, without the model."""
+class RenderedStream:
+    """Frames rendered before, as a stream for `translate`."""
 
     def __init__(self, frames: list[np.ndarray]):
         self.frames = iter(frames)
 
     def push(self, frame: np.ndarray) -> list[np.ndarray]:
+        """Return the next frame."""
         return [next(self.frames)]
 
     def flush(self) -> list[np.ndarray]:
+        """Return nothing: no frame is held back."""
         return []
 
 
-def thumbnails(pipe: Live2DiffPipeline) -> None:
-    """A face in each of the model's styles."""
-    clip, (rows, columns) = FACE
-    frames = [frame[rows, columns] for frame, _ in islice(read_frames(clip), WARM + 1)]
-    THUMBNAILS.mkdir(exist_ok=True)
-    for name in pipe.styles:
-        picture = cv2.resize(pipe(frames, style=name)[-1], THUMBNAIL, interpolation=cv2.INTER_AREA)
-        path = THUMBNAILS / f"{name}.jpg"
-        cv2.imwrite(str(path), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_QUALITY])
-        print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e3:.1f} kB", flush=True)
+def write_image(path: Path, image: np.ndarray, size: tuple[int, int] | None = None) -> None:
+    """Write a JPEG, scaled to `size` (width, height)."""
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if size else image
+    cv2.imwrite(str(path), np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 82])
+    print(f"{path}: {path.stat().st_size / 1e3:.1f} kB", flush=True)
 
 
-def samples(pipe: Live2DiffPipeline) -> None:
-    """What waits where the visitor's picture will be: half a camera's picture, half of it in each style."""
-    clip, rows = SAMPLE
-    frames = [frame[rows] for frame, _ in islice(read_frames(clip), WARM + 1)]
-    SAMPLES.mkdir(exist_ok=True)
-    for name in pipe.styles:
-        picture = halves(frames[-1], pipe(frames, style=name)[-1])
-        path = SAMPLES / f"{name}.jpg"
-        cv2.imwrite(str(path), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_QUALITY])
-        print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e3:.1f} kB", flush=True)
+def split(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Join the left half of one image and the right half of the other."""
+    image, middle = after.copy(), after.shape[1] // 2
+    image[:, :middle] = before[: image.shape[0], :middle]
+    image[:, middle - 1 : middle + 1] = 255
+    return image
 
 
-def results(pipe: Live2DiffPipeline) -> None:
-    """Each preset's clip in its style, as good as it may be in `RESULT_BYTES`."""
-    (EXAMPLES / "results").mkdir(exist_ok=True)
+def thumbnails(pipeline: Live2DiffPipeline) -> None:
+    """Render in each style a face, and half a camera image beside half a result."""
+    frames = [frame for frame, _ in islice(read_frames(CLIP), WARM + 1)]
+    faces, busts = [frame[FACE] for frame in frames], [frame[BUST] for frame in frames]
+    for name in pipeline.styles:
+        write_image(THUMBNAILS / f"{name}.jpg", pipeline(faces, style=name)[-1], (160, 120))
+        write_image(SAMPLES / f"{name}.jpg", split(busts[-1], pipeline(busts, style=name)[-1]))
+
+
+def results(pipeline: Live2DiffPipeline) -> None:
+    """Render each preset's clip in its style, at the best quality that fits in `RESULT_BYTES`."""
     for preset in json.loads((EXAMPLES / "presets.json").read_text()):
         clip = EXAMPLES / preset["clip"]
         settings = {name: preset[name] for name in ("style", "prompt", "seed")}
-        frames = pipe((frame for frame, _ in read_frames(clip)), **settings)
+        frames = pipeline((frame for frame, _ in read_frames(clip)), **settings)
         path = EXAMPLES / "results" / f"{clip.stem}-{preset['style']}.mp4"
         for quality in QUALITIES:
-            for _ in translate(Ready(frames), clip, path, quality=quality):
+            for _ in translate(RenderedStream(frames), clip, path, quality=quality):
                 pass
             if path.stat().st_size <= RESULT_BYTES:
                 break
-        poster(clip, path)
-        size = path.stat().st_size / 1e3
-        print(f"{path.relative_to(ROOT)}: {len(frames)} frames, {size:.0f} kB at {quality}", flush=True)
+        write_image(path.with_suffix(".jpg"), poster(clip, path), (320, 240))
 
 
-def halves(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """The left half of the one beside the right half of the other."""
-    picture = after.copy()
-    middle = picture.shape[1] // 2
-    picture[:, :middle] = before[: picture.shape[0], :middle]
-    picture[:, middle - 1 : middle + 1] = 255
-    return picture
-
-
-def poster(clip: Path, result: Path) -> None:
-    """A picture beside the result: the middle frame of both, half of the one and half of the other."""
-    before, after = (np.stack([frame for frame, _ in read_frames(path)]) for path in (clip, result))
-    right = halves(before[len(before) // 2], after[len(after) // 2])
-    height, width = right.shape[:2]
+def poster(clip: Path, result: Path) -> np.ndarray:
+    """Return the middle frame of both, half of one and half of the other, cropped to 4:3."""
+    before, after = ([frame for frame, _ in read_frames(path)] for path in (clip, result))
+    image = split(before[len(before) // 2], after[len(after) // 2])
+    height, width = image.shape[:2]
     crop = min(width, height * 4 // 3), min(height, width * 3 // 4)
     top, side = (height - crop[1]) // 3, (width - crop[0]) // 2  # faces are above the middle
-    picture = cv2.resize(
-        right[top : top + crop[1], side : side + crop[0]], POSTER, interpolation=cv2.INTER_AREA
-    )
-    cv2.imwrite(str(result.with_suffix(".jpg")), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
-
-
-def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("what", nargs="*", choices=["thumbnails", "samples", "results", []], default=[])
-    told = words.parse_args()
-    pipe = live2diff.load("nano")
-    for name, render in {"thumbnails": thumbnails, "samples": samples, "results": results}.items():
-        if not told.what or name in told.what:
-            render(pipe)
+    return image[top : top + crop[1], side : side + crop[0]]
 
 
 if __name__ == "__main__":
-    main()
+    pipeline = live2diff.load("nano")
+    for render in (thumbnails, results):
+        if not sys.argv[1:] or render.__name__ in sys.argv[1:]:
+            render(pipeline)

@@ -1,5 +1,4 @@
-"""The nano model's denoiser: the image part first, then the motion modules, then both, as in the paper
-(section 5).
+"""The nano model's denoiser: the image layers first, then the motion modules, then both (paper, section 5).
 
 It is trained on what a stream will give it. The first step starts from the *camera's* latents, noised, and
 must reach the *styled* ones; a later step starts from the model's own prediction, noised again, and must
@@ -7,24 +6,27 @@ reach the same. The error is taken on the clean latents and on the pixels that t
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
+from accelerate import Accelerator
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextModel
 
+from ..loading import NANO
 from ..model.attention import TemporalTransformer, Window
 from ..model.depth import depth_pictures
 from ..model.lcm import build_scheduler
 from ..model.unet import StreamUNet
 from ..model.vae import decode, encode
-from .loop import Losses, fit
+from ..streaming.images import download
+from .loop import LoopSettings, Losses, fit
 from .pool import Pool
-from .vae import picture_loss, to_tensor
+from .vae import image_loss, to_tensor
 
 # A stream may start anywhere in this range, more often at its lower end. It lies below SD's: a latent of
 # 32 x 32 cells is drowned by the noise that one of 64 x 64 bears.
@@ -32,52 +34,41 @@ FIRST_TIMESTEPS = (4, 64)
 LAST_TIMESTEP = 4
 LATENT_WEIGHT = 0.1  # the latents' finest channels count as much as the coarsest, but nobody sees them
 FLICKER_WEIGHT = 5.0  # a flicker of a tenth of the error is what the eye goes to
-CONTRAST_WEIGHT = 1.0  # a model that is not sure draws the mean, which is grey where there should be a line
-SECOND_STEPS = 0.3  # of all batches; the others learn the first step, which is the harder one
-SLOW_CLIPS = 0.5  # of all clips; before a webcam most things hardly move
+CONTRAST_WEIGHT = 1.0  # an unsure model draws the mean, which is grey where there should be a line
+SECOND_STEPS = 0.3  # share of batches; the others learn the first step, which is the harder one
+SLOW_CLIPS = 0.5  # share of clips; in front of a webcam most things hardly move
 SIMILARITY_GAIN = 1.2  # the same frame then weighs 50 times one that has nothing in common with it
-FULL_STRENGTH = 9  # from this first timestep on the target is all style; below, the camera shines through
+FULL_STRENGTH = 9  # from this first timestep on the target is all style; below, the camera shows through
+# The model predicts the clean latents themselves. Where little noise is added, a prediction of the noise
+# would have to hold the whole difference between camera and style, divided by that little.
+PREDICTION_TYPE = "sample"
 
-
-def strength_of(first: torch.Tensor) -> torch.Tensor:
-    """How much of the style a stream that starts at this timestep shows, in `(0, 1]`."""
-    return ((first + 1) / (FULL_STRENGTH + 1)).clamp(max=1)
+# Some clips: "camera", "clean", "target" (styled) and "depth" are images `[clips * frames, 3, height, width]`
+# in `[-1, 1]`, "tokens" `[clips, 77]`. Clips of several frames go through the motion modules, single images
+# around them.
+Batch = dict[str, torch.Tensor]
 
 
 def build_unet() -> StreamUNet:
-    """An untrained UNet of three levels.
+    """Return an untrained UNet of the shipped model's shape, three levels.
 
     Text enters by cross-attention at the coarsest level and, pooled, as scale and shift of every resnet: the
     style has to reach the fine strokes too. Most resnets are at the finest level: what a style makes of 64
-    pixels is a matter of one cell. The one motion module is at its end: the noise that makes a picture boil
+    pixels is a matter of one cell. The one motion module is at its end: the noise that makes an image flicker
     is in every cell of the latents, and passes the coarser levels by on the skips.
     """
-    unet = StreamUNet(
-        in_channels=32,
-        out_channels=32,
-        block_out_channels=(64, 96, 160),
-        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        layers_per_block=(3, 1, 1),
-        norm_num_groups=8,
-        cross_attention_dim=64,
-        addition_embed_type="text",
-        addition_embed_type_num_heads=4,
-        resnet_time_scale_shift="scale_shift",
-        depth_channels=(32, 32),
-        motion_module_resolutions=(1,),
-        motion_module_last_only=True,
-    )
-    begin_as_copy(unet)
+    config: Any = StreamUNet.load_config(NANO / "unet")
+    unet: Any = StreamUNet.from_config(config)
+    initialise_as_copy(unet)
     for module in unet.modules():
         if isinstance(module, TemporalTransformer):
-            begin_as_average(module)
+            initialise_as_average(module)
     return unet
 
 
 @torch.no_grad()
-def begin_as_copy(unet: StreamUNet) -> None:
-    """Set an untrained UNet to hand its input on, so that it has to learn only the difference a style makes.
+def initialise_as_copy(unet: Any) -> None:
+    """Initialise a UNet to return its input, so that it only has to learn the difference a style makes.
 
     `conv_in` makes [x, -x] of the latents x, and the last resnet takes that from its skip connection. The
     norm before `conv_out` leaves it nearly as it is (latents have deviation 1), and silu(x) - silu(-x) is x.
@@ -95,12 +86,12 @@ def begin_as_copy(unet: StreamUNet) -> None:
 
 
 @torch.no_grad()
-def begin_as_average(motion: TemporalTransformer) -> None:
-    """Set an untrained motion module one step away from taking the mean over the frames that are alike.
+def initialise_as_average(motion: Any) -> None:
+    """Initialise a motion module one step away from the mean over frames that are alike.
 
-    Queries and keys are one orthogonal map, so that a frame looks at those that show the same in this place.
+    Queries and keys are one orthogonal map, so that a frame attends to those that show the same at this cell.
     The first attention turns x into x minus their mean; the second and the feed-forward add nothing yet.
-    `proj_out` stays zero, as for all motion modules: what it has to learn is how much of that to take away.
+    `proj_out` stays zero, as for all motion modules: it has to learn how much of that to take away.
     """
     block = motion.transformer_blocks[0]
     identity = torch.eye(motion.proj_in.in_features)
@@ -116,186 +107,152 @@ def begin_as_average(motion: TemporalTransformer) -> None:
     block.ff.net[2].bias.zero_()
 
 
-# The model predicts the clean latents themselves. Where little noise is added, a prediction of the noise
-# would have to hold the whole difference between camera and style, divided by that little.
-PREDICTION_TYPE = "sample"
-
-
 class Denoiser(nn.Module):
-    """What is fitted together: the UNet, the text encoder and the VAE, of which only the decoder ever
-    moves."""
+    """Combine what is fitted together: the UNet, the text encoder and the VAE's decoder."""
 
     def __init__(self, unet: StreamUNet, text_encoder: CLIPTextModel, vae: AutoencoderTiny):
         super().__init__()
         self.unet, self.text_encoder, self.vae = unet, text_encoder, vae
-        self.register_buffer(
-            "alpha_bar", build_scheduler(PREDICTION_TYPE).alphas_cumprod.clone(), persistent=False
-        )
+        alpha_bar = build_scheduler(PREDICTION_TYPE).alphas_cumprod.clone()
+        self.register_buffer("alpha_bar", alpha_bar, persistent=False)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens `[n, 77]` to prompt embeddings `[n, 77, dim]`, at `clip_skip` 1 as the pipeline does."""
+        """Encode tokens `[n, 77]` to `[n, 77, dim]`, at `clip_skip` 1 as the pipeline does."""
         hidden = self.text_encoder(tokens, output_hidden_states=True).hidden_states[-2]
         text_model = getattr(self.text_encoder, "text_model", self.text_encoder)
         return text_model.final_layer_norm(hidden)
 
-    def noise_to(self, latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        alpha_bar = self.alpha_bar[timesteps].view(-1, 1, 1, 1)
+    def add_noise(self, latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Noise each of the latents to its timestep."""
+        alpha_bar = self.get_buffer("alpha_bar")[timesteps].view(-1, 1, 1, 1)
         return alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * torch.randn_like(latents)
 
 
-@dataclass
-class Batch:
-    """`[clips * frames, 3, height, width]` in `[-1, 1]`: the camera's pictures, the clean ones, the styled
-    ones, the depth; and one prompt a clip, `[clips, 77]`."""
-
-    camera: torch.Tensor
-    clean: torch.Tensor
-    target: torch.Tensor
-    depth: torch.Tensor
-    tokens: torch.Tensor
-
-    @property
-    def frames(self) -> int:
-        """Of each clip. Where it is one, the motion modules are left out."""
-        return len(self.camera) // len(self.tokens)
-
-    def to(self, device: torch.device | str) -> "Batch":
-        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
-
-
 def sample_batch(random: np.random.Generator, pool: Pool, clips: int) -> Batch:
-    """Clips of the pool, some of them slowed down. Their depth gets errors on top of the estimator's: a scale
-    and a haze that jump from frame to frame."""
-    drawn = np.sort(random.choice(len(pool), clips, replace=len(pool) < clips))
-    frames = np.stack([sample_pace(random, pool.camera.shape[1]) for _ in drawn])  # [clips, frames]
-    camera, clean, target, depth = (
-        part[drawn[:, None], frames].reshape(-1, *part.shape[2:])
-        for part in (pool.camera, pool.clean, pool.target, pool.depth)
-    )
-    camera, clean, target = to_tensor(camera), to_tensor(clean), to_tensor(target)
-    depth = torch.from_numpy(depth.astype(np.float32))
+    """Sample clips of the pool, some slowed down, with errors of scale and haze in each frame's depth."""
+    rows = np.sort(random.choice(len(pool["tokens"]), clips, replace=len(pool["tokens"]) < clips))
+    frames = np.stack([sample_pace(random, pool["camera"].shape[1]) for _ in rows])  # [clips, frames]
+    parts = {name: pool[name][rows[:, None], frames] for name in ("camera", "clean", "target", "depth")}
+    depth = torch.from_numpy(parts.pop("depth").astype(np.float32)).flatten(0, 1)
+    batch = {name: to_tensor(np.concatenate(part)) for name, part in parts.items()}
     haze = torch.from_numpy(random.normal(0, 0.08, (len(depth), 1, 4, 4)).astype(np.float32))
     haze = functional.interpolate(haze, depth.shape[1:], mode="bilinear")[:, 0]
     scale = torch.from_numpy(random.normal(1, 0.04, (len(depth), 1, 1)).astype(np.float32))
-    depth = depth_pictures((depth * scale + haze).clamp(-1, 1), camera.shape[2:])
-    return Batch(camera, clean, target, depth, torch.from_numpy(pool.tokens[drawn]))
+    height, width = batch["camera"].shape[2:]
+    depth = depth_pictures((depth * scale + haze).clamp(-1, 1), (height, width))
+    return batch | {"depth": depth, "tokens": torch.from_numpy(pool["tokens"][rows])}
 
 
 def sample_pace(random: np.random.Generator, frames: int) -> np.ndarray:
-    """Which frame of a clip is shown when: all in order, or some of them for longer, down to a still."""
+    """Return which frame of a clip is shown when: all in order, or slowed down to a still."""
     if frames == 1 or random.random() > SLOW_CLIPS:
         return np.arange(frames)
     pace = random.choice([0, 0.25, 0.5])
-    begin = random.integers(0, frames - int(pace * (frames - 1)))
-    return begin + (pace * np.arange(frames)).astype(int)
+    start = random.integers(0, frames - int(pace * (frames - 1)))
+    return start + (pace * np.arange(frames)).astype(int)
 
 
 def denoise_batch(
     denoiser: Denoiser, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One step from the camera's latents, or a second one from the first one's result, as a stream does them.
+    """Take one step from the camera's latents, or a second one from its result, as a stream does.
 
     Returns:
-        The predicted clean latents and pictures, and the latents and pictures that they should be.
+        The predicted clean latents and images, and the latents and images that they should be.
     """
-    vae, clips, frames = denoiser.vae, len(batch.tokens), batch.frames
-    first = torch.rand(clips, device=batch.tokens.device).square()
+    vae, clips, device = denoiser.vae, len(batch["tokens"]), batch["tokens"].device
+    frames = len(batch["camera"]) // clips
+    first = torch.rand(clips, device=device).square()
     first = (FIRST_TIMESTEPS[0] + first * (FIRST_TIMESTEPS[1] - FIRST_TIMESTEPS[0])).long()
-    strength = strength_of(first).repeat_interleave(frames).view(-1, 1, 1, 1)
+    strength = ((first + 1) / (FULL_STRENGTH + 1)).clamp(max=1)  # how much of the style such a stream shows
     with torch.no_grad():
-        wanted = torch.lerp(batch.clean, batch.target, strength)
-        camera, wanted_latents, depth_latents = encode(
-            vae, torch.cat([batch.camera, wanted, batch.depth])
-        ).chunk(3)
-    embeds = denoiser.embed(batch.tokens).repeat_interleave(frames, dim=0)
-    window = Window.clip(frames) if frames > 1 else None
+        strength = strength.repeat_interleave(frames).view(-1, 1, 1, 1)
+        target = torch.lerp(batch["clean"], batch["target"], strength)
+        images = torch.cat([batch["camera"], target, batch["depth"]])
+        camera, target_latents, depth_latents = encode(vae, images).chunk(3)
+    embeds = denoiser.embed(batch["tokens"]).repeat_interleave(frames, dim=0)
+    window = Window.clip(frames, device) if frames > 1 else None
     timesteps = first.repeat_interleave(frames)
-    sample = denoiser.noise_to(camera, timesteps)
+    sample = denoiser.add_noise(camera, timesteps)
     if torch.rand(()) < SECOND_STEPS:
         with torch.no_grad():
             clean = denoiser.unet(sample, timesteps, embeds, depth_latents, window)
-        second = LAST_TIMESTEP + torch.rand(clips, device=first.device) * (first - 4 - LAST_TIMESTEP)
+        second = LAST_TIMESTEP + torch.rand(clips, device=device) * (first - 4 - LAST_TIMESTEP)
         timesteps = second.long().repeat_interleave(frames)
-        sample = denoiser.noise_to(clean, timesteps)
+        sample = denoiser.add_noise(clean, timesteps)
     clean = denoiser.unet(sample, timesteps, embeds, depth_latents, window)
-    return clean, decode(vae, clean), wanted_latents, wanted
+    return clean, decode(vae, clean), target_latents, target
 
 
-def contrast(pictures: torch.Tensor) -> torch.Tensor:
-    """How much the pixels of each small square differ from each other, `[n, 3, squares, squares]`."""
-    mean, square = (functional.avg_pool2d(power, 8, stride=4) for power in (pictures, pictures.square()))
+def contrast(images: torch.Tensor) -> torch.Tensor:
+    """Return the deviation of the pixels in each small square, `[n, 3, squares, squares]`."""
+    mean, square = (functional.avg_pool2d(power, 8, stride=4) for power in (images, images.square()))
     return ((square - mean.square()).clamp(min=0) + 1e-3).sqrt()
 
 
 def denoising_loss(
     denoiser: Denoiser, batch: Batch, flicker_weight: float = FLICKER_WEIGHT
-) -> tuple[torch.Tensor, Losses]:
-    """The error of the clean latents, of the pictures and of their contrast; with clips, the flicker as
-    well."""
-    latents, output, wanted_latents, wanted = denoise_batch(denoiser, batch)
-    latent_error, pixel_error = (latents - wanted_latents).square().mean(), picture_loss(output, wanted)
-    contrast_error = (contrast(output) - contrast(wanted)).abs().mean()
-    loss = LATENT_WEIGHT * latent_error + pixel_error + CONTRAST_WEIGHT * contrast_error
+) -> dict[str, torch.Tensor]:
+    """Return the error of latents, images and contrast, for clips of flicker too; "loss" is their sum."""
+    latents, output, target_latents, target = denoise_batch(denoiser, batch)
     losses = {
-        "latent": latent_error.item(),
-        "pixel": pixel_error.item(),
-        "contrast": contrast_error.item(),
+        "latent": (latents - target_latents).square().mean(),
+        "pixel": image_loss(output, target),
+        "contrast": (contrast(output) - contrast(target)).abs().mean(),
     }
-    if batch.frames > 1:
+    loss = LATENT_WEIGHT * losses["latent"] + losses["pixel"] + CONTRAST_WEIGHT * losses["contrast"]
+    if (frames := len(output) // len(batch["tokens"])) > 1:
         # What changes from frame to frame must be what changes in the target: anything else is flicker.
-        error = (output - wanted).unflatten(0, (-1, batch.frames))
-        flicker = (error[:, 1:] - error[:, :-1]).abs().mean()
-        loss, losses["flicker"] = loss + flicker_weight * flicker, flicker.item()
-    return loss, losses
+        error = (output - target).unflatten(0, (-1, frames))
+        losses["flicker"] = (error[:, 1:] - error[:, :-1]).abs().mean()
+        loss = loss + flicker_weight * losses["flicker"]
+    return {"loss": loss, **losses}
 
 
-def preview(denoiser: Denoiser, batch: Batch) -> np.ndarray:
-    """The batch's first eight pictures: the camera's, what they should become, what they become."""
-    with torch.no_grad():
-        _, output, _, wanted = denoise_batch(denoiser, batch)
-    rows = [torch.cat(list(pictures[:8]), dim=2) for pictures in (batch.camera, wanted, output)]
-    pixels = (torch.cat(rows, dim=1).clamp(-1, 1) + 1) * 127.5
-    return pixels.round().byte().permute(1, 2, 0).cpu().numpy()
+@torch.no_grad()
+def preview_image(denoiser: Denoiser, batch: Batch) -> np.ndarray:
+    """Draw the batch's first eight images: the camera's, the targets, the results."""
+    _, output, _, target = denoise_batch(denoiser, batch)
+    height, width = target.shape[2:]
+    rows = [images[:8] for images in (batch["camera"], target, output)]
+    rows = [np.concatenate(download(row, [(height, width)] * len(row)), axis=1) for row in rows]
+    return np.concatenate(rows)
 
 
 def train_denoiser(
     name: str,
-    denoiser: Denoiser,
+    denoiser: Any,
     sources: Sequence[tuple[Pool, int]],
     trains: Callable[[str], bool],
-    folder: Path,
-    *,
-    steps: int,
-    peak: float,
+    settings: LoopSettings,
+    work: Path,
+    accelerator: Accelerator,
     flicker_weight: float = FLICKER_WEIGHT,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
 ) -> Iterator[tuple[int, Losses]]:
-    """One stage. Each step takes its clips from the next of `sources`, pools with the number of clips to
-    draw; `trains` says, by name, which of the denoiser's parameters move. Clips of several frames go through
-    the motion modules, single pictures around them."""
-    moving = [parameter for key, parameter in denoiser.named_parameters() if trains(key)]
+    """Train one stage.
+
+    Each step takes its clips from the next of `sources`, pools with the number of clips to sample. `trains`
+    says, by name, which parameters move.
+    """
+    trained = {key: parameter for key, parameter in denoiser.named_parameters() if trains(key)}
     for key, parameter in denoiser.named_parameters():
         # All norms and what comes before the first get gradients, used or not: where only some of a group
-        # norm's are wanted, the backward pass of PyTorch 2.13, channels last on the CPU, writes to a null
+        # norm's are computed, the backward pass of PyTorch 2.13, channels last on the CPU, writes to a null
         # pointer.
-        parameter.requires_grad_(trains(key) or "norm" in key or key.startswith("unet.conv_in"))
+        parameter.requires_grad_(key in trained or "norm" in key or key.startswith("unet.conv_in"))
     denoiser.to(memory_format=torch.channels_last)
 
     def batch_of(step: int) -> Batch:
-        random = np.random.default_rng([seed, sum(map(ord, name)), step])
+        random = np.random.default_rng([settings.seed, sum(map(ord, name)), step])
         return sample_batch(random, *sources[step % len(sources)])
 
-    return fit(
-        name,
-        denoiser,
-        batch_of,
-        lambda batch: denoising_loss(denoiser, batch.to(device), flicker_weight),
-        moving,
-        steps=steps,
-        peak=peak,
-        folder=folder,
-        seed=seed,
-        preview=lambda batch: preview(denoiser, batch.to(device)),
-        device=device,
-    )
+    def loss_of(denoiser: Denoiser, batch: Batch) -> dict[str, torch.Tensor]:
+        return denoising_loss(denoiser, to_device(batch), flicker_weight)
+
+    def to_device(batch: Batch) -> Batch:
+        return {key: tensor.to(accelerator.device) for key, tensor in batch.items()}
+
+    def preview(batch: Batch) -> np.ndarray:
+        return preview_image(denoiser, to_device(batch))
+
+    return fit(name, denoiser, trained, batch_of, loss_of, settings, work, accelerator, preview=preview)

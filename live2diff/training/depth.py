@@ -1,73 +1,50 @@
-"""The nano model's depth estimator: a small DPT, taught on the clips' own depth."""
+"""The nano model's depth estimator: a small DPT, trained on the clips' true depth."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch.nn import functional
 from transformers import DPTConfig, DPTForDepthEstimation
 
+from ..loading import NANO
 from ..model.depth import inverse_depth
 from .clips import sample_clip, through_camera
-from .loop import Losses, fit
-from .vae import picture_loss, to_tensor
+from .loop import LoopSettings, Losses, fit
+from .vae import image_loss, to_tensor
 
 
 def build_depth_estimator() -> DPTForDepthEstimation:
-    """An untrained DPT for 64 x 64 pictures: four layers of width 96 on patches of 8.
+    """Return an untrained DPT of the shipped model's shape, for 64 x 64 images.
 
     The denoiser sees depth as latents of a few dozen cells a side; finer depth would be lost on it.
     """
-    config = DPTConfig(
-        image_size=64,
-        patch_size=8,
-        hidden_size=96,
-        intermediate_size=192,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[24, 48, 96, 96],
-        reassemble_factors=[2, 1, 0.5, 0.25],
-        fusion_hidden_size=24,
-        use_auxiliary_head=False,
-    )
-    return DPTForDepthEstimation(config)
+    return DPTForDepthEstimation(DPTConfig.from_pretrained(NANO / "depth_estimator", dtype=torch.float32))
+
+
+def depth_loss(estimator: DPTForDepthEstimation, images: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+    """Return the error of inverse depth in `[0, 1]` and, for edges, of its differences."""
+    predicted = inverse_depth(estimator, images)
+    target = functional.interpolate(depth[:, None], predicted.shape[1:], mode="area")[:, 0]
+    return image_loss(predicted, target)
 
 
 def train_depth(
-    estimator: DPTForDepthEstimation,
-    folder: Path,
-    *,
-    steps: int,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
+    estimator: DPTForDepthEstimation, settings: LoopSettings, work: Path, accelerator: Accelerator
 ) -> Iterator[tuple[int, Losses]]:
-    """Fit the estimator to inverse depth in `[0, 1]`: error of the values and, for edges, of their
-    differences."""
+    """Fit the estimator to the inverse depth of new clips at each step."""
 
     def batch_of(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        random = np.random.default_rng([seed, 2, step])
+        random = np.random.default_rng([settings.seed, 2, step])
         clips = [sample_clip(random, 128, frames=4) for _ in range(4)]
-        pictures = to_tensor(np.concatenate([through_camera(random, clip) for clip, _ in clips]))
-        depth = torch.from_numpy(np.concatenate([depth for _, depth in clips]))
-        side = estimator.config.image_size
-        return pictures, functional.interpolate(depth[:, None], (side, side), mode="area")[:, 0]
+        images = to_tensor(np.concatenate([through_camera(random, clip) for clip, _ in clips]))
+        return images, torch.from_numpy(np.concatenate([depth for _, depth in clips]))
 
-    def loss_of(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, Losses]:
-        pictures, depth = (part.to(device) for part in batch)
-        loss = picture_loss(inverse_depth(estimator, pictures), depth)
-        return loss, {"loss": loss.item()}
+    def loss_of(estimator: DPTForDepthEstimation, batch: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+        images, depth = (part.to(accelerator.device) for part in batch)
+        return {"loss": depth_loss(estimator, images, depth)}
 
-    return fit(
-        "depth",
-        estimator,
-        batch_of,
-        loss_of,
-        estimator.parameters(),
-        steps=steps,
-        peak=1e-3,
-        folder=folder,
-        seed=seed,
-        device=device,
-    )
+    parameters = dict(estimator.named_parameters())
+    return fit("depth", estimator, parameters, batch_of, loss_of, settings, work, accelerator)

@@ -1,120 +1,210 @@
-"""The one training loop: every part of the nano model is fitted by it, with a loss of its own."""
+"""The one training loop: AdamW, a moving average of the weights, and checkpoints to resume from.
+
+Every part of the nano model and the motion modules of a full model are trained by `fit`, each with a loss of
+its own.
+"""
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 from torch import nn
 
-AVERAGED = 100  # steps that the moving average of the parameters reaches back
+from ..errors import NonFiniteError
 
+# What a resumed run may change; all else decides what is learnt.
+CHANGEABLE = ("steps", "gradient_checkpointing", "workers", "checkpoint_every", "preview_every")
 Losses = dict[str, float]
+Tensors = dict[str, torch.Tensor]
 Batch = TypeVar("Batch")
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear rise over the first 3 % of `steps`, then half a cosine down to 2 % of `peak`."""
-    rise = max(1, steps * 3 // 100)
-    if step < rise:
-        return peak * (step + 1) / rise
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))))
+@dataclass(frozen=True)
+class LoopSettings:
+    """Set how a module is optimised; a step learns from `accumulate` batches on each GPU."""
+
+    steps: int
+    learning_rate: float  # at its highest
+    rise_steps: int = 1  # of a linear warm-up
+    final_rate: float = 1.0  # share of the learning rate that half a cosine ends at
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-2
+    accumulate: int = 1
+    ema_decay: float = 0.9999  # of the moving average that is the result
+    seed: int = 0
+    workers: int = 1  # threads that make batches ahead
+    checkpoint_every: int = 100
+    preview_every: int = 100
+
+    def rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        rise = min(1, (step + 1) / self.rise_steps)
+        done = max(0, step - self.rise_steps) / max(1, self.steps - self.rise_steps)
+        fall = self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
+        return self.learning_rate * rise * fall
 
 
 def fit(
     name: str,
     module: nn.Module,
+    parameters: dict[str, nn.Parameter],
     batch_of: Callable[[int], Batch],
-    loss_of: Callable[[Batch], tuple[torch.Tensor, Losses]],
-    parameters: Iterable[nn.Parameter],
+    loss_of: Callable[[Any, Batch], Tensors],
+    settings: LoopSettings,
+    work: Path,
+    accelerator: Accelerator,
     *,
-    steps: int,
-    peak: float,
-    folder: Path,
-    seed: int = 0,
-    checkpoint_every: int = 100,
     preview: Callable[[Batch], np.ndarray] | None = None,
-    device: torch.device | str = "cpu",
+    **data_settings: Any,
 ) -> Iterator[tuple[int, Losses]]:
-    """Minimise `loss_of(batch_of(step))`, yielding `(step, losses)` after each step.
+    """Minimise the entry "loss" of `loss_of(module, batch_of(n))`; yield `(step, losses)` after each step.
 
-    The next batch is made in a second thread meanwhile; so `batch_of` draws from a generator of its own. What
-    the module has at the end is the moving average of its parameters over about the last `AVERAGED` steps.
+    Batches are made ahead in threads, so `batch_of` uses a generator of its own. `preview` of a batch, uint8
+    `[height, width, 3]`, goes to `work/previews`. At the end the parameters are their moving average.
 
-    With each checkpoint `preview`, if there is one, draws what has been learnt so far, uint8 `[height, width,
-    3]` RGB, to `folder/previews`.
+    The same call resumes from the checkpoint `work/NAME.pt` and ends as an unbroken run would: randomness is
+    seeded by (seed, step, process).
 
-    A checkpoint `folder/name.pt` is written every `checkpoint_every` steps and at the end; an earlier one
-    found there is resumed. Randomness is seeded by (seed, step), so a resumed run sees what an unbroken one
-    would have seen.
+    Raises:
+        ValueError: The checkpoint was started with other settings or other `data_settings`.
+        NonFiniteError: The loss is NaN or infinite.
     """
-    module.to(device)
-    parameters = list(parameters)
-    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
-    average = [parameter.detach().clone() for parameter in parameters]
-    file, start = folder / f"{name}.pt", 0
-    if file.exists():
-        state = torch.load(file, weights_only=True, map_location=device)
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        average, start = state["average"], state["step"]
-    with ThreadPoolExecutor(1) as maker:
-        coming = maker.submit(batch_of, start)
-        for step in range(start, steps):
-            batch = coming.result()
-            coming = maker.submit(batch_of, min(step + 1, steps - 1))
-            torch.manual_seed(seed * 1_000_003 + step)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, peak)
-            loss, losses = loss_of(batch)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"{name}: the loss is {loss.item()} at step {step}; lower its rate")
-            module.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            with torch.no_grad():
-                torch._foreach_lerp_(average, parameters, max(1 / (step + 1), 1 / AVERAGED))
-            if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
-                save(file, module, optimizer, average, step + 1)
-                if preview:
-                    write_picture(folder / "previews" / f"{name}-{step + 1:06}.png", preview(batch))
-            yield step, losses
-    with torch.no_grad():
-        torch._foreach_copy_(parameters, average)
+    weights, accumulate = list(parameters.values()), settings.accumulate
+    rates: dict[str, Any] = dict(
+        lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+    )
+    module, optimizer = accelerator.prepare(module, torch.optim.AdamW(weights, **rates))
+    average = EMAModel(weights, decay=settings.ema_decay)
+    fixed = {key: value for key, value in asdict(settings).items() if key not in CHANGEABLE}
+    fixed |= data_settings | {"processes": accelerator.num_processes}
+    file, stateful = work / f"{name}.pt", {"optimizer": optimizer, "average": average}
+    stateful |= {"scaler": accelerator.scaler} if accelerator.scaler else {}  # of fp16 alone
+    first = load_checkpoint(file, fixed, parameters, stateful)
+    average.to(accelerator.device)
+    numbers = range(first * accumulate, settings.steps * accumulate)
+    batches = prefetch(batch_of, numbers, settings.workers)
+    for step in range(first, settings.steps):
+        torch.manual_seed(seed_of(settings.seed, step, accelerator.process_index))
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate_at(step)
+        step_batches = list(islice(batches, accumulate))
+        losses = train_step(module, weights, optimizer, step_batches, loss_of, accelerator)
+        if not math.isfinite(losses["loss"]):
+            raise NonFiniteError(
+                f"{name}: the loss is {losses['loss']} at step {step}; lower the learning rate."
+            )
+        average.step(weights)
+        done, last = step + 1, step + 1 == settings.steps
+        if accelerator.is_main_process and preview and (done % settings.preview_every == 0 or last):
+            write_image(work / "previews" / f"{name}-{done:06}.png", preview(step_batches[-1]))
+        if accelerator.is_main_process and (done % settings.checkpoint_every == 0 or last):
+            save_checkpoint(file, done, fixed, parameters, stateful)
+        yield step, losses
+    average.copy_to(weights)
+    accelerator.free_memory()  # or it would hold the optimizers of all stages
 
 
-def save(
-    file: Path,
+def train_step(
     module: nn.Module,
+    weights: list[nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    average: list[torch.Tensor],
+    batches: list[Batch],
+    loss_of: Callable[[Any, Batch], Tensors],
+    accelerator: Accelerator,
+) -> Losses:
+    """Move the weights by the mean gradient of some batches; return the mean losses of all processes."""
+    losses: Losses = {}
+    for batch in batches:
+        with accelerator.accumulate(module):  # the optimizer steps at the last batch only
+            parts = loss_of(module, batch)
+            accelerator.backward(parts["loss"])
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            if accelerator.sync_gradients:
+                module.zero_grad()  # not the optimizer's: frozen layers may have gradients too
+        for key, value in parts.items():
+            mean: Any = accelerator.reduce(value.detach(), "mean")
+            losses[key] = losses.get(key, 0.0) + mean.item() / len(batches)
+    return losses
+
+
+def save_checkpoint(
+    file: Path,
     step: int,
+    settings: dict[str, Any],
+    parameters: dict[str, nn.Parameter],
+    stateful: dict[str, Any],
 ) -> None:
-    """Write a checkpoint."""
-    state = {
-        "module": module.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average,
-        "step": step,
-    }
-    write_whole(file, lambda partial: torch.save(state, partial))
+    """Write all that a run needs to resume after `step` steps."""
+    state = {name: part.state_dict() for name, part in stateful.items()}
+    state |= {"parameters": {name: parameter.detach() for name, parameter in parameters.items()}}
+    state |= {"step": step, "settings": settings}
+    write_atomically(file, lambda partial: torch.save(state, partial))
 
 
-def write_whole(file: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` write a file that appears in one piece: killed in the middle, the old one is left."""
+@torch.no_grad()
+def load_checkpoint(
+    file: Path, settings: dict[str, Any], parameters: dict[str, nn.Parameter], stateful: dict[str, Any]
+) -> int:
+    """Load the file, if there is one; return the number of steps done.
+
+    Raises:
+        ValueError: The run was started with other settings.
+    """
+    if not file.exists():
+        return 0
+    state = torch.load(file, weights_only=True, map_location="cpu")
+    for name, value in settings.items():
+        if (before := state["settings"].get(name)) != value:
+            raise ValueError(
+                f"{file} was started with {name} {before}, now it is {value}: use the same value, or start "
+                "another run in another --work folder."
+            )
+    for name, parameter in parameters.items():
+        parameter.copy_(state["parameters"][name])
+    for name, part in stateful.items():
+        part.load_state_dict(state[name])
+    return state["step"]
+
+
+def seed_of(*numbers: int) -> int:
+    """Mix several numbers into one seed, so that no two steps or processes share their noise."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def prefetch(make: Callable[[int], Batch], numbers: range, workers: int) -> Iterator[Batch]:
+    """Yield `make` of each number in order; `workers` threads make as many ahead."""
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque = deque()
+        for number in numbers:
+            pending.append(pool.submit(make, number))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` write a file that appears complete or not at all: if killed, the old one stays."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     write(partial)
     os.replace(partial, file)
 
 
-def write_picture(file: Path, picture: np.ndarray) -> None:
+def write_image(file: Path, image: np.ndarray) -> None:
     """Write uint8 `[height, width, 3]` RGB as a file."""
-    file.parent.mkdir(exist_ok=True)
-    cv2.imwrite(str(file), picture[..., ::-1])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(file), np.ascontiguousarray(image[..., ::-1]))

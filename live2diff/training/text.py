@@ -1,94 +1,55 @@
-"""The nano model's text side: a tokenizer of its own, a small CLIP text encoder, and the prompts it is
-trained on."""
+"""The nano model's text side: a tokenizer of its own, a small CLIP text encoder, and its prompts."""
 
 import json
 import re
+import tomllib
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ..loading import NANO
 from ..styles import STYLES
 
-# Everyday words for each style; every phrase is trained in every position of a prompt.
-SYNONYMS = {
-    "pencil": [
-        "pencil",
-        "pencil drawing",
-        "pencil sketch",
-        "graphite sketch",
-        "sketch",
-        "hand drawn in pencil",
-    ],
-    "ink": ["ink", "ink wash", "ink wash painting", "sumi ink", "chinese ink painting", "brush and ink"],
-    "watercolour": ["watercolour", "watercolour painting", "watercolor", "watercolor painting", "aquarelle"],
-    "comic": ["comic", "comic book", "comic book picture", "cartoon", "graphic novel", "pop art"],
-    "neon": ["neon", "neon lights", "glowing neon lights", "neon glow", "cyberpunk neon", "glowing lines"],
-    "oil": ["oil", "oil painting", "oil paint", "oil on canvas", "impasto", "van gogh"],
-    "pixel": ["pixel", "pixel art", "8 bit pixel art", "retro game", "video game", "8 bit"],
-    "woodcut": ["woodcut", "woodcut print", "wood engraving", "engraving", "linocut", "block print"],
-    "blueprint": [
-        "blueprint",
-        "white on blue blueprint",
-        "technical drawing",
-        "cyanotype plan",
-        "construction plan",
-    ],
-}
-MIXTURES = [
-    "half {one}, half {other}, {subject}",
-    "half {one} half {other} {subject}",
-    "{subject}, {one} and {other}",
-    "a mix of {one} and {other}, {subject}",
-    "{one} mixed with {other}, {subject}",
-]
-SUBJECTS = """man woman person girl boy child face portrait astronaut dog cat bird horse tree flower garden
-forest mountain lake sea beach street city house room kitchen desk chair table window car bus train bicycle
-motorcycle boat rocket cup of coffee book phone computer guitar hat glasses hair beard smile hands temple
-tower bridge sky clouds night sunset rain snow friends family dancer musician chef teacher old young happy sad
-walking sitting talking dancing waving red green blue yellow black white bright dark colourful beautiful
-detailed masterpiece best quality in the at a an on with and of mix mixed half""".split()
-FRAMES = [
-    "{style}, {subject}",
-    "a {style} of {subject}",
-    "{subject}, {style}",
-    "{subject} as {style}",
-    "{style}",
-]
+PHRASES = tomllib.loads((Path(__file__).parent / "phrases.toml").read_text())
+SYNONYMS: dict[str, list[str]] = PHRASES["styles"]
+ONE_STYLE: list[str] = PHRASES["prompts"]["one_style"]
+TWO_STYLES: list[str] = PHRASES["prompts"]["two_styles"]
+SUBJECTS: list[str] = PHRASES["prompts"]["subjects"].split()
 
 
 def sample_subject(random: np.random.Generator) -> str:
-    """A few content words in random order; most of them say nothing about the picture, and must do no
-    harm."""
+    """Return a few content words; most say nothing about the image, and must do no harm."""
     return " ".join(random.choice(SUBJECTS, random.integers(1, 7)))
 
 
 def sample_prompt(random: np.random.Generator, style: str) -> str:
-    """A prompt that asks for `style`: half of the time the preset's own wording, if it has a preset yet, free
-    wording otherwise."""
+    """Return a prompt for `style`: half of the time its preset's wording, if there is a preset."""
     subject = sample_subject(random)
     if style in STYLES and random.random() < 0.5:
         return STYLES[style].prompt(subject if random.random() < 0.6 else "")
-    frame = FRAMES[random.integers(len(FRAMES))]
-    phrase = SYNONYMS[style][random.integers(len(SYNONYMS[style]))]
-    return frame.format(style=phrase, subject=subject)
+    return str(random.choice(ONE_STYLE)).format(style=random.choice(SYNONYMS[style]), subject=subject)
 
 
 def sample_mixture(random: np.random.Generator, first: str, second: str) -> str:
-    """A prompt that asks for equal parts of two styles."""
-    one, other = (SYNONYMS[style][random.integers(len(SYNONYMS[style]))] for style in (first, second))
+    """Return a prompt for equal parts of two styles."""
+    one, other = (random.choice(SYNONYMS[style]) for style in (first, second))
     subject = sample_subject(random) if random.random() < 0.5 else ""
-    return MIXTURES[random.integers(len(MIXTURES))].format(one=one, other=other, subject=subject).strip(" ,")
+    return str(random.choice(TWO_STYLES)).format(one=one, other=other, subject=subject).strip(" ,")
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer in `folder`; if there is none, a new one: byte pairs in CLIP's layout (lower case, `</w>`
-    at the end of a word), learnt from the words above, the same ones each time."""
+    """Load the tokenizer in `folder`; if there is none, learn one from the phrases, always the same.
+
+    Byte pairs in CLIP's layout: lower case, `</w>` at the end of a word.
+    """
     if not (folder / "vocab.json").exists():
-        phrases = [*SUBJECTS, *MIXTURES, *FRAMES]
+        phrases = [*SUBJECTS, *TWO_STYLES, *ONE_STYLE]
         phrases += [phrase for synonyms in SYNONYMS.values() for phrase in synonyms]
         phrases += [style.prompt("") for style in STYLES.values() if not style.has_weights]
         words = re.sub(r"\{\w+\}", " ", " ".join(phrases).lower())
@@ -104,8 +65,11 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def byte_pairs(words: list[str]) -> list[tuple[str, str]]:
-    """The pairs that byte-pair encoding merges, in order, until each word is one token. The `tokenizers`
-    package breaks ties at random: what a model has learnt would not be understood after the next start."""
+    """Return the pairs that byte-pair encoding merges, in order, until each word is one token.
+
+    The `tokenizers` package breaks ties at random: after the next start a model would not understand what it
+    has learnt.
+    """
     spelled = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
     counts, merges = Counter(words), []
     while True:
@@ -126,18 +90,10 @@ def byte_pairs(words: list[str]) -> list[tuple[str, str]]:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained text encoder for `tokenizer`: width 64, three layers, of which `clip_skip` 1 leaves out
-    the last."""
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        projection_dim=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    return CLIPTextModel(config)
+    """Return an untrained text encoder of the shipped model's shape for `tokenizer`.
+
+    It has three layers, of which `clip_skip` 1 leaves out the last.
+    """
+    marks: dict[str, Any] = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    marks |= dict(pad_token_id=tokenizer.eos_token_id, vocab_size=len(tokenizer), dtype=torch.float32)
+    return CLIPTextModel(CLIPTextConfig.from_pretrained(NANO / "text_encoder", **marks))

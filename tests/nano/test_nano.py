@@ -16,7 +16,7 @@ from live2diff.training.text import SYNONYMS
 from live2diff.video.reader import read_frames
 
 FRAMES = 9
-CLIP = EXAMPLES / "admiral.mp4"  # not among the training pictures
+CLIP = EXAMPLES / "admiral.mp4"  # not among the training photographs
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,11 @@ def translated(pipeline, source) -> tuple[list[np.ndarray], dict[str, list[np.nd
     return source, {style: pipeline(source, prompt="a woman", style=style) for style in pipeline.styles}
 
 
-def nearest(pictures: list[np.ndarray], source: list[np.ndarray]) -> str:
+def nearest(images: list[np.ndarray], source: list[np.ndarray]) -> str:
     """The style whose targets they are nearest to, or the source."""
     references = {name: look([target(frame) for frame in source]) for name, target in TARGETS.items()}
     references["the source"] = look(source)
-    distances = style_distances(look(pictures), references)
+    distances = style_distances(look(images), references)
     return min(distances, key=lambda name: distances[name].mean())
 
 
@@ -49,16 +49,16 @@ def test_a_style_looks_like_itself_and_like_no_other(translated, style):
     assert nearest(outputs[style], source) == style
 
 
-def test_no_two_styles_give_like_pictures(translated):
+def test_no_two_styles_give_like_images(translated):
     """Comic and oil, the nearest to each other and to the camera, differ in strokes more than in colours."""
     source, outputs = translated
-    pictures = {**outputs, "the source": source}
-    for one, other in combinations(pictures, 2):
-        difference = np.abs(np.stack(pictures[one]).astype(np.float32) - np.stack(pictures[other])).mean()
+    images = {**outputs, "the source": source}
+    for one, other in combinations(images, 2):
+        difference = np.abs(np.stack(images[one]).astype(np.float32) - np.stack(images[other])).mean()
         assert difference > 8, f"{one} and {other} differ by {difference:.1f} of 255"
 
 
-def test_the_picture_follows_the_camera(translated):
+def test_the_image_follows_the_camera(translated):
     _, outputs = translated
     for frames in outputs.values():
         assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 0.5

@@ -1,4 +1,4 @@
-"""The training of motion modules, on a base in SD 1.5's layout at tiny width and on videos really written."""
+"""The training of motion modules, on a base in SD 1.5's layout at tiny width and on real video files."""
 
 import copy
 import csv
@@ -18,11 +18,12 @@ from helpers.paths import PARITY
 from safetensors.torch import load_file, save_file
 
 from live2diff import Live2DiffPipeline
+from live2diff.cli import run_main
 from live2diff.config import WINDOW
 from live2diff.loading import load_base
 from live2diff.model.attention import Window
 from live2diff.model.unet import StreamUNet
-from live2diff.training.__main__ import main
+from live2diff.training.__main__ import build_parser, run
 from live2diff.training.motion import Inputs, MotionRecipe, denoising_loss, predict_noise, train_motion
 from live2diff.training.videos import VideoFolder, read_clip
 from live2diff.weights.convert import added_weights, load_added
@@ -37,8 +38,8 @@ def write_video(path: Path, frames: int, width: int = 96, height: int = 80, gop:
         video = container.add_stream("libx264", rate=10, options={"qp": "0", "g": str(gop)})
         video.width, video.height, video.pix_fmt = width, height, "yuv444p"
         for number in range(frames):
-            picture = np.full((height, width, 3), 40 + 2 * number, np.uint8)
-            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = np.full((height, width, 3), 40 + 2 * number, np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(video.encode())
 
 
@@ -50,7 +51,7 @@ def folder(tmp_path_factory) -> Path:
     write_video(folder / "a.mp4", 40)
     write_video(folder / "more" / "b.mkv", 50, 80, 96)
     write_video(folder / "short.mp4", 20)
-    write_video(folder / "untold.mp4", 8)
+    write_video(folder / "uncaptioned.mp4", 8)
     (folder / "broken.mp4").write_bytes(b"no video" * 100)
     names = ("a.mp4", "more/b.mkv", "short.mp4", "broken.mp4", "elsewhere.mp4")
     lines = [json.dumps({"file_name": name, "text": f"a clip called {name}"}) for name in names]
@@ -86,7 +87,7 @@ def some_inputs(clips: int = 1) -> Inputs:
 
 
 @pytest.mark.slow
-def test_training_moves_only_what_is_new_and_a_run_that_was_killed_goes_on(pipeline, folder, tmp_path):
+def test_training_moves_only_what_is_new_and_a_run_that_was_killed_resumes(pipeline, folder, tmp_path):
     recipe = MotionRecipe(steps=4, caption_dropout=0.5, rise_steps=2, checkpoint_every=2, workers=2)
 
     def run(name: str, trained: Live2DiffPipeline, recipe: MotionRecipe = recipe) -> Iterator:
@@ -104,7 +105,7 @@ def test_training_moves_only_what_is_new_and_a_run_that_was_killed_goes_on(pipel
     (preview,) = (tmp_path / "a" / "previews").iterdir()
     assert cv2.imread(str(preview)).shape == (2 * SIZE, 8 * SIZE, 3)
 
-    # Another run is killed in its fourth step; the same call goes on after the second one, as if unbroken.
+    # Another run is killed in its fourth step; the same call resumes after the second one, as if unbroken.
     killed = run("b", copy.deepcopy(pipeline))
     begun = [next(killed) for _ in range(3)]
     killed.close()
@@ -117,7 +118,7 @@ def test_training_moves_only_what_is_new_and_a_run_that_was_killed_goes_on(pipel
         dict(resumed.unet.state_dict()), dict(trained.unet.state_dict()), atol=0, rtol=0
     )
     assert target.read_bytes() == (tmp_path / "a.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"begun with seed 0, and now it is 1"):
+    with pytest.raises(ValueError, match=r"started with seed 0, now it is 1"):
         next(run("b", resumed, replace(recipe, seed=1)))
 
     saved = load_file(target)
@@ -194,7 +195,7 @@ def test_gradient_checkpointing_changes_no_gradient(unet):
     assert few < plenty / 2
 
 
-def test_a_clip_is_every_so_manieth_frame_from_anywhere_in_a_video(folder):
+def test_a_clip_is_every_nth_frame_from_anywhere_in_a_video(folder):
     for name, frames in (("a.mp4", 40), ("more/b.mkv", 50)):
         starts = []
         for place in (0.0, 0.3, 0.7, 0.999):
@@ -208,21 +209,21 @@ def test_a_clip_is_every_so_manieth_frame_from_anywhere_in_a_video(folder):
 
 def test_clips_depend_on_the_generator_alone_and_unusable_videos_are_named_once(folder, caplog):
     videos = videos_of(folder)
-    assert "1, such as untold.mp4" in caplog.text and "1, such as elsewhere.mp4" in caplog.text
+    assert "1, e.g. uncaptioned.mp4" in caplog.text and "1, e.g. elsewhere.mp4" in caplog.text
     caplog.clear()
-    clips = [videos.draw(np.random.default_rng([0, number])) for number in range(30)]
+    clips = [videos.sample(np.random.default_rng([0, number])) for number in range(30)]
     assert {clip.caption for clip in clips} == {"a clip called a.mp4", "a clip called more/b.mkv"}
-    assert all(clip.pictures.shape == (16, SIZE, SIZE, 3) for clip in clips)
+    assert all(clip.frames.shape == (16, SIZE, SIZE, 3) for clip in clips)
     assert sorted(record.args[0] for record in caplog.records) == ["broken.mp4", "short.mp4"]
     assert all(record.levelno == logging.WARNING for record in caplog.records)
     again = videos_of(folder)  # knows nothing of what is broken
     for number in (29, 3):
         np.testing.assert_array_equal(
-            again.draw(np.random.default_rng([0, number])).pictures, clips[number].pictures
+            again.sample(np.random.default_rng([0, number])).frames, clips[number].frames
         )
 
 
-def told(base: Path, folder: Path, work: Path, /, **changes) -> list[str]:
+def arguments_of(base: Path, folder: Path, work: Path, /, **changes) -> list[str]:
     options = dict(
         base=base, depth=base / "depth", videos=folder, captions=folder / "captions.jsonl", work=work
     )
@@ -230,27 +231,31 @@ def told(base: Path, folder: Path, work: Path, /, **changes) -> list[str]:
     return ["motion"] + [f"--{name.replace('_', '-')}={value}" for name, value in (options | changes).items()]
 
 
+def train(arguments: list[str]) -> int:
+    return run_main(build_parser(), run, arguments)
+
+
 @pytest.mark.slow
-def test_the_command_trains_from_a_table_and_goes_on_from_a_result(base, folder, tmp_path, capsys):
+def test_the_command_trains_from_a_table_and_continues_from_a_result(base, folder, tmp_path, capsys):
     with (tmp_path / "captions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["file_name", "text"], ["a.mp4", "one, two"], ["more/b.mkv", "three"]])
     captions = tmp_path / "captions.csv"
-    words = told(base, folder, tmp_path / "work", captions=captions, accumulate=2)
-    assert main(words) == 0
+    arguments = arguments_of(base, folder, tmp_path / "work", captions=captions, accumulate=2)
+    assert train(arguments) == 0
     assert "motion     0  loss" in capsys.readouterr().out
-    assert main(words) == 0  # nothing is left to do
+    assert train(arguments) == 0  # nothing is left to do
     assert capsys.readouterr().out == ""
     result = tmp_path / "work" / "motion.safetensors"
     other = tmp_path / "again.safetensors"
-    assert main([*words, f"--work={tmp_path / 'again'}", f"--out={other}"]) == 0
+    assert train([*arguments, f"--work={tmp_path / 'again'}", f"--out={other}"]) == 0
     assert other.read_bytes() == result.read_bytes()  # the seed decides everything
-    more = told(base, folder, tmp_path / "more", start_from=result, out=tmp_path / "more.safetensors")
-    assert main([*more, "--gradient-checkpointing"]) == 0
+    more = arguments_of(base, folder, tmp_path / "more", start_from=result, out=tmp_path / "more.safetensors")
+    assert train([*more, "--gradient-checkpointing"]) == 0
     one, other = load_file(result), load_file(tmp_path / "more.safetensors")
     assert all((weight - other[name]).abs().max() < 2e-3 for name, weight in one.items())
 
 
-def test_mistakes_are_told_in_one_line_and_end_with_code_2(base, folder, tmp_path, capsys):
+def test_mistakes_are_reported_in_one_line_and_end_with_code_2(base, folder, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other.jsonl").write_text('{"file_name": "x.mp4", "text": "a dog"}\n')
     (tmp_path / "prose.txt").write_text("x.mp4: a dog\n")
@@ -259,21 +264,24 @@ def test_mistakes_are_told_in_one_line_and_end_with_code_2(base, folder, tmp_pat
         (dict(videos=tmp_path / "nowhere"), "no folder"),
         (dict(videos=tmp_path / "empty"), "no video in"),
         (dict(captions=tmp_path / "nothing.csv"), "no file"),
-        (dict(captions=tmp_path / "other.jsonl"), "'a.mp4' is in the one, 'x.mp4' in the other"),
+        (
+            dict(captions=tmp_path / "other.jsonl"),
+            "the folder has 'a.mp4', for example, and the file 'x.mp4'",
+        ),
         (dict(captions=tmp_path / "prose.txt"), "neither JSON lines"),
         (dict(captions=tmp_path / "fields.jsonl"), "Entry 1 of fields.jsonl lacks 'file_name'"),
         (dict(base=tmp_path / "nowhere"), "no model"),
         (dict(base=tmp_path / "empty"), "empty"),
         (dict(size=100), "multiple of 64"),
-        (dict(stride=20), "Not one of the 4 videos"),
+        (dict(stride=20), "None of the 4 videos"),
         (dict(start_from=folder / "broken.mp4"), "no checkpoint"),
     ):
-        assert main(told(base, folder, tmp_path / "work", **changes)) == 2, changes
+        assert train(arguments_of(base, folder, tmp_path / "work", **changes)) == 2, changes
         message = capsys.readouterr().err.strip().splitlines()[-1]
-        assert message.startswith("live2diff.training: ") and expected in message, message
-    for words in ([], ["motion"], told(base, folder, tmp_path / "work", steps=0)):
+        assert message.startswith("python -m live2diff.training: ") and expected in message, message
+    for arguments in ([], ["motion"], arguments_of(base, folder, tmp_path / "work", steps=0)):
         with pytest.raises(SystemExit) as stopped:
-            main(words)
+            train(arguments)
         assert stopped.value.code == 2
 
 

@@ -9,7 +9,8 @@ from live2diff.model.vae import decode, encode
 from live2diff.training.clips import CARRIED, sample_clip, styled, through_camera
 from live2diff.training.recipe import train_nano
 from live2diff.training.targets import TARGETS
-from live2diff.training.vae import begin_with_principal_components, build_vae, to_tensor
+from live2diff.training.text import SYNONYMS, build_tokenizer
+from live2diff.training.vae import build_vae, initialise_with_principal_components, to_tensor
 
 
 def test_a_clip_is_a_function_of_its_seed_and_moves():
@@ -21,8 +22,6 @@ def test_a_clip_is_a_function_of_its_seed_and_moves():
 
 
 def test_the_tokenizer_is_the_same_after_every_start_and_knows_each_style_s_words_whole(tmp_path):
-    from live2diff.training.text import SYNONYMS, build_tokenizer
-
     first, other = (build_tokenizer(tmp_path / name) for name in ("first", "other"))
     assert first.get_vocab() == other.get_vocab() == build_tokenizer(tmp_path / "first").get_vocab()
     words = " ".join(phrase for phrases in SYNONYMS.values() for phrase in phrases).split()
@@ -33,8 +32,6 @@ def test_the_tokenizer_is_the_same_after_every_start_and_knows_each_style_s_word
 
 
 def test_every_style_has_a_target_and_a_phrase_in_its_own_words():
-    from live2diff.training.text import SYNONYMS
-
     presets = {name: style for name, style in live2diff.STYLES.items() if not style.has_weights}
     assert set(TARGETS) == set(SYNONYMS) >= set(presets)
     for name, style in presets.items():
@@ -51,28 +48,28 @@ def test_the_camera_s_noise_is_new_in_each_frame_and_the_target_knows_none_of_it
         assert np.abs(targets.astype(int) - targets[0]).max() <= 2, f"{style} moves where nothing does"
 
 
-def test_carried_strokes_boil_less_than_strokes_drawn_anew():
+def test_carried_strokes_flicker_less_than_those_of_each_frame_alone():
     random = np.random.default_rng(1)
     clip, _ = sample_clip(random, 96, 1)
     clip = np.repeat(clip, 8, axis=0) + random.integers(0, 14, (8, 96, 96, 3)).astype(np.uint8) // 2
     for style in CARRIED:
-        anew = np.stack([TARGETS[style](frame) for frame in clip]).astype(int)
+        alone = np.stack([TARGETS[style](frame) for frame in clip]).astype(int)
         carried = styled(clip, style).astype(int)
-        assert np.abs(np.diff(carried, axis=0)).mean() < 0.7 * np.abs(np.diff(anew, axis=0)).mean(), style
+        assert np.abs(np.diff(carried, axis=0)).mean() < 0.7 * np.abs(np.diff(alone, axis=0)).mean(), style
 
 
-def test_the_vae_begins_with_the_principal_components_of_patches():
+def test_the_vae_starts_with_the_principal_components_of_patches():
     torch.manual_seed(0)
     vae = build_vae()
     clip, _ = sample_clip(np.random.default_rng(2), 64, 8)
-    pictures = to_tensor(np.concatenate([clip, *(styled(clip, style) for style in TARGETS)]))
-    begin_with_principal_components(vae, pictures)
+    images = to_tensor(np.concatenate([clip, *(styled(clip, style) for style in TARGETS)]))
+    initialise_with_principal_components(vae, images)
     with torch.no_grad():
-        latents = encode(vae, pictures)
+        latents = encode(vae, images)
         output = decode(vae, latents)
-    assert latents.shape == (len(pictures), 32, 8, 8)
+    assert latents.shape == (len(images), 32, 8, 8)
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(32), atol=0.15, rtol=0)
-    assert (output - pictures).abs().mean() < 0.1  # of 2; a plain grey picture is off by 0.5 and more
+    assert (output - images).abs().mean() < 0.1  # of 2; a plain grey image is off by 0.5 and more
 
 
 @pytest.mark.slow
