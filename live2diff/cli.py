@@ -6,8 +6,11 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from .errors import NonFiniteError
 
 if TYPE_CHECKING:
     from .pipeline import Live2DiffPipeline
@@ -108,3 +111,30 @@ def load_model(options: argparse.Namespace, **settings: Any) -> Live2DiffPipelin
         "report": partial(print, file=sys.stderr, flush=True),
     }
     return load(options.model, **told | settings)
+
+
+def run_main(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], None],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Parse the arguments, run, and return the exit code.
+
+    Args:
+        parser: its `prog` begins every message.
+        run: raises ValueError, OSError or NonFiniteError with a message for the user.
+        arguments: of the command line; by default those of this process.
+
+    Returns:
+        0 on success, 2 for bad input or a failure that has a message, 130 when interrupted.
+    """
+    options = parser.parse_args(arguments)
+    try:
+        run(options)
+    except (ValueError, OSError, NonFiniteError) as error:
+        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"\n{parser.prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
