@@ -1,26 +1,24 @@
-"""Measures how fast a model streams, beside other ways to do the same, in one run: a table, and JSON as the
-last line. `--help` tells the options."""
+"""Measure how fast a model streams, beside other ways to do the same; JSON is the last line."""
 
 import argparse
-import json
 import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import torch
 
-from ..cli import BAD_INPUT, INTERRUPTED, size_of
+from ..cli import run_main, t_index_list_of
 from ..config import WARMUP_FRAMES
 from ..pipeline import Live2DiffPipeline
 from ..runtime.cuda_graphs import CudaRuntime
+from ..streaming.settings import StreamSettings
+from .command import Record, add_options, check_options, settings_of, write_record
 from .measure import (
-    Settings,
-    Viewers,
     camera,
     eagerly,
     first_frame,
@@ -28,6 +26,8 @@ from .measure import (
     milliseconds,
     prompt_change,
     stage_clock,
+    times_as_long,
+    viewers,
 )
 from .models import open_model, random_filter
 from .report import lines
@@ -36,114 +36,88 @@ from .rivals import FrameByFrame, unet_calls
 CAMERA = (480, 640)
 FEWEST_ROUNDS = 2
 EARLY = 200  # the frame that a late one is compared with
-Record = dict[str, Any]
+report = partial(print, file=sys.stderr, flush=True)
 
 
-def counts_of(text: str) -> list[int]:
-    """`1,2,4,8`: how many viewers at once."""
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = [0]
-    if min(counts) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 1,2,4,8")
-    return counts
-
-
-def parser() -> argparse.ArgumentParser:
-    """What can be said on the command line."""
-    told = argparse.ArgumentParser(prog="python -m live2diff.benchmark", description=__doc__)
-    told.add_argument(
-        "--model", default="nano", help="nano, live2diff (random weights if none are at hand) or a folder"
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m live2diff.benchmark", description=__doc__)
+    parser.add_argument(
+        "--model", default="nano", help="nano, live2diff (random weights if it is not here) or a folder"
     )
-    told.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the fastest there is")
-    told.add_argument("--eager", action="store_true", help="PyTorch's own kernels, one by one")
-    told.add_argument("--compiled", action="store_true", help="on a GPU: compile, not just capture graphs")
-    told.add_argument("--frames", type=int, default=32, metavar="N", help="measured of each (%(default)s)")
-    told.add_argument(
-        "--streams", type=counts_of, default=[1, 2, 4, 8], metavar="1,2,4,8", help="viewers at once"
+    add_options(parser)
+    parser.add_argument("--eager", action="store_true", help="PyTorch's own kernels, one by one")
+    parser.add_argument("--compiled", action="store_true", help="on a GPU: compile, not just capture graphs")
+    parser.add_argument("--frames", type=int, default=32, metavar="N", help="measured of each (%(default)s)")
+    parser.add_argument(
+        "--streams", type=t_index_list_of, default=[1, 2, 4, 8], metavar="1,2,4,8", help="viewers at once"
     )
-    told.add_argument("--size", type=size_of, metavar="N|WxH", help="working size (default: the model's)")
-    told.add_argument("--steps", type=int, choices=range(1, 5), help="denoising steps (default: the model's)")
-    told.add_argument(
+    parser.add_argument(
         "--long", type=int, metavar="N", help=f"compare the cost of frame N with that of frame {EARLY}"
     )
-    told.add_argument(
+    parser.add_argument(
         "--safety-checker", action="store_true", help="measure it as well; random weights of its real size"
     )
-    told.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there as well, indented")
-    return told
-
-
-def told_settings(arguments: argparse.Namespace) -> Settings:
-    """The settings of `pipeline.stream` that were given; what was not is the model's own choice."""
-    settings = {name: value for name in ("size", "steps") if (value := getattr(arguments, name)) is not None}
-    if isinstance(arguments.size, tuple):
-        settings["size"] = arguments.size[::-1]  # (height, width)
-    return settings
+    return parser
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises ValueError for what can be told before the model is loaded."""
+    """Check what can be checked before the model is loaded.
+
+    Raises:
+        ValueError: names the option and what is possible.
+    """
+    check_options(arguments)
+    if min(arguments.streams) < 1:
+        raise ValueError("--streams must be numbers of viewers like 1,2,4,8.")
     if arguments.frames < FEWEST_ROUNDS:
         raise ValueError(f"--frames {arguments.frames} is too few: at least {FEWEST_ROUNDS} are needed.")
     if arguments.long is not None and arguments.long <= EARLY:
-        raise ValueError(f"--long {arguments.long} is too few: frame {EARLY} is what it is compared with.")
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("There is no cuda device here; leave --device out.")
+        raise ValueError(f"--long {arguments.long} is too few: it is compared with frame {EARLY}.")
     if arguments.compiled and (arguments.device == "cpu" or not torch.cuda.is_available()):
         raise ValueError("--compiled is for a CUDA device; leave it out.")
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise ValueError(f"{arguments.json}: the folder {str(arguments.json.parent)!r} does not exist.")
 
 
 def device_name(device: torch.device) -> str:
-    """The card, or the processor and how many of its threads are used."""
+    """Name the card, or the processor and the number of threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
-        told = Path("/proc/cpuinfo").read_text().split("model name")[1].split("\n")[0].strip("\t: ")
+        name = Path("/proc/cpuinfo").read_text().split("model name")[1].split("\n")[0].strip("\t: ")
     except (OSError, IndexError):
-        told = platform.processor() or platform.machine()
-    return f"{told}, {os.cpu_count()} cores seen, {torch.get_num_threads()} threads"
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores seen, {torch.get_num_threads()} threads"
 
 
-def measure_one(pipeline: Live2DiffPipeline, settings: Settings, arguments: argparse.Namespace) -> Record:
-    """One viewer: stages, the rivals beside it, memory, first frame, change of prompt."""
-    device, rounds, frames = pipeline.unet.device, arguments.frames, camera(*CAMERA)
-    with closing(pipeline.stream(**settings)) as stream:
+def measure_one(pipeline: Live2DiffPipeline, settings: StreamSettings, rounds: int) -> Record:
+    """Measure one viewer: stages, the rivals beside it, first frame, change of prompt.
+
+    There is one stream at a time, as two caches of the full model do not fit on a GPU of 12 GB.
+    """
+    device, frames = pipeline.unet.device, camera(*CAMERA)
+    with closing(pipeline.stream(settings)) as stream:
         while not stream.warm:
             stream.push(frames[0])
         cache_bytes, schedule = stream.nbytes, stream.schedule
-    size = pipeline.working_size(*CAMERA, settings.get("size", pipeline.config.size))
-    stock, indices = FrameByFrame(pipeline, schedule.steps, size), iter(range(10**9))
-    with (
-        closing(Viewers(pipeline, 1, settings, frames)) as viewer,
-        closing(Viewers(pipeline, 1, settings, frames)) as plain,
-    ):
-        calls = {
-            "stream": viewer.push,
-            "img2img": lambda: stock.push(frames[next(indices) % len(frames)]),
-        }
+    size = pipeline.working_size(*CAMERA, settings.size)
+    stock = FrameByFrame(pipeline, schedule.steps, size)
+    with viewers(pipeline, 1, settings, frames) as push:
+        calls = {"stream": push, "img2img": lambda: stock.push(frames[0])}
         if pipeline.runtime is not None:
-            calls["eager"] = eagerly(pipeline, plain.push)
+            calls["eager"] = eagerly(pipeline, push)
         seconds = interleave(calls, rounds, device)
         with stage_clock(pipeline) as stages:
             for _ in range(rounds):
-                viewer.push()
+                push()
+    whole = {name: milliseconds(taken) for name, taken in seconds.items()}
     unet = interleave(unet_calls(pipeline, schedule, size), rounds, device)
     cached, recomputed = (milliseconds(unet[name]) for name in ("cached", "recomputed"))
-    whole = {name: milliseconds(taken) for name, taken in seconds.items()}
-    ours = whole.pop("stream")
-    beside = {
-        name: {"frame": theirs, "ratio": round(theirs["p50_ms"] / ours["p50_ms"], 2)}
-        for name, theirs in whole.items()
-    }
+    frame = whole.pop("stream")
     return {
         "working_size": list(size),
         "steps": schedule.steps,
-        "frame": ours,
-        "fps": round(1000 / ours["p50_ms"], 2),
+        "frame": frame,
+        "fps": round(1000 / frame["p50_ms"], 2),
         "stages": {stage: milliseconds(taken) for stage, taken in stages.items()},
         "cache_bytes_a_stream": cache_bytes,
         "first_frame": milliseconds(first_frame(pipeline, settings, frames, min(rounds, 5))),
@@ -151,83 +125,64 @@ def measure_one(pipeline: Live2DiffPipeline, settings: Settings, arguments: argp
         "without_cache": {
             "unet_cached": cached,
             "unet_recomputed": recomputed,
-            "ratio": round(recomputed["p50_ms"] / cached["p50_ms"], 2),
+            "ratio": times_as_long(recomputed, cached),
         },
-        **beside,
+        **{name: {"frame": taken, "ratio": times_as_long(taken, frame)} for name, taken in whole.items()},
     }
 
 
-def measure_filter(pipeline: Live2DiffPipeline, frame_ms: float, size: list[int], rounds: int) -> Record:
-    """What the safety checker takes for a picture, beside a whole frame without it."""
-    device = pipeline.unet.device
-    content_filter = random_filter(device, pipeline.unet.dtype)
-    picture = torch.rand(1, 3, *size, device=device, dtype=pipeline.unet.dtype) * 2 - 1
-    taken = milliseconds(interleave({"filter": lambda: content_filter(picture)}, rounds, device)["filter"])
-    return {"picture": taken, "ratio": round(taken["p50_ms"] / frame_ms, 2)}
+def measure_filter(pipeline: Live2DiffPipeline, frame: dict, size: list[int], rounds: int) -> Record:
+    """Measure the safety checker on an image, beside a whole `frame` without it."""
+    device, dtype = pipeline.unet.device, pipeline.unet.dtype
+    content_filter = random_filter(device, dtype)
+    image = torch.rand(1, 3, *size, device=device, dtype=dtype) * 2 - 1
+    taken = milliseconds(interleave({"filter": lambda: content_filter(image)}, rounds, device)["filter"])
+    return {"picture": taken, "ratio": times_as_long(taken, frame)}
 
 
-def measure_together(pipeline: Live2DiffPipeline, count: int, settings: Settings, rounds: int) -> Record:
-    """`count` viewers at once beside a single one: frames a second of all, and how many times the single
-    one's that is."""
-    frames = camera(*CAMERA)
-    with (
-        closing(Viewers(pipeline, count, settings, frames)) as many,
-        closing(Viewers(pipeline, 1, settings, frames)) as one,
-    ):
-        taken = interleave({"many": many.push, "one": one.push}, rounds, pipeline.unet.device)
-    many_ms, one_ms = (milliseconds(taken[name]) for name in ("many", "one"))
-    return {
-        "streams": count,
-        "fps": round(count * 1000 / many_ms["p50_ms"], 2),
-        "round": many_ms,
-        "times_one": round(count * one_ms["p50_ms"] / many_ms["p50_ms"], 2),
-    }
-
-
-def measure_all(
-    pipeline: Live2DiffPipeline, counts: list[int], settings: Settings, rounds: int
+def measure_together(
+    pipeline: Live2DiffPipeline, counts: list[int], settings: StreamSettings, rounds: int
 ) -> Iterator[Record]:
-    """`measure_together` for each of these counts, as far as the device's memory goes."""
+    """Measure these numbers of viewers at once beside one of them, as far as the device's memory goes."""
     for count in counts:
+        report(f"Measuring {count} viewers at once")
         try:
-            tell(f"{count} viewers at once")
-            yield measure_together(pipeline, count, settings, rounds)
+            with viewers(pipeline, count, settings, camera(*CAMERA)) as push:
+                calls = {"all": push, "one": partial(push, 1)}
+                taken = interleave(calls, rounds, pipeline.unet.device)
         except torch.OutOfMemoryError:
-            print(f"live2diff: there is no memory for {count} viewers at once", file=sys.stderr)
+            report(f"There is not enough memory for {count} viewers at once.")
             return
+        all_ms, one_ms = (milliseconds(taken[name]) for name in ("all", "one"))
+        yield {
+            "streams": count,
+            "fps": round(count * 1000 / all_ms["p50_ms"], 2),
+            "round": all_ms,
+            "times_one": round(count * one_ms["p50_ms"] / all_ms["p50_ms"], 2),
+        }
 
 
-def measure_long(pipeline: Live2DiffPipeline, first: int, last: int, settings: Settings) -> Record:
-    """What frame `last` of a stream costs beside frame `first`: two streams take turns around them, so the
-    machine is the same for both."""
+def measure_long(pipeline: Live2DiffPipeline, first: int, last: int, settings: StreamSettings) -> Record:
+    """Compare the frames around `last` of a stream with those around `first`, two streams in turns."""
     around = min(first - WARMUP_FRAMES, last - first) // 2
     frames = camera(*CAMERA)
-    with (
-        closing(Viewers(pipeline, 1, settings, frames)) as early,
-        closing(Viewers(pipeline, 1, settings, frames)) as late,
-    ):
-        early.push_until(first - around)
-        late.push_until(last - around)
-        taken = interleave({"early": early.push, "late": late.push}, 2 * around, pipeline.unet.device)
+    with viewers(pipeline, 1, settings, frames) as early, viewers(pipeline, 1, settings, frames) as late:
+        for push, number in ((early, first), (late, last)):
+            for _ in range(number - around - WARMUP_FRAMES):
+                push()
+        taken = interleave({"early": early, "late": late}, 2 * around, pipeline.unet.device)
     early_ms, late_ms = (milliseconds(taken[name]) for name in ("early", "late"))
     ratio = round(late_ms["p50_ms"] / early_ms["p50_ms"], 3)
     return {"frames": [first, last], "early": early_ms, "late": late_ms, "ratio": ratio}
 
 
-def tell(what: str) -> None:
-    """What is being measured: all in all it takes minutes."""
-    print(f"Measuring {what}", file=sys.stderr, flush=True)
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Measures and prints; every bad value is a ValueError or an OSError with a message for a person."""
-    check(arguments)
+def measure_all(arguments: argparse.Namespace) -> Record:
+    """Load the model and measure what the options ask for."""
     pipeline, weights = open_model(arguments.model, arguments.device, arguments.eager)
     if arguments.compiled:
         pipeline.runtime = CudaRuntime(pipeline, compiled=True)
-    device = pipeline.unet.device
-    settings = told_settings(arguments)
-    tell("one viewer, and what it is compared with")
+    device, settings, rounds = pipeline.unet.device, settings_of(arguments), arguments.frames
+    report("Measuring one viewer and its rivals")
     record: Record = {
         "device": device_name(device),
         "kind": device.type,
@@ -238,37 +193,39 @@ def run(arguments: argparse.Namespace) -> None:
         "runtime": "eager" if pipeline.runtime is None else type(pipeline.runtime).__name__,
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "camera": list(CAMERA),
-        "measured_frames": arguments.frames,
-        "one": measure_one(pipeline, settings, arguments),
-        "together": list(measure_all(pipeline, arguments.streams, settings, arguments.frames)),
+        "measured_frames": rounds,
+        "one": measure_one(pipeline, settings, rounds),
+        "together": list(measure_together(pipeline, arguments.streams, settings, rounds)),
     }
     if arguments.safety_checker:
-        tell("the safety checker")
+        report("Measuring the safety checker")
         one = record["one"]
-        one["safety_checker"] = measure_filter(
-            pipeline, one["frame"]["p50_ms"], one["working_size"], arguments.frames
-        )
+        one["safety_checker"] = measure_filter(pipeline, one["frame"], one["working_size"], rounds)
     if arguments.long is not None:
-        tell(f"frame {arguments.long} beside frame {EARLY}")
+        report(f"Measuring frame {arguments.long} beside frame {EARLY}")
         record["long"] = measure_long(pipeline, EARLY, arguments.long, settings)
     record["peak_cuda_bytes"] = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    print(*lines(record), sep="\n")
-    print(json.dumps(record))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    return record
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """The exit code: 0 when all was measured, 2 for bad input, 130 when interrupted."""
+def run(arguments: argparse.Namespace) -> None:
+    """Measure and print.
+
+    Raises:
+        ValueError, OSError: bad input, or too little memory; the message says what to do.
+    """
+    check(arguments)
     try:
-        run(parser().parse_args(words))
-    except (ValueError, OSError) as error:
-        print("live2diff: " + " ".join(str(error).split()), file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("\nlive2diff: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+        record = measure_all(arguments)
+    except torch.OutOfMemoryError:
+        raise ValueError("There is not enough memory. Try a smaller --size or fewer --steps.") from None
+    print(*lines(record), sep="\n")
+    write_record(record, arguments.json)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return the exit code: 0 when all was measured, 2 for bad input, 130 when interrupted."""
+    return run_main(build_parser(), run, arguments)
 
 
 if __name__ == "__main__":

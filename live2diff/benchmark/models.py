@@ -1,12 +1,13 @@
-"""The model to measure: speed does not depend on what the weights are, so random ones do."""
+"""Open the model to measure: speed does not depend on the values of the weights, so random ones do."""
 
 from __future__ import annotations
 
 import sys
 from functools import partial
+from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import (
     CLIPConfig,
@@ -32,10 +33,10 @@ CPU_WARNING = (
 
 
 def open_model(name: str, device: str | None, eager: bool = False) -> tuple[Live2DiffPipeline, str]:
-    """A pipeline, and where its weights are from: "shipped", "published", "random", or "own" for a folder.
+    """Open a pipeline; its weights are "shipped", "published", "random", or "own" for a folder.
 
     Raises:
-        ValueError, OSError: as `weights.load`.
+        ValueError, OSError: as `loading.load`.
     """
     device = device or best_device()
     if name != "live2diff":
@@ -51,9 +52,11 @@ def open_model(name: str, device: str | None, eager: bool = False) -> tuple[Live
 
 
 def random_model(device: str) -> Live2DiffPipeline:
-    """The full model in its published sizes, made where it is to run."""
+    """Build the full model in its published sizes on the device where it is to run."""
     cpu = torch.device(device).type == "cpu"
-    text = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    text = CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+    )
     hybrid = DPTConfig(
         is_hybrid=True,
         backbone_featmap_shape=[1, 1024, 24, 24],
@@ -63,18 +66,19 @@ def random_model(device: str) -> Live2DiffPipeline:
         readout_type="project",
     )
     torch.manual_seed(0)
+    scheduler = build_scheduler()  # on the CPU: its schedules are computed in float64, which MPS lacks
     with torch.device(device):
         unet = StreamUNet(cross_attention_dim=768)
         with torch.no_grad():
-            for name, parameter in unet.named_parameters():  # zeros at first
+            for name, parameter in unet.named_parameters():  # zeros in a new model
                 if "proj_out.weight" in name or "flow_conv_in.conv_out.weight" in name:
                     parameter.normal_(std=0.01)
         pipeline = Live2DiffPipeline(
             vae=AutoencoderTiny(),
-            text_encoder=CLIPTextModel(CLIPTextConfig(**text)),
+            text_encoder=CLIPTextModel(text),
             tokenizer=CLIPTokenizer.from_pretrained(NANO / "tokenizer"),
             unet=unet,
-            scheduler=build_scheduler(),
+            scheduler=scheduler,
             depth_estimator=DPTForDepthEstimation(hybrid),
         )
     pipeline.to(device, torch.float32 if cpu else torch.float16)
@@ -86,9 +90,9 @@ def random_model(device: str) -> Live2DiffPipeline:
 
 
 def random_filter(device: torch.device, dtype: torch.dtype) -> ContentFilter:
-    """The content filter in the size of the published safety checker, a CLIP ViT-L/14: 1.2 GB in float32."""
+    """Build a content filter of the published safety checker's size, a CLIP ViT-L/14: 1.2 GB in float32."""
     vision = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
     vision |= dict(image_size=224, patch_size=14)
     with torch.device(device):
-        checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=768))
+        checker: Any = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=768))
     return ContentFilter(checker.to(device, dtype))

@@ -1,4 +1,4 @@
-"""What the stream is measured against: the same model without its cache, and diffusers frame by frame."""
+"""Rivals to measure a stream beside: the same model without its cache, and diffusers frame by frame."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, DiffusionPipeline, LCMScheduler, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from PIL import Image
 
 from ..config import WINDOW
@@ -18,15 +20,17 @@ from ..pipeline import Live2DiffPipeline
 from ..weights.convert import quiet
 from ..weights.swap import is_added
 
-# What the stock UNet's configuration lacks.
-OURS = ("depth_channels", "motion_module_resolutions", "motion_module_last_only")
+# Of our UNet's configuration, unknown to diffusers' own UNet.
+OUR_OPTIONS = ("depth_channels", "motion_module_resolutions", "motion_module_last_only")
 
 
 def unet_calls(
     pipeline: Live2DiffPipeline, schedule: Schedule, size: tuple[int, int]
 ) -> dict[str, Callable[[], torch.Tensor]]:
-    """The UNet's part of one new frame, at a working `size` (height, width): with the cache, and from the
-    window's 16 frames anew. Both are one call, with all denoising steps in it."""
+    """Return calls of the UNet for one new frame: with the cache, and over the window's 16 frames again.
+
+    Both are one call, with all denoising steps in it, at a working `size` (height, width).
+    """
     unet, steps = pipeline.unet, schedule.steps
     height, width = (side // vae_scale_factor(pipeline.vae) for side in size)
     channels, text = unet.config.in_channels, unet.config.cross_attention_dim
@@ -48,53 +52,60 @@ def unet_calls(
 
 
 class PatchVAE(AutoencoderTiny):
-    """A tiny VAE of patches that takes pictures, as diffusers' pipelines want it."""
+    """A tiny VAE of patches that takes images, as diffusers' pipelines expect."""
 
-    def encode(self, pictures: torch.Tensor, **_: Any) -> Any:
-        return super().encode(torch.nn.functional.pixel_unshuffle(pictures, patch_side(self)))
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
+        """Cut images into patches and encode them."""
+        return super().encode(torch.nn.functional.pixel_unshuffle(x, patch_side(self)))
 
-    def decode(self, latents: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
-        patches = super().decode(latents).sample
+    def decode(self, x: torch.Tensor, generator: Any = None, return_dict: bool = True) -> tuple[torch.Tensor]:
+        """Decode latents to patches and join them."""
+        (patches,) = super().decode(x, return_dict=False)
         return (torch.nn.functional.pixel_shuffle(patches, patch_side(self)),)
 
 
-def sharing(outline: Callable[[], torch.nn.Module], weights: dict[str, torch.Tensor]) -> torch.nn.Module:
-    """The module that `outline` makes, on these very weights."""
+def share_weights(build: Callable[[], Any], weights: dict[str, torch.Tensor]) -> Any:
+    """Build a module on existing weights, without a copy of them."""
     with torch.device("meta"):
-        module = outline()
+        module = build()
     module.load_state_dict(weights, assign=True)
     return module.eval()
 
 
-def stock_pipeline(pipeline: Live2DiffPipeline) -> DiffusionPipeline:
-    """diffusers' image-to-image pipeline on this one's weights, less motion modules and depth mapping."""
-    from diffusers import StableDiffusionImg2ImgPipeline  # has things to say when it is imported
+def stock_pipeline(pipeline: Live2DiffPipeline) -> Any:
+    """Build diffusers' image-to-image pipeline on the same weights, less motion modules and depth mapping."""
+    # Prints messages when it is imported.
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
+        StableDiffusionImg2ImgPipeline,
+    )
 
     unet, vae = pipeline.unet, pipeline.vae
-    config = {name: value for name, value in unet.config.items() if name not in OURS}
-    stock = sharing(
+    config = {name: value for name, value in unet.config.items() if name not in OUR_OPTIONS}
+    stock = share_weights(
         lambda: UNet2DConditionModel.from_config(config, sample_size=64),
         {name: tensor for name, tensor in unet.state_dict().items() if not is_added(name)},
     )
     if patch_side(vae) > 1:
-        vae = sharing(lambda: PatchVAE.from_config(vae.config), vae.state_dict())
+        vae = share_weights(lambda: PatchVAE.from_config(vae.config), vae.state_dict())
     for module in (stock, vae):
         module.to(memory_format=torch.channels_last)
-    return StableDiffusionImg2ImgPipeline(
-        vae=vae,
-        text_encoder=pipeline.text_encoder,
-        tokenizer=pipeline.tokenizer,
-        unet=stock,
-        scheduler=LCMScheduler.from_config(pipeline.scheduler.config, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts: dict[str, Any] = {
+        "vae": vae,
+        "text_encoder": pipeline.text_encoder,
+        "tokenizer": pipeline.tokenizer,
+        "unet": stock,
+        "scheduler": LCMScheduler.from_config(pipeline.scheduler.config, steps_offset=1),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    return StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
 
 
 class FrameByFrame:
-    """diffusers' image-to-image pipeline with LCM steps, on this model's own weights where it has such: no
-    depth, no memory. The prompt is encoded once."""
+    """diffusers' image-to-image pipeline with LCM steps on this model's weights: no depth, no cache.
+
+    The prompt is encoded once.
+    """
 
     def __init__(self, pipeline: Live2DiffPipeline, steps: int, size: tuple[int, int]):
         self._steps, self._size = steps, size
@@ -104,14 +115,13 @@ class FrameByFrame:
         self._stock.set_progress_bar_config(disable=True)
 
     def push(self, frame: np.ndarray) -> np.ndarray:
-        """uint8 `[height, width, 3]` in and out."""
+        """Translate a uint8 `[height, width, 3]` frame."""
         height, width = self._size
-        picture = Image.fromarray(frame).resize((width, height), Image.Resampling.BOX)
-        (drawn,) = self._stock(
+        (image,) = self._stock(
             prompt_embeds=self._embeds,
-            image=picture,
+            image=Image.fromarray(frame).resize((width, height), Image.Resampling.BOX),
             strength=1.0,
             num_inference_steps=self._steps,
             guidance_scale=1.0,
         ).images
-        return np.asarray(drawn.resize(frame.shape[1::-1], Image.Resampling.BICUBIC))
+        return np.asarray(image.resize(frame.shape[1::-1], Image.Resampling.BICUBIC))

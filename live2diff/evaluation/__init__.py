@@ -1,1 +1,1 @@
-"""How good is the output? `python -m live2diff.evaluation CLIP ...`; `figures.py` says what is measured."""
+"""Measure how good the output is: `python -m live2diff.evaluation CLIP ...`."""

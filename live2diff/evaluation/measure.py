@@ -1,21 +1,22 @@
-"""A clip through every variant of a model, measured."""
+"""Translate a clip with every variant of a model, and measure the outputs."""
 
-import statistics
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from statistics import fmean, median
 
 import numpy as np
 import torch
 
+from ..benchmark.command import Record
 from ..config import WARMUP_FRAMES
 from ..model.depth import inverse_depth
 from ..pipeline import Live2DiffPipeline
 from ..streaming.images import resize
+from ..streaming.settings import StreamSettings
 from ..training.targets import TARGETS
 from ..video.reader import Image
 from .figures import (
@@ -27,8 +28,8 @@ from .figures import (
     edge_agreement,
     find_edges,
     find_motion,
-    look,
     style_distances,
+    style_features,
     there_and_back,
     warp_error,
 )
@@ -36,134 +37,135 @@ from .variants import VARIANTS, variant
 
 TARGET = "target"  # the variant without a model: the style's target, frame by frame
 SOURCE = "source"
-Figures = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip at the working size, and all of it that outputs are held against.
+    """A clip at the working size, and all that its outputs are compared with.
 
     Attributes:
-        pictures: the frames.
-        motions: from each frame but the first back to the one before.
+        images: the frames.
+        motions: of each frame but the first.
         depths: inverse depth of each frame.
         edges: of each frame.
-        looks: of each style's target of the frames and, under "source", of the frames themselves.
+        features: of each style's target of the frames and, under "source", of the frames themselves.
     """
 
-    pictures: list[Image]
+    images: list[Image]
     motions: list[Motion]
     depths: list[np.ndarray]
     edges: list[np.ndarray]
-    looks: dict[str, np.ndarray]
+    features: dict[str, np.ndarray]
 
 
-def make_scene(pipeline: Live2DiffPipeline, frames: list[Image], size: int | tuple[int, int] | None) -> Scene:
-    """Frames of any size as a scene at the working size that `pipeline` gives them."""
-    size = pipeline.config.size if size is None else size
-    working_size = pipeline.working_size(*frames[0].shape[:2], size)
-    pictures = [resize(frame, working_size) for frame in frames]
-    looks = {name: look(map(target, pictures)) for name, target in TARGETS.items()}
+def make_scene(pipeline: Live2DiffPipeline, frames: list[Image], settings: StreamSettings) -> Scene:
+    """Bring frames of any size to the working size, and analyse them."""
+    height, width, _ = frames[0].shape
+    size = pipeline.working_size(height, width, settings.size)
+    images = [resize(frame, size) for frame in frames]
     return Scene(
-        pictures,
-        motions=[find_motion(before, after) for before, after in pairwise(pictures)],
-        depths=find_depths(pipeline, pictures),
-        edges=[find_edges(picture) for picture in pictures],
-        looks={**looks, SOURCE: look(pictures)},
+        images,
+        motions=[find_motion(before, after) for before, after in pairwise(images)],
+        depths=find_depths(pipeline, images),
+        edges=[find_edges(image) for image in images],
+        features={name: style_features(map(target, images)) for name, target in TARGETS.items()}
+        | {SOURCE: style_features(images)},
     )
 
 
 @torch.no_grad()
-def find_depths(pipeline: Live2DiffPipeline, pictures: Iterable[Image]) -> list[np.ndarray]:
-    """Inverse depth `[H, W]` of each picture, by the pipeline's own estimator."""
+def find_depths(pipeline: Live2DiffPipeline, images: Iterable[Image]) -> list[np.ndarray]:
+    """Estimate inverse depth `[H, W]` of each image, by the pipeline's own estimator."""
     depths = []
-    for picture in pictures:
-        pixels = torch.from_numpy(picture).to(pipeline.unet.device).permute(2, 0, 1)[None] / 127.5 - 1
+    for image in images:
+        pixels = torch.from_numpy(image).to(pipeline.unet.device).permute(2, 0, 1)[None] / 127.5 - 1
         depths.append(inverse_depth(pipeline.depth_estimator, pixels)[0].cpu().numpy())
     return depths
 
 
-def describe(pipeline: Live2DiffPipeline, scene: Scene) -> Figures:
-    """What the scene's own figures are: its size, and what to hold those of its outputs against.
+def mean_depth_error(pipeline: Live2DiffPipeline, scene: Scene, images: Iterable[Image]) -> float:
+    """Average the depth error of images that belong to the frames of a scene."""
+    return fmean(map(depth_error, scene.depths, find_depths(pipeline, images)))
 
-    The mirrored source stands for another picture of the kind: where the depth error of an output comes near
+
+def describe(pipeline: Live2DiffPipeline, scene: Scene) -> Record:
+    """Measure the scene itself, to compare its outputs with.
+
+    The mirrored source stands for another image of the kind: where the depth error of an output comes near
     to that of the mirrored source, the output has kept no depth, or the estimator sees none.
     """
-    mirrored = find_depths(pipeline, (picture[:, ::-1].copy() for picture in scene.pictures))
-    depths = zip(scene.depths, mirrored, strict=True)
+    mirrored = (image[:, ::-1].copy() for image in scene.images)
     return {
-        "frames": len(scene.pictures),
-        "size": list(scene.pictures[0].shape[:2]),
-        "warp_error": warp_error(scene.pictures, scene.motions),
-        "valid_share": statistics.fmean(float(motion.valid.mean()) for motion in scene.motions),
-        "mirrored_depth_error": statistics.fmean(depth_error(*pair) for pair in depths),
+        "frames": len(scene.images),
+        "size": list(scene.images[0].shape[:2]),
+        "warp_error": warp_error(scene.images, scene.motions),
+        "valid_share": fmean(float(motion.valid.mean()) for motion in scene.motions),
+        "mirrored_depth_error": mean_depth_error(pipeline, scene, mirrored),
     }
 
 
-def measure(pipeline: Live2DiffPipeline, scene: Scene, style: str, outputs: list[Image]) -> Figures:
-    """The figures of a scene's outputs in a style, as `figures.py` defines them, averaged over the frames."""
-    depths = zip(scene.depths, find_depths(pipeline, outputs), strict=True)
-    edges = zip(scene.edges, map(find_edges, outputs), strict=True)
-    distances = style_distances(look(outputs), scene.looks)
+def measure(pipeline: Live2DiffPipeline, scene: Scene, style: str, outputs: list[Image]) -> Record:
+    """Measure a scene's outputs in a style, as `figures.py` defines it, averaged over the frames."""
+    distances = style_distances(style_features(outputs), scene.features)
     nearest = np.array(list(distances))[np.argmin(list(distances.values()), axis=0)]  # [frames]
     means = {name: float(distance.mean()) for name, distance in distances.items()}
+    nearest_on_average = min(means, key=means.__getitem__)
     return {
         "warp_error": warp_error(outputs, scene.motions),
-        "depth_error": statistics.fmean(depth_error(*pair) for pair in depths),
-        "edge_agreement": statistics.fmean(edge_agreement(*pair) for pair in edges),
+        "depth_error": mean_depth_error(pipeline, scene, outputs),
+        "edge_agreement": fmean(map(edge_agreement, scene.edges, map(find_edges, outputs))),
         "style_distance": means[style],
-        "own_style_nearest": float(min(means, key=means.get) == style),
+        "own_style_nearest": float(nearest_on_average == style),
         "own_style_frames": float((nearest == style).mean()),
-        "nearest": min(means, key=means.get),
+        "nearest": nearest_on_average,
         "distances": means,
     }
 
 
-def translated(
-    pipeline: Live2DiffPipeline, pictures: Iterable[Image], settings: dict[str, Any], seconds: list[float]
+def translate(
+    pipeline: Live2DiffPipeline, images: Iterable[Image], settings: StreamSettings, seconds: list[float]
 ) -> Iterator[Image]:
-    """The pictures through a fresh stream with these settings, as many as come in; the time of each push
-    after the warmup goes into `seconds`."""
-    with closing(pipeline.stream(**settings)) as stream:
-        for picture in pictures:
-            warm, begun = stream.warm, time.perf_counter()
-            outputs = stream.push(picture)
+    """Yield an output for each image from a new stream; add the time of each push after the warmup."""
+    with closing(pipeline.stream(settings)) as stream:
+        for image in images:
+            warm, start = stream.warm, time.perf_counter()
+            outputs = stream.push(image)
             if warm:
-                seconds.append(time.perf_counter() - begun)
+                seconds.append(time.perf_counter() - start)
             yield from outputs
         yield from stream.flush()
 
 
 def evaluate_style(
-    pipeline: Live2DiffPipeline, scene: Scene, style: str, settings: dict[str, Any]
-) -> Iterator[tuple[str, Figures, list[Image]]]:
-    """Each variant's name, figures and outputs; those of the model with the median `seconds_per_frame`."""
-    settings = {**settings, "style": style, "size": scene.pictures[0].shape[:2]}
+    pipeline: Live2DiffPipeline, scene: Scene, style: str, settings: StreamSettings
+) -> Iterator[tuple[str, Record, list[Image]]]:
+    """Yield each variant's name, figures and outputs; those of the model with `seconds_per_frame`."""
+    settings = settings.updated(style=style, size=scene.images[0].shape[:2])
     for name in VARIANTS:
         seconds: list[float] = []
         with variant(pipeline, name):
-            outputs = list(translated(pipeline, scene.pictures, settings, seconds))
+            outputs = list(translate(pipeline, scene.images, settings, seconds))
         figures = measure(pipeline, scene, style, outputs)
         if name == "model":
-            figures["seconds_per_frame"] = statistics.median(seconds)
+            figures["seconds_per_frame"] = median(seconds)
         yield name, figures, outputs
-    outputs = [TARGETS[style](picture) for picture in scene.pictures]
+    outputs = [TARGETS[style](image) for image in scene.images]
     yield TARGET, measure(pipeline, scene, style, outputs), outputs
 
 
 def measure_drift(
-    pipeline: Live2DiffPipeline, scene: Scene, style: str, settings: dict[str, Any], at_least: int
-) -> Figures:
-    """How far the model's colours have moved after at least so many frames, where the source is the same.
+    pipeline: Live2DiffPipeline, scene: Scene, style: str, settings: StreamSettings, at_least: int
+) -> Record:
+    """Measure the change of the model's colours after at least so many frames, where the source is the same.
 
     The clip is played there and back, so that the last 32 frames of the source are those from 8 to 40; mean
     and deviation of each channel are averaged over the 32 frames of each, and compared.
     """
-    settings = {**settings, "style": style, "size": scene.pictures[0].shape[:2]}
-    order = there_and_back(len(scene.pictures), at_least)
+    settings = settings.updated(style=style, size=scene.images[0].shape[:2])
+    order = there_and_back(len(scene.images), at_least)
     first: list[np.ndarray] = []
     last: deque[np.ndarray] = deque(maxlen=DRIFT_FRAMES)
-    outputs = translated(pipeline, (scene.pictures[index] for index in order), settings, [])
+    outputs = translate(pipeline, (scene.images[index] for index in order), settings, [])
     for number, output in enumerate(outputs):
         last.append(colour_statistics(output))
         if WARMUP_FRAMES <= number < WARMUP_FRAMES + DRIFT_FRAMES:

@@ -1,20 +1,17 @@
-"""On a CUDA GPU: what a model computes for each frame, compiled, and replayed as CUDA graphs.
+"""Compute a model's frames on a CUDA GPU by replaying CUDA graphs, compiled before if asked.
 
-Python calls some thousand kernels a frame, which takes it longer than the GPU takes to run them. A graph is
-one call. Each is captured for the shapes and the memory it was first called with, by the thread that calls
-it, the engine's; that takes a moment, and compiling before it a minute or two for the full model. The warmup,
-a few calls a visit, is left as it is. New weights are written in place, so a style or a prompt captures
-nothing anew.
-
-`accelerate` is what `weights.load` calls: it trusts a graph only after a look at what it draws. No GPU was at
-hand when this was written: it has never run. `tests/test_cuda.py` is what to run first.
+Python launches some thousand kernels a frame, which takes longer than the GPU takes to run them; a graph is
+one launch. Each is captured for the shapes and the cache it was first called with, on the engine's thread.
+Capturing takes a moment, compiling before it a minute or two for the full model. The warmup stays eager. New
+weights are written in place, so a style or a prompt captures nothing again. None of this has run on a GPU
+yet; `pytest -m gpu tests/runtime/test_cuda_graphs.py` is what to run first.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,107 +20,106 @@ from ..model.attention import Window
 from ..model.depth import inverse_depth
 from ..model.kv_cache import KVCache
 from ..model.vae import decode, encode
+from ..pipeline import Live2DiffPipeline
 
-if TYPE_CHECKING:
-    from ..pipeline import Live2DiffPipeline
-
-PREPARING_CALLS = 3  # before a capture: libraries choose their kernels and allocate what they need
-MOST_GRAPHS = 64  # blocks of 1, 2, 4, 8 slots at every place, for a few sizes; the least used one is dropped
+WARMUP_CALLS = 3  # before a capture: libraries choose their kernels and allocate what they need
+MOST_GRAPHS = 64  # blocks of 1, 2, 4, 8 streams at every offset, for a few sizes; the least used is dropped
 
 TRIAL_FRAMES = 12
-LARGEST_DIFFERENCE = 2.0  # grey levels on average, between what eager code and the graphs draw
+LARGEST_DIFFERENCE = 2.0  # grey levels on average, between frames of eager code and of the graphs
 
 Function = Callable[..., torch.Tensor]
 
 
-class Graph:
-    """One function of tensors, captured."""
+@dataclass
+class CapturedGraph:
+    """A function of tensors, captured with the inputs that it reads and the output that it writes."""
 
-    def __init__(
-        self,
-        function: Function,
-        inputs: tuple[torch.Tensor, ...],
-        pool: tuple[int, int],
-        aside: torch.cuda.Stream,
-    ):
-        self._inputs = [tensor.clone() for tensor in inputs]
-        current = torch.cuda.current_stream()
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
-            for _ in range(PREPARING_CALLS):
-                function(*self._inputs)
-        current.wait_stream(aside)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
-            self._output = function(*self._inputs)
+    graph: torch.cuda.CUDAGraph
+    inputs: list[torch.Tensor]
+    output: torch.Tensor
 
     def replay(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        for mine, given in zip(self._inputs, inputs, strict=True):
-            mine.copy_(given)
-        self._graph.replay()
-        return self._output.clone()  # the next replay writes over it
+        """Compute the function of other inputs of the same shapes."""
+        for own, other in zip(self.inputs, inputs, strict=True):
+            own.copy_(other)
+        self.graph.replay()
+        return self.output.clone()  # the next replay writes over it
 
 
-class Graphs:
+class GraphCache:
     """Graphs by what they were captured for. They share their memory: only one is replayed at a time."""
 
     def __init__(self) -> None:
-        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, CapturedGraph] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
-        self._aside = torch.cuda.Stream()  # one for all: libraries keep a workspace for each stream
+        self._side_stream = torch.cuda.Stream()  # one for all: libraries keep a workspace for each stream
 
     def __len__(self) -> int:
         return len(self._graphs)
 
     def __call__(
-        self, name: str, function: Function, *inputs: torch.Tensor, memory: list[torch.Tensor] = ()
+        self, name: str, function: Function, *inputs: torch.Tensor, state: Sequence[torch.Tensor] = ()
     ) -> torch.Tensor:
-        """`function(*inputs)`, which also reads and writes the tensors in `memory`.
+        """Compute `function(*inputs)`, which also reads and writes the tensors in `state`.
 
-        A graph knows memory by its address alone. So it serves whatever lies at the same addresses in the
-        same shapes, and keeps nothing alive.
+        A graph knows state by its address alone: it serves all that lies at the same addresses in the same
+        shapes, and keeps nothing alive.
         """
         key = (
             name,
             *((tensor.shape, tensor.stride(), tensor.dtype) for tensor in inputs),
-            *((tensor.data_ptr(), tensor.shape, tensor.dtype) for tensor in memory),
+            *((tensor.data_ptr(), tensor.shape, tensor.dtype) for tensor in state),
         )
         if key not in self._graphs:
             if len(self._graphs) == MOST_GRAPHS:
                 self._graphs.popitem(last=False)
-            self._graphs[key] = Graph(function, inputs, self._pool, self._aside)
+            self._graphs[key] = self._capture(function, [tensor.clone() for tensor in inputs])
         self._graphs.move_to_end(key)
         return self._graphs[key].replay(inputs)
 
+    def _capture(self, function: Function, inputs: list[torch.Tensor]) -> CapturedGraph:
+        current, side, graph = torch.cuda.current_stream(), self._side_stream, torch.cuda.CUDAGraph()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(WARMUP_CALLS):
+                function(*inputs)
+        current.wait_stream(side)
+        # The outer context leads back to the caller's stream even where ending a failed capture raises.
+        with (
+            torch.cuda.stream(current),
+            torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"),
+        ):
+            output = function(*inputs)
+        return CapturedGraph(graph, inputs, output)
+
 
 class CudaRuntime:
-    """The same calls as `Live2DiffPipeline`'s, which uses it if it has one.
-
-    Args:
-        pipeline: on a CUDA device.
-        compiled: whether its modules are compiled before they are captured.
-    """
+    """The parts of a model as CUDA graphs: a pipeline that has it as `runtime` calls it for each frame."""
 
     def __init__(self, pipeline: Live2DiffPipeline, compiled: bool = True):
-        self._vae, self._estimator, self._unet = pipeline.vae, pipeline.depth_estimator, pipeline.unet
-        self._graphs = Graphs()
-        prepare = compiling if compiled else lambda function: function
-        self._encode = prepare(lambda pictures: encode(self._vae, pictures))
-        self._decode = prepare(lambda latents: decode(self._vae, latents))
-        self._depth = prepare(lambda pictures: inverse_depth(self._estimator, pictures))
-        self._predict = prepare(self._unet.forward)
+        vae, depth_estimator = pipeline.vae, pipeline.depth_estimator
+        self.graphs = GraphCache()
+        prepare = compile_for_each_shape if compiled else lambda function: function
+        self._encode = prepare(lambda images: encode(vae, images))
+        self._decode = prepare(lambda latents: decode(vae, latents))
+        self._depth = prepare(lambda images: inverse_depth(depth_estimator, images))
+        self._predict = prepare(pipeline.unet.forward)
 
-    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self._in_bucket("encode", self._encode, pictures)
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """As `Live2DiffPipeline.encode`."""
+        return self._padded("encode", self._encode, images)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return self._in_bucket("decode", self._decode, latents)
+        """As `Live2DiffPipeline.decode`, without the content filter."""
+        return self._padded("decode", self._decode, latents)
 
-    def inverse_depth(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self._in_bucket("depth", self._depth, pictures)
+    def inverse_depth(self, images: torch.Tensor) -> torch.Tensor:
+        """As `Live2DiffPipeline.inverse_depth`."""
+        return self._padded("depth", self._depth, images)
 
     def takes(self, window: Window, cache: KVCache) -> bool:
-        """Whether `predict` can be called: for one frame a row."""
+        """True if `predict` can be called: one frame a row."""
         return window.frames == 1
 
     def predict(
@@ -135,58 +131,49 @@ class CudaRuntime:
         window: Window,
         cache: KVCache,
     ) -> torch.Tensor:
-        """As `StreamUNet.forward`; the window is what the cache's count says, read anew at each replay."""
+        """As `StreamUNet.forward`; the window is that of the cache's count, read again at each replay."""
 
         def step(*inputs: torch.Tensor) -> torch.Tensor:
             return self._predict(*inputs, Window.stream(cache.count), cache)
 
         inputs = (sample, timestep, prompt_embeds, depth_latents)
-        return self._graphs("predict", step, *inputs, memory=cache.tensors)
+        return self.graphs("predict", step, *inputs, state=cache.tensors)
 
-    def _in_bucket(self, name: str, function: Function, batch: torch.Tensor) -> torch.Tensor:
-        return self._graphs(name, function, filled_up(batch))[: len(batch)]
+    def _padded(self, name: str, function: Function, batch: torch.Tensor) -> torch.Tensor:
+        return self.graphs(name, function, pad_batch(batch))[: len(batch)]
 
 
-def filled_up(batch: torch.Tensor) -> torch.Tensor:
-    """With its last row repeated, to 1, 2, 4, 8, ... rows: each number of rows is a graph of its own."""
+def pad_batch(batch: torch.Tensor) -> torch.Tensor:
+    """Repeat the last row up to 1, 2, 4, 8, ... rows: each number of rows is a graph of its own."""
     missing = (1 << (len(batch) - 1).bit_length()) - len(batch)
     return torch.cat([batch, *[batch[-1:]] * missing]) if missing else batch
 
 
-def compiling(function: Function) -> Function:
-    """The function, compiled for each shape it is called with; without graphs, which are made here."""
-    compiled = torch.compile(function, dynamic=False, mode="max-autotune-no-cudagraphs")
-
-    def call(*inputs: Any) -> torch.Tensor:
-        # Set here, as each thread has a limit of its own; beyond it, a function is no longer compiled at all.
-        torch._dynamo.config.recompile_limit = MOST_GRAPHS
-        return compiled(*inputs)
-
-    return call
+def compile_for_each_shape(function: Function) -> Function:
+    """Compile without graphs, which are made here."""
+    options = {"dynamic": False, "mode": "max-autotune-no-cudagraphs", "recompile_limit": MOST_GRAPHS}
+    return torch.compile(function, **options)
 
 
 def accelerate(
-    pipeline: Live2DiffPipeline,
-    compiled: bool = False,
-    report: Callable[[str], None] = lambda line: None,
+    pipeline: Live2DiffPipeline, compiled: bool = False, report: Callable[[str], None] = lambda line: None
 ) -> None:
-    """Give a pipeline on a GPU its runtime, if that draws what it draws without, else say so and leave it.
+    """Give a pipeline on a GPU its runtime after a trial; if that fails, say so and leave it eager.
 
-    Args:
-        compiled: whether to compile as well, which takes a minute or two for the full model.
-        report: told in words what comes of it.
+    The trial: a short clip of noise at the smallest size, eager and with the graphs, must give the same
+    frames within 2 grey levels on average.
     """
     frames = list(np.random.default_rng(0).integers(0, 256, (TRIAL_FRAMES, 64, 64, 3), dtype=np.uint8))
     size = 2 * pipeline.size_multiple
     try:
         expected = np.stack(pipeline(frames, size=size))
         pipeline.runtime = CudaRuntime(pipeline, compiled)
-        drawn = np.stack(pipeline(frames, size=size))
-    except RuntimeError as error:  # as CUDA, the compiler and streams that drew nothing but NaN raise them
+        generated = np.stack(pipeline(frames, size=size))
+    except RuntimeError as error:  # from CUDA, the compiler, or a stream of nothing but NaN
         pipeline.runtime = None
-        report(f"CUDA graphs do not work here, so it goes on without, more slowly: {error}")
+        report(f"CUDA graphs do not work here; continuing without them, more slowly: {error}")
         return
-    difference = np.abs(drawn.astype(np.float32) - expected).mean()
-    if not difference <= LARGEST_DIFFERENCE:
+    difference = np.abs(generated.astype(np.float32) - expected).mean()
+    if difference > LARGEST_DIFFERENCE:
         pipeline.runtime = None
-        report(f"CUDA graphs draw something else here (by {difference:.1f} grey levels): it goes on without.")
+        report(f"CUDA graphs change the images here, by {difference:.1f} grey levels: continuing without.")

@@ -1,74 +1,63 @@
-"""The parts of a model as OpenVINO graphs: traced from PyTorch, with the ranges that let most layers be
-computed in 8 bits."""
+"""Trace the parts of a model as OpenVINO graphs, most of their layers in 8 bits.
+
+Why `quantise` and not NNCF: NNCF calibrates with sample frames on every machine that makes graphs. Here the
+ranges are measured once, at the end of training, and shipped as a file; the layers that stay in 32 bits were
+chosen by how much finished clips flicker (NOTES.md). That is 20 lines, no dependency, the same everywhere.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import openvino as ov
 import torch
 from openvino import opset13 as operations
-from openvino.frontend import FrontEndManager
-from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import nn
 
 from ..config import WINDOW
 from ..model.attention import Window
-from ..model.depth import inverse_depth
 from ..model.kv_cache import Pieces
-from ..model.vae import decode, encode
 
-Ranges = dict[str, tuple[float, float]]  # of what goes into a layer, by the name of the module
+Ranges = dict[str, tuple[float, float]]  # lowest and highest input of a layer, by the name of its module
 
 
-class Encoder(nn.Module):
-    def __init__(self, vae: nn.Module):
+class TracedPart(nn.Module):
+    """Wrap a function of a pipeline's module; the graph's layers are named `name.path.of.the.layer`."""
+
+    def __init__(self, name: str, module: nn.Module, function: Callable[..., Any]):
         super().__init__()
-        self.vae = vae
+        self.add_module(name, module)
+        self._name, self._function = name, function
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return encode(self.vae, pictures)
-
-
-class Decoder(nn.Module):
-    def __init__(self, vae: nn.Module):
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        return decode(self.vae, latents)
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """Call `function(module, *inputs)`."""
+        return self._function(self.get_submodule(self._name), *inputs)
 
 
-class Depth(nn.Module):
-    def __init__(self, depth_estimator: nn.Module):
-        super().__init__()
-        self.depth_estimator = depth_estimator
+class ReadOnlyCache:
+    """A cache that collects new entries instead of storing them: a graph that wrote to it would copy it.
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return inverse_depth(self.depth_estimator, pictures)
-
-
-class Past:
-    """A cache that is read only: what is written lies beside it, and is given back at the end.
-
-    A graph that changed the cache would copy all of it.
+    Attributes:
+        written: key, value, key, ... of the new frame, for each attention, `[B, 1, P, C]`.
     """
 
-    def __init__(self, memory: tuple[torch.Tensor, ...]):
-        self.memory = memory  # keys, values, keys, ...: of each attention `[B, 16, P, C]`
-        self.written: list[torch.Tensor] = []  # likewise, `[B, 1, P, C]`
+    def __init__(self, entries: tuple[torch.Tensor, ...]):
+        self._entries = entries  # key, value, key, ... of each attention, `[B, 16, P, C]`
+        self.written: list[torch.Tensor] = []
 
     def write(
         self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
     ) -> tuple[Pieces, Pieces]:
+        """Return the past entries with the new one as a 17th beside them."""
         self.written += [key, value]
-        return [self.memory[2 * layer], key], [self.memory[2 * layer + 1], value]
+        return [self._entries[2 * layer], key], [self._entries[2 * layer + 1], value]
 
     @staticmethod
     def window(count: torch.Tensor) -> Window:
-        """`Window.stream` where the new frame is a 17th entry, and the slot that it will be written to is not
-        seen."""
+        """`Window.stream` with the new frame as the 17th entry; the entry that it will evict is masked."""
         stream = Window.stream(count)
         evicted = torch.arange(WINDOW) == stream.slots[:, :, None]
         return Window(
@@ -79,40 +68,32 @@ class Past:
         )
 
 
-class DenoisingStep(nn.Module):
-    """The UNet for one new frame a row: prediction, then the keys and values to be written."""
-
-    def __init__(self, unet: nn.Module):
-        super().__init__()
-        self.unet = unet
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        depth_latents: torch.Tensor,
-        count: torch.Tensor,
-        *memory: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
-        past = Past(memory)
-        window = Past.window(count)
-        prediction = self.unet(sample, timestep, prompt_embeds, depth_latents, window, past)
-        return prediction, *past.written
+def denoising_step(
+    unet: nn.Module,
+    sample: torch.Tensor,
+    timestep: torch.Tensor,
+    prompt_embeds: torch.Tensor,
+    depth_latents: torch.Tensor,
+    count: torch.Tensor,
+    *entries: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """Run the UNet for one new frame a row: the prediction, then the keys and values to be written."""
+    cache = ReadOnlyCache(entries)
+    window = ReadOnlyCache.window(count)
+    prediction = unet(sample, timestep, prompt_embeds, depth_latents, window, cache)
+    return prediction, *cache.written
 
 
-def trace(module: nn.Module, *example: torch.Tensor) -> ov.Model:
-    """The graph of `module`, for inputs of any size."""
+def trace(part: TracedPart, *example: torch.Tensor) -> ov.Model:
+    """Convert a part to a graph for inputs of any size."""
     with warnings.catch_warnings():
         # Tracing warns at each comparison of sizes; here they come out the same for all sizes.
         warnings.simplefilter("ignore")
-        decoder = TorchScriptPythonDecoder(module.eval(), example_input=example)
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    return frontend.convert(frontend.load(decoder))
+        return ov.convert_model(part.eval(), example_input=example)
 
 
 def simplify_group_norms(graph: ov.Model) -> None:
-    """Group norms as two sums over each channel and one pass of `a x + b`, which what follows can join.
+    """Write group norms as two sums over each channel and one pass of `a x + b`, which later layers can join.
 
     OpenVINO's own (2026.4) ends the process on the UNet: on processors without AVX-512, and on all where
     small operations are joined.
@@ -142,32 +123,24 @@ def simplify_group_norms(graph: ov.Model) -> None:
 
 
 def quantise(graph: ov.Model, ranges: Ranges) -> int:
-    """Round what goes into the layers in `ranges`, and their weights, to 256 and 255 levels; how many there
-    were. Processors with the instructions for it then compute them in 8 bits."""
-    done = 0
+    """Round inputs and weights of the layers in `ranges` to 8 bits; return the number of these layers.
+
+    Processors with the instructions for it then compute them in 8 bits.
+    """
+    quantised = 0
     for node in graph.get_ordered_ops():
-        name = module_name(node.get_friendly_name())
+        # `unet.conv_in` of `__module.unet.conv_in/aten::_convolution/Convolution`
+        name = node.get_friendly_name().split("/")[0].removeprefix("__module.")
         if node.get_type_name() not in ("Convolution", "MatMul") or name not in ranges:
             continue
         low, high = (np.float32(bound) for bound in ranges[name])
         entering = operations.fake_quantize(node.input_value(0), low, high, low, high, 256)
         node.input(0).replace_source_output(entering.output(0))
         weight = node.input_value(1)
-        values = np.abs(constant(weight))
+        values = np.abs(weight.get_node().data)
         largest = values.max(axis=tuple(range(1, values.ndim)), keepdims=True).clip(1e-8).astype(np.float32)
         rounded = operations.fake_quantize(weight, -largest, largest, -largest, largest, 255)
         node.input(1).replace_source_output(rounded.output(0))
-        done += 1
+        quantised += 1
     graph.validate_nodes_and_infer_types()
-    return done
-
-
-def module_name(friendly_name: str) -> str:
-    """`unet.conv_in` of `__module.unet.conv_in/aten::_convolution/Convolution`."""
-    return friendly_name.split("/")[0].removeprefix("__module.")
-
-
-def constant(output: ov.Output) -> np.ndarray:
-    """The value of what depends on no input."""
-    model = ov.Model([operations.result(output)], [])
-    return ov.compile_model(model, "CPU")([])[0]
+    return quantised

@@ -1,7 +1,6 @@
-"""The figures of `python -m live2diff.evaluation` where they are known, the variants, and the command."""
+"""Figures of `python -m live2diff.evaluation` where they are known, the variants, and the command."""
 
 import json
-from dataclasses import replace
 from itertools import pairwise
 
 import av
@@ -18,8 +17,8 @@ from live2diff.evaluation.figures import (
     edge_agreement,
     find_edges,
     find_motion,
-    look,
     style_distances,
+    style_features,
     there_and_back,
     warp_error,
 )
@@ -28,6 +27,7 @@ from live2diff.evaluation.report import COLUMNS, averages, summaries
 from live2diff.evaluation.variants import VARIANTS, variant
 from live2diff.model.unet import StreamUNet
 from live2diff.streaming.images import resize
+from live2diff.streaming.settings import StreamSettings
 from live2diff.training.targets import TARGETS
 
 STYLE = next(iter(TARGETS))
@@ -75,9 +75,9 @@ def test_what_moves_along_has_no_warp_error_and_what_stays_on_the_screen_has(mov
 
 
 def test_warp_error_of_known_pictures(moving, motions):
-    still = [replace(motion, origin=motions_of_nothing(SIDE)) for motion in motions]
-    boiling = [noise(seed) for seed in range(len(moving))]
-    assert warp_error(boiling, still) == pytest.approx(1 / 3, rel=0.02)  # E|a - b| of uniform a and b
+    still = [motion._replace(origin=motions_of_nothing(SIDE)) for motion in motions]
+    flickering = [noise(seed) for seed in range(len(moving))]
+    assert warp_error(flickering, still) == pytest.approx(1 / 3, rel=0.02)  # E|a - b| of uniform a and b
     blinking = [np.full((SIDE, SIDE, 3), 51 * (i % 2), np.uint8) for i in range(len(moving))]
     assert warp_error(blinking, motions) == pytest.approx(0.2, rel=1e-4)
 
@@ -122,17 +122,18 @@ def test_edges_are_compared_whatever_their_contrast():
 
 
 def test_each_target_is_nearest_to_itself(moving):
-    looks = {name: look(map(target, moving)) for name, target in TARGETS.items()} | {"source": look(moving)}
-    for name, own in looks.items():
-        distances = style_distances(own, looks)
+    features = {name: style_features(map(target, moving)) for name, target in TARGETS.items()}
+    features["source"] = style_features(moving)
+    for name, own in features.items():
+        distances = style_distances(own, features)
         assert distances[name].max() == 0
         assert all((distance > 0).all() for other, distance in distances.items() if other != name)
 
 
-def test_a_look_is_mean_colour_and_contrast():
+def test_style_features_are_mean_colour_and_contrast():
     grey = np.zeros((32, 32, 3), np.uint8)
     grey[:, ::2] = 255  # half black, half white: mean 0.5 in each channel, deviation 0.5
-    np.testing.assert_allclose(look([grey]), 0.5, atol=1e-3)
+    np.testing.assert_allclose(style_features([grey]), 0.5, atol=1e-3)
 
 
 @pytest.mark.parametrize(("frames", "at_least"), [(1, 80), (2, 80), (9, 100), (64, 600), (900, 600)])
@@ -155,7 +156,7 @@ def test_drift_in_percent():
 
 
 class Fading:
-    """A stream that gives frames back as they are, two pushes late, or a little darker each time."""
+    """A stream that returns frames as they are, two pushes late, or a little darker each time."""
 
     def __init__(self, factor: float):
         self.factor, self.count, self.held, self.warm = factor, 0, [], True
@@ -173,29 +174,29 @@ class Fading:
 
 
 def test_the_drift_of_a_stream_is_its_own_and_not_the_clips(tiny_pipeline, moving, monkeypatch):
-    pictures = [np.clip(frame * (0.5 + 0.05 * i), 0, 255).astype(np.uint8) for i, frame in enumerate(moving)]
-    scene = make_scene(tiny_pipeline, pictures, SIDE)  # the clip itself grows brighter
-    monkeypatch.setattr(type(tiny_pipeline), "stream", lambda self, **settings: Fading(1.0))
-    steady = measure_drift(tiny_pipeline, scene, STYLE, {}, 100)
+    images = [np.clip(frame * (0.5 + 0.05 * i), 0, 255).astype(np.uint8) for i, frame in enumerate(moving)]
+    scene = make_scene(tiny_pipeline, images, StreamSettings(size=SIDE))  # the clip itself grows brighter
+    monkeypatch.setattr(type(tiny_pipeline), "stream", lambda self, settings: Fading(1.0))
+    steady = measure_drift(tiny_pipeline, scene, STYLE, StreamSettings(), 100)
     assert steady["drift_percent"] == 0 and steady["frames"] >= 100
-    monkeypatch.setattr(type(tiny_pipeline), "stream", lambda self, **settings: Fading(0.999))
-    fading = measure_drift(tiny_pipeline, scene, STYLE, {}, 100)
+    monkeypatch.setattr(type(tiny_pipeline), "stream", lambda self, settings: Fading(0.999))
+    fading = measure_drift(tiny_pipeline, scene, STYLE, StreamSettings(), 100)
     expected = 100 * (0.999 ** (fading["frames"] - 40) - 1)
     np.testing.assert_allclose(fading["mean_percent"], expected, atol=0.7)  # whole grey values
 
 
 def test_the_target_itself_and_the_source_itself_get_perfect_figures(tiny_pipeline, moving):
-    scene = make_scene(tiny_pipeline, moving, SIDE)
-    target = measure(tiny_pipeline, scene, STYLE, [TARGETS[STYLE](picture) for picture in scene.pictures])
+    scene = make_scene(tiny_pipeline, moving, StreamSettings(size=SIDE))
+    target = measure(tiny_pipeline, scene, STYLE, [TARGETS[STYLE](image) for image in scene.images])
     assert target["nearest"] == STYLE and target["style_distance"] == 0
     assert target["own_style_nearest"] == target["own_style_frames"] == 1
-    source = measure(tiny_pipeline, scene, STYLE, scene.pictures)
+    source = measure(tiny_pipeline, scene, STYLE, scene.images)
     assert source["nearest"] == "source" and source["own_style_nearest"] == source["own_style_frames"] == 0
     assert source["edge_agreement"] == pytest.approx(1) and source["depth_error"] < 1e-6
 
 
 def run(pipeline, frames, name: str = "model") -> np.ndarray:
-    """The clip in that variant of the pipeline."""
+    """Translate the clip by that variant of the pipeline."""
     with variant(pipeline, name):
         return np.stack(pipeline(frames, prompt="a cat", seed=3))
 
@@ -205,9 +206,7 @@ def whole(tiny_pipeline, moving) -> np.ndarray:
     return np.stack(tiny_pipeline(moving, prompt="a cat", seed=3))
 
 
-def test_without_motion_is_a_unet_whose_motion_modules_were_never_there(
-    tiny_pipeline, moving, whole, monkeypatch
-):
+def test_without_motion_is_a_unet_without_motion_modules(tiny_pipeline, moving, whole, monkeypatch):
     left_out = run(tiny_pipeline, moving, "without motion")
     unet = tiny_pipeline.unet
     never_there = StreamUNet.from_config({**unet.config, "motion_module_resolutions": ()}).eval()
@@ -219,7 +218,7 @@ def test_without_motion_is_a_unet_whose_motion_modules_were_never_there(
     assert not np.array_equal(left_out, whole)
 
 
-def test_without_depth_is_a_depth_mapping_that_says_nothing(tiny_pipeline, moving, whole):
+def test_without_depth_is_a_depth_mapping_of_zeros(tiny_pipeline, moving, whole):
     left_out = run(tiny_pipeline, moving, "without depth")
     silent = tiny_pipeline.unet.flow_conv_in.register_forward_hook(lambda module, call, output: 0 * output)
     expected = run(tiny_pipeline, moving)
@@ -228,14 +227,22 @@ def test_without_depth_is_a_depth_mapping_that_says_nothing(tiny_pipeline, movin
     assert not np.array_equal(left_out, whole)
 
 
-def test_without_warmup_no_later_frame_sees_the_warmup_frames(tiny_pipeline, moving, whole):
+def test_without_warmup_no_later_frame_sees_the_warmup_frames(tiny_pipeline, moving, whole, monkeypatch):
     left_out = run(tiny_pipeline, moving, "without warmup")
     np.testing.assert_array_equal(left_out[:8], whole[:8])  # the first 8 come out all the same
     assert not np.array_equal(left_out[8:], whole[8:])
+    caches, new_cache = [], StreamUNet.new_cache
+
+    def remember(*arguments):
+        caches.append(new_cache(*arguments))
+        return caches[-1]
+
+    monkeypatch.setattr(StreamUNet, "new_cache", remember)
     stream = tiny_pipeline.stream(prompt="a cat", seed=3)
     with variant(tiny_pipeline, "without warmup"):
         out = [output for frame in moving[:8] for output in stream.push(frame)]
-        for tensor in (*stream.state.cache.keys, *stream.state.cache.values):
+        (cache,) = caches
+        for tensor in (*cache.keys, *cache.values):
             tensor[:, :8] = torch.randn_like(tensor[:, :8])  # [B, 16, P, C]
         out += [output for frame in moving[8:] for output in stream.push(frame)] + stream.flush()
     np.testing.assert_array_equal(out, left_out)
@@ -333,5 +340,5 @@ def test_the_command_measures_every_variant(folder, capsys, monkeypatch):
 def test_bad_input_is_answered_in_one_line_and_code_2(folder, words, answer, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     assert main(words) == 2
-    told = capsys.readouterr()
-    assert answer in told.err and len(told.err.splitlines()) == 1 and told.out == ""
+    printed = capsys.readouterr()
+    assert answer in printed.err and len(printed.err.splitlines()) == 1 and printed.out == ""

@@ -1,10 +1,10 @@
-# ruff: noqa: E402 - started as a script, it does not find the package and the helpers beside its folder
-"""How much delay the Live tab adds, and how many pictures a second it shows: `python tests/measure_delay.py`.
+# ruff: noqa: E402 - the path of the package and of the helpers is set before they are imported
+"""Measure the delay that the Live tab adds, and its frame rate: `python tests/measure/delay.py`.
 
 The camera is a clip with a number in each frame, the model one that changes nothing. A plain `<video>` of the
-same camera in the same page tells when a frame would be seen without us; what is added is how much later its
-number stands on our canvas. Once on loopback, once through a proxy that makes the way there and back longer,
-and once more for Gradio's own `.stream` into an image. Prints a table, and as its last line JSON.
+same camera in the same page shows each frame without delay; added is the time until its number is on the
+canvas. Measured on loopback, through a proxy that adds latency, and for Gradio's own `.stream` into an image.
+Prints a table; the last line is JSON.
 """
 
 import argparse
@@ -14,17 +14,17 @@ import multiprocessing
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import gradio as gr
 import numpy as np
 from playwright.sync_api import Page, sync_playwright
 
-sys.path[:0] = [str(path) for path in (Path(__file__).parents[1], Path(__file__).parents[2])]
-from helpers.browser import BITS, READ_NUMBER, Identity, chromium, numbered, write_camera
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]  # tests, the package
+from helpers.browser import BITS, READ_NUMBER, Identity, chromium, numbered, wait_for, write_camera
+from measure.server import free_port
 
 import app
 from live2diff.serving.engine import Engine
@@ -33,16 +33,16 @@ FRAMES = 160  # of the clip; less than 2 ** BITS
 AHEAD = 10  # frames that a picture may be seen before the plain video shows them
 WAIT = 60.0  # seconds for a page to get going
 
-# Notes when each number is seen: in a plain video, and on what is to be watched. The camera gives all it has:
-# browsers otherwise thin it out to the rate that a page asks for.
+# Records when each number is shown by the plain video and by the watched element. The camera gives all its
+# frames: browsers otherwise reduce them to the rate that a page asks for.
 TAP = (
     READ_NUMBER
     + """
 window.plain = []; window.ours = [];
 const own = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
-navigator.mediaDevices.getUserMedia = (wanted) => {
-  if (wanted.video?.frameRate) delete wanted.video.frameRate;
-  return own(wanted);
+navigator.mediaDevices.getUserMedia = (constraints) => {
+  if (constraints.video?.frameRate) delete constraints.video.frameRate;
+  return own(constraints);
 };
 window.watchPlain = async () => {
   const video = document.createElement("video");
@@ -74,33 +74,33 @@ window.watchImage = (selector) =>
 )
 
 
-async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
-    """What comes in goes out, so much later."""
+async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
+    """Write what is read, so many seconds later."""
     loop = asyncio.get_running_loop()
-    late: asyncio.Queue = asyncio.Queue()
+    delayed: asyncio.Queue = asyncio.Queue()
 
-    async def give() -> None:
-        while (item := await late.get()) is not None:
+    async def write() -> None:
+        while (item := await delayed.get()) is not None:
             due, data = item
             await asyncio.sleep(due - loop.time())
             writer.write(data)
             await writer.drain()
         writer.close()
 
-    giving = asyncio.create_task(give())
+    writing = asyncio.create_task(write())
     while data := await reader.read(1 << 16):
-        late.put_nowait((loop.time() + seconds, data))
-    late.put_nowait(None)
-    await giving
+        delayed.put_nowait((loop.time() + seconds, data))
+    delayed.put_nowait(None)
+    await writing
 
 
 def run_proxy(port: int, target: int, milliseconds: float) -> None:
-    """A way to `target` that is longer by so much, there and back together."""
+    """Forward connections to `target`, adding latency to the round trip."""
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there = await asyncio.open_connection("127.0.0.1", target)
         half = milliseconds / 2000
-        both = carry(reader, there[1], half), carry(there[0], writer, half)
+        both = forward(reader, there[1], half), forward(there[0], writer, half)
         await asyncio.gather(*both, return_exceptions=True)
 
     async def serve() -> None:
@@ -112,32 +112,30 @@ def run_proxy(port: int, target: int, milliseconds: float) -> None:
 
 @contextmanager
 def proxy(target: int, milliseconds: float) -> Iterator[int]:
-    """Its port. A process of its own, so that it does not wait for the server's."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    """Run the proxy in a process of its own, so that it does not wait for the server; yield its port."""
+    port = free_port()
     process = multiprocessing.get_context("spawn").Process(
         target=run_proxy, args=(port, target, milliseconds), daemon=True
     )
     process.start()
-    deadline = time.monotonic() + WAIT
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            break
-        except OSError:
-            assert time.monotonic() < deadline, "the proxy did not start"
-            time.sleep(0.05)
+
+    def ready() -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return True
+        return False
+
+    wait_for(ready)
     yield port
     process.terminate()
     process.join()
 
 
 def live(page: Page) -> None:
-    """The Live tab, running."""
+    """Start the Live tab."""
     page.get_by_role("tab", name="Live").click()
     page.locator("#live .start").click()
     page.wait_for_selector('#live .stage[data-state="running"]')
-    page.evaluate("""() => {  // as it comes, so that the number can be read
+    page.evaluate("""() => {  // not mirrored, so that the number can be read
       const mirror = document.querySelector("#live .mirror");
       if (mirror.checked) mirror.click();
       watchCanvas("#live canvas");
@@ -145,7 +143,7 @@ def live(page: Page) -> None:
 
 
 def echo(page: Page) -> None:
-    """Gradio's own stream, running."""
+    """Start Gradio's own stream."""
     page.locator("#echo").wait_for()
     page.evaluate("watchImage('#echo')")
     page.locator("#camera").get_by_text("Click to Access Webcam").click()
@@ -154,6 +152,7 @@ def echo(page: Page) -> None:
 
 
 def echo_page() -> gr.Blocks:
+    """Build a page with Gradio's own stream."""
     with gr.Blocks() as demo:
         camera = gr.Image(sources=["webcam"], streaming=True, type="numpy", elem_id="camera")
         result = gr.Image(format="jpeg", elem_id="echo")
@@ -164,7 +163,7 @@ def echo_page() -> gr.Blocks:
 
 
 def measure(page: Page, address: str, begin: Callable[[Page], None], seconds: float) -> dict[str, float]:
-    """Pictures a second, and milliseconds: added, from camera to screen, and of that by the plain video."""
+    """Return frames a second, and the delay in milliseconds: added, and from camera to screen."""
     page.add_init_script(TAP)
     page.goto(address)
     begin(page)
@@ -173,11 +172,11 @@ def measure(page: Page, address: str, begin: Callable[[Page], None], seconds: fl
     page.evaluate("() => { plain.length = ours.length = 0; }")
     page.wait_for_timeout(seconds * 1000)
     plain, ours = page.evaluate("[plain, ours]")
-    return judge(plain, ours)
+    return compare(plain, ours)
 
 
-def judge(plain: list[list[float]], ours: list[list[float]]) -> dict[str, float]:
-    """From when each number was seen on both; between two numbers of the plain video, time goes evenly."""
+def compare(plain: list[list[float]], ours: list[list[float]]) -> dict[str, float]:
+    """Compare the times at which each number was shown; those of the plain video are interpolated."""
     seen = np.array([entry for entry in plain if entry[0] >= 0])
     running, shown_at, captured_at = np.unwrap(seen[:, 0], period=FRAMES), seen[:, 1], seen[:, 2]
     pictures = [(int(number), at) for number, at in ours if number >= 0]
@@ -199,6 +198,7 @@ def judge(plain: list[list[float]], ours: list[list[float]]) -> dict[str, float]
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement (%(default)s)")
     parser.add_argument("--rate", type=int, default=66, help="camera frames a second (%(default)s)")
@@ -211,9 +211,9 @@ def main() -> None:
     _, echo_address, _ = echo_demo.launch(
         prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", ssr_mode=False
     )
-    film = (numbered(number) for number in range(FRAMES))
+    images = (numbered(number) for number in range(FRAMES))
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        camera = write_camera(Path(folder) / "numbers.y4m", film, options.rate)
+        camera = write_camera(Path(folder) / "numbers.y4m", images, options.rate)
         results = {}
         with proxy(live_demo.server_port, options.away) as port:
             runs = {

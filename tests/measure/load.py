@@ -1,11 +1,11 @@
-# ruff: noqa: E402 - started as a script, it does not find the package and the helpers beside its folder
-"""What happens when more comes in than can be done: `python tests/load.py [--visitors 1 2 4 8]`.
+# ruff: noqa: E402 - the path of the package and of the helpers is set before they are imported
+"""Measure the app under overload: `python tests/measure/load.py [--visitors 1 2 4 8]`.
 
 The real app with the nano model in a process of its own, and visitors who each send camera frames through a
-real socket at three times the rate at which one alone is answered. Prints a table, and as its last line JSON:
-for each number of visitors how many were held and how many waited in line, pictures a second for each, the
-delay from sending a frame to having its picture, how much that grew from the first to the last third, the
-share of frames left out before the model, and the frames that went into the model and never came out (none).
+real socket at three times the rate at which one alone gets results. Prints a table; the last line is JSON:
+for each number of visitors how many were admitted and how many queued, results a second for each, the delay
+from sending a frame to its result, its growth from the first to the last third, the share of frames dropped
+before the model, and the number of frames that went into the model and never came out (none).
 """
 
 import argparse
@@ -18,156 +18,168 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]  # tests, the package
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]  # tests, the package
 
 import cv2
 import numpy as np
 from helpers.browser import numbered
-from measure.soak import SETTINGS, served
+from measure.server import live_socket, served
 from websockets.asyncio.client import ClientConnection, connect
 
-OVERLOAD = 3.0  # times our own speed
-PICTURE = struct.Struct("<5I")
-SETTLED = 16  # answers, the 8 of the warmup included
-FILM = [cv2.imencode(".jpg", numbered(number, 384, 288))[1].tobytes() for number in range(32)]
+OVERLOAD = 3.0  # times the rate of a single visitor
+SETTINGS = {"style": "pencil", "prompt": "", "seed": 0, "steps": 1}
+RESULT = struct.Struct("<5I")
+UNTIMED = 16  # results, the 8 of the warmup included
+CAMERA = [cv2.imencode(".jpg", numbered(number, 384, 288))[1].tobytes() for number in range(32)]
 
 
 @dataclass
-class Seen:
-    """What one visitor saw."""
+class Visitor:
+    """Frames and results of one visitor."""
 
-    held: bool = False
-    sent: dict[int, float] = field(default_factory=dict)  # number -> when
-    before: int = 0  # frames sent before the first picture
-    came: list[tuple[float, float]] = field(default_factory=list)  # (when, seconds since its frame was sent)
-    lost: int = 0  # frames that the model took and that no picture shows
+    admitted: bool = False
+    sent: dict[int, float] = field(default_factory=dict)  # number -> time
+    before: int = 0  # frames sent before the first result
+    results: list[tuple[float, float]] = field(default_factory=list)  # (time, delay in seconds)
+    lost: int = 0  # frames that the model took and that no result shows
 
 
-async def take(socket: ClientConnection, seen: Seen, running: asyncio.Event) -> None:
-    """Whatever the server says."""
+async def receive(socket: ClientConnection, visitor: Visitor, running: asyncio.Event) -> None:
+    """Record all results."""
     async for message in socket:
         if isinstance(message, str):
-            told = json.loads(message)
-            assert "error" not in told, told
-            seen.held |= "started" in told
+            content = json.loads(message)
+            assert "error" not in content, content
+            visitor.admitted |= "started" in content
             continue
-        shows, takes, *_, gathered = PICTURE.unpack_from(message)
+        shows, takes, *_, gathered = RESULT.unpack_from(message)
         if gathered:
             continue
         if not running.is_set():
             running.set()
-            seen.before = len(seen.sent)
-        seen.lost += shows != takes  # with one denoising step each frame that goes in comes out at once
-        seen.came.append((time.monotonic(), time.monotonic() - seen.sent[shows]))
+            visitor.before = len(visitor.sent)
+        visitor.lost += shows != takes  # with one denoising step each frame that goes in comes out at once
+        visitor.results.append((time.monotonic(), time.monotonic() - visitor.sent[shows]))
 
 
-async def give(socket: ClientConnection, seen: Seen, number: int) -> None:
-    seen.sent[number] = time.monotonic()
-    await socket.send(struct.pack("<I", number) + FILM[number % len(FILM)])
+async def send(socket: ClientConnection, visitor: Visitor, number: int) -> None:
+    """Send a frame."""
+    visitor.sent[number] = time.monotonic()
+    await socket.send(struct.pack("<I", number) + CAMERA[number % len(CAMERA)])
 
 
-async def visit(url: str, rate: float, seconds: float, seen: Seen) -> None:
-    """Frames at `rate` for so long, from the first picture on; whoever waits in line goes on waiting."""
+async def visit(url: str, rate: float, seconds: float, visitor: Visitor) -> None:
+    """Send frames at `rate` for so long, from the first result on; in the queue, wait."""
     async with connect(url, compression=None, max_queue=None) as socket:
         running = asyncio.Event()
-        taking = asyncio.create_task(take(socket, seen, running))
+        receiving = asyncio.create_task(receive(socket, visitor, running))
         await socket.send(json.dumps({"start": SETTINGS}))
         number, begun = 0, time.monotonic()
         while time.monotonic() - begun < seconds:
-            if taking.done():
-                taking.result()
+            if receiving.done():
+                receiving.result()
                 return
-            if not seen.held:
+            if not visitor.admitted:
                 await asyncio.sleep(0.1)
                 continue
             number += 1
-            await give(socket, seen, number)
+            await send(socket, visitor, number)
             begun += 0 if running.is_set() else 1 / rate
             await asyncio.sleep(1 / rate)
-        taking.cancel()
+        receiving.cancel()
 
 
-async def own_speed(url: str, frames: int = 60) -> float:
-    """Pictures a second for one visitor of whom one frame is worked on and the next is there already. The
-    first ones do not count: parts are loaded then."""
+async def single_rate(url: str, frames: int = 60) -> float:
+    """Return results a second for one visitor whose next frame is always there already.
+
+    The first ones do not count: parts are loaded then.
+    """
     async with connect(url, compression=None) as socket:
         await socket.send(json.dumps({"start": SETTINGS}))
-        sent = taken = answers = 0
-        while answers < SETTLED + frames:
+        sent = taken = results_count = 0
+        while results_count < UNTIMED + frames:
             message = await socket.recv()
             if isinstance(message, str) and "started" not in json.loads(message):
                 continue
             if isinstance(message, bytes):
-                _, taken, *_ = PICTURE.unpack_from(message)
-                answers += 1
-                if answers == SETTLED:
+                _, taken, *_ = RESULT.unpack_from(message)
+                results_count += 1
+                if results_count == UNTIMED:
                     begun = time.monotonic()
             while sent - taken < 2:
                 sent += 1
-                await socket.send(struct.pack("<I", sent) + FILM[sent % len(FILM)])
+                await socket.send(struct.pack("<I", sent) + CAMERA[sent % len(CAMERA)])
         return frames / (time.monotonic() - begun)
 
 
-def judged(visitors: list[Seen], seconds: float) -> dict[str, float]:
-    """The line of the table for so many visitors at once."""
-    held = [seen for seen in visitors if seen.came]
-    delays = np.array([delay for seen in held for _, delay in seen.came]) * 1000
-    first = min(when for seen in held for when, _ in seen.came)
-    last = max(when for seen in held for when, _ in seen.came)
+def summarise(visitors: list[Visitor], seconds: float) -> dict[str, float]:
+    """Return the row of the table."""
+    admitted = [visitor for visitor in visitors if visitor.results]
+    delays = np.array([delay for visitor in admitted for _, delay in visitor.results]) * 1000
+    first = min(when for visitor in admitted for when, _ in visitor.results)
+    last = max(when for visitor in admitted for when, _ in visitor.results)
     third = (last - first) / 3
     early, late = (
-        np.median([delay * 1000 for seen in held for when, delay in seen.came if low <= when - first <= high])
+        np.median(
+            [
+                delay * 1000
+                for visitor in admitted
+                for when, delay in visitor.results
+                if low <= when - first <= high
+            ]
+        )
         for low, high in ((0, third), (2 * third, 3 * third))
     )
-    sent = sum(len(seen.sent) - seen.before for seen in held)
+    sent = sum(len(visitor.sent) - visitor.before for visitor in admitted)
     p50, p95, p99 = np.percentile(delays, [50, 95, 99])
     return {
         "visitors": len(visitors),
-        "held": len(held),
-        "in_line": len(visitors) - len(held),
-        "each_per_second": round(len(delays) / seconds / len(held), 2),
+        "admitted": len(admitted),
+        "queued": len(visitors) - len(admitted),
+        "each_per_second": round(len(delays) / seconds / len(admitted), 2),
         "delay_p50": round(p50, 1),
         "delay_p95": round(p95, 1),
         "delay_p99": round(p99, 1),
-        "grew_by": round(late - early, 1),
-        "left_out": round(1 - len(delays) / sent, 3),
-        "lost_inside": sum(seen.lost for seen in held),
+        "growth": round(late - early, 1),
+        "dropped": round(1 - len(delays) / sent, 3),
+        "lost_inside": sum(visitor.lost for visitor in admitted),
     }
 
 
 async def load(url: str, numbers: list[int], seconds: float, rate: float) -> list[dict[str, float]]:
-    """Each number of visitors, one after the other."""
+    """Measure each number of visitors, one after the other."""
     rows = []
     for count in numbers:
-        visitors = [Seen() for _ in range(count)]
+        visitors = [Visitor() for _ in range(count)]
         async with asyncio.TaskGroup() as group:
-            for seen in visitors:
-                group.create_task(visit(url, rate, seconds, seen))
-        rows.append(judged(visitors, seconds))
+            for visitor in visitors:
+                group.create_task(visit(url, rate, seconds, visitor))
+        rows.append(summarise(visitors, seconds))
         print(" ".join(f"{value:>11}" for value in rows[-1].values()), flush=True)
-        await asyncio.sleep(1)  # the places are free again
+        await asyncio.sleep(1)  # the sessions have ended
     return rows
 
 
 def main() -> None:
+    """Measure and print; exit with 1 if a frame was lost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="of each (%(default)s)")
     parser.add_argument("--visitors", type=int, nargs="+", default=[1, 2, 4, 8], help="how many at once")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as (_, address):
-        url = address.replace("http", "ws", 1) + "live-socket"
-        speed = asyncio.run(own_speed(url))
-        print(f"alone: {speed:.1f} pictures a second; each visitor sends {OVERLOAD * speed:.1f}")
+        url = live_socket(address)
+        speed = asyncio.run(single_rate(url))
+        print(f"alone: {speed:.1f} results a second; each visitor sends {OVERLOAD * speed:.1f}")
         names = (
             "visitors",
-            "held",
-            "in line",
+            "admitted",
+            "queued",
             "each/s",
             "p50 ms",
             "p95 ms",
             "p99 ms",
-            "grew by",
-            "left out",
+            "growth",
+            "dropped",
             "lost",
         )
         print(" ".join(f"{name:>11}" for name in names))

@@ -9,7 +9,8 @@ from helpers.paths import EXAMPLES
 
 import live2diff
 from live2diff import Live2DiffPipeline
-from live2diff.evaluation.figures import look, style_distances
+from live2diff.evaluation.figures import style_distances
+from live2diff.evaluation.figures import style_features as look
 from live2diff.loading import NANO
 from live2diff.training.targets import TARGETS
 from live2diff.training.text import SYNONYMS
