@@ -118,7 +118,11 @@ def test_out_of_memory_for_a_batch_processes_its_streams_one_by_one_and_changes_
     assert shortage.happened
     for seed, (stream, out) in enumerate(zip(warm_pair, outs, strict=True)):
         assert (stream.frames_in, stream.frames_out) == (TURNS, TURNS - 1)
-        check_same(out, alone(tiny_pipeline, clip(seed, TURNS), seed=seed, steps=2)[-len(out) :])
+        single = tiny_pipeline.stream(seed=seed, steps=2)
+        check_same(out, np.stack([o for frame in clip(seed, TURNS) for o in single.push(frame)])[-len(out) :])
+        for side in ("low", "high"):
+            range_ends = [getattr(s.state.depth_range, side) for s in (stream, single)]
+            torch.testing.assert_close(*range_ends, atol=1e-6, rtol=1e-6)
 
 
 def restarted(pipeline: Live2DiffPipeline, seed: int) -> tuple[list[np.ndarray], Stream]:
