@@ -86,14 +86,21 @@ class Shortage:
         return self.call(*arguments)
 
 
+def varying_depth(images: torch.Tensor) -> torch.Tensor:
+    """Return depth whose extremes differ from frame to frame; that of the tiny model is constant."""
+    return images.mean(dim=1) * (1 + images.mean(dim=(1, 2, 3)).abs() * 50)[:, None, None]
+
+
 @pytest.fixture
 def warm_pair(tiny_pipeline) -> Iterator[list[Stream]]:
     pools = CachePools()
     streams = [tiny_pipeline.stream(seed=seed, steps=2, pools=pools) for seed in (0, 1)]
-    for seed, stream in enumerate(streams):
-        for frame in clip(seed, 10):
-            stream.push(frame)
-    yield streams
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tiny_pipeline, "inverse_depth", varying_depth)
+        for seed, stream in enumerate(streams):
+            for frame in clip(seed, 10):
+                stream.push(frame)
+        yield streams
     for stream in streams:
         stream.close()
 
@@ -114,7 +121,6 @@ def test_out_of_memory_for_a_batch_processes_its_streams_one_by_one_and_changes_
             monkeypatch.setattr(tiny_pipeline, network, shortage)
         for out, result in zip(outs, push_pair(warm_pair, turn), strict=True):
             out += result
-    monkeypatch.undo()
     assert shortage.happened
     for seed, (stream, out) in enumerate(zip(warm_pair, outs, strict=True)):
         assert (stream.frames_in, stream.frames_out) == (TURNS, TURNS - 1)
