@@ -38,7 +38,19 @@ from live2diff.ui.live_tab import connect, live_view
 from live2diff.ui.theme import STYLESHEET, THEME
 from live2diff.ui.video_tab import EXAMPLES, UPLOAD_MEGABYTES, clip_key, video_tab
 from live2diff.zerogpu.button import gpu_session_button
-from live2diff.zerogpu.engine import space_engine
+from live2diff.zerogpu.engine import ZeroGpuEngine, on_zero_gpu
+
+
+def space_engine() -> ZeroGpuEngine | None:
+    """Load the model of LIVE2DIFF_OPTIONS on ZeroGPU; return None elsewhere."""
+    if not on_zero_gpu():
+        return None
+    parser = argparse.ArgumentParser()
+    add_model_options(parser)
+    options, _ = parser.parse_known_args(operator_options())
+    # Eager: this process has no GPU, and each GPU session would capture its graphs again.
+    return ZeroGpuEngine(load_model(options, device="cuda", eager=True))
+
 
 ENGINE = space_engine()  # on ZeroGPU the weights are loaded at import; elsewhere nothing is
 HEADER = """<h1>Live<span>2</span>Diff</h1>

@@ -21,7 +21,7 @@ class ServerStopping(StreamClosed):
 
 
 class StreamOutOfMemory(RuntimeError):
-    """The device ran out of memory over this stream, which has ended; there are fewer places from now on."""
+    """The device ran out of memory over this stream, which has ended."""
 
     WORDS = (
         "The server has not enough memory for this stream. Choose fewer denoising steps, or try again later. "

@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from ..errors import EngineBusy, StreamClosed
 from ..serving.admission import WaitingLine
 from ..serving.limits import BURST_SECONDS, BYTES_A_SECOND, MESSAGES_A_SECOND, SILENT_SECONDS, TAKEN_SECONDS
-from ..serving.sessions import SessionManager
+from ..serving.sessions import EngineProtocol as SessionManager
 from ..streaming.settings import StreamSettings
 from .live_protocol import FRAME, PICTURE, decode_frame, encode_frame, read_message
 

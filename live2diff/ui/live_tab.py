@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket
 from ..errors import LimitReached
 from ..serving.admission import WaitingLine
 from ..serving.limits import SOCKETS_AT_ONCE, Counts, VisitorLimits, visitor_address
-from ..serving.sessions import SessionManager
+from ..serving.sessions import EngineProtocol as SessionManager
 from ..styles import SAMPLES, Style
 from .live_protocol import FRAME, LARGEST_FRAME, is_ours
 from .live_session import Visit

@@ -1,18 +1,17 @@
 """The engine: streams that share one device and nothing else, and are freed whatever happens."""
 
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from helpers.gpu_visits import Clock
 
 from live2diff.errors import EngineBusy, StreamClosed
-from live2diff.serving import sessions
-from live2diff.serving.engine import Engine
+from live2diff.serving.engine import QUIET_SECONDS, Engine
 from live2diff.streaming.settings import StreamSettings
 
 PATIENCE = 30.0  # seconds that a condition may take
@@ -20,13 +19,6 @@ PATIENCE = 30.0  # seconds that a condition may take
 
 def frames(seed: int, count: int) -> list[np.ndarray]:
     return list(np.random.default_rng(seed).integers(0, 256, (count, 48, 64, 3), dtype=np.uint8))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.005)
 
 
 def alone(pipe, clip: list[np.ndarray], **settings) -> list[np.ndarray]:
@@ -108,7 +100,7 @@ def test_a_stream_closed_during_a_frame_is_freed_and_the_device_goes_on(engine, 
     for key in ("ann", "bob"):
         engine.open(key, StreamSettings(style="pencil")).result(PATIENCE)
         warm_up(engine, key, frames(5, 8))
-    stream = weakref.ref(engine._visitors["ann"].stream)
+    stream = weakref.ref(engine.registry.get("ann").stream)
     with held_device(tiny_pipeline) as arrived:
         working = engine.push("ann", frames(6, 1)[0])
         assert arrived.wait(PATIENCE)
@@ -125,23 +117,30 @@ def test_a_stream_closed_during_a_frame_is_freed_and_the_device_goes_on(engine, 
 
 
 def test_a_silent_stream_is_freed_and_its_next_frame_says_so(tiny_pipeline):
-    engine = Engine(tiny_pipeline, idle_seconds=0.2)
+    clock = Clock()
+    engine = Engine(tiny_pipeline, idle_seconds=60.0, clock=clock)
     engine.open("ann", StreamSettings(style="pencil")).result(PATIENCE)
-    wait_for(lambda: engine.stats()["streams"] == 0)
+    clock.now += 60.0
+    engine.close_idle(engine.idle_seconds)
+    assert engine.session_keys() == {"ann"}
+    clock.now += 1.0
+    engine.close_idle(engine.idle_seconds)
+    assert engine.session_keys() == set()
     with pytest.raises(StreamClosed):
         engine.push("ann", frames(9, 1)[0])
     engine.shutdown()
 
 
-def test_a_visitor_too_many_is_refused_until_one_leaves_or_falls_silent(tiny_pipeline, monkeypatch):
-    engine = Engine(tiny_pipeline, capacity=1)
+def test_a_visitor_too_many_is_refused_until_one_leaves_or_falls_silent(tiny_pipeline):
+    clock = Clock()
+    engine = Engine(tiny_pipeline, capacity=1, clock=clock)
     engine.open("ann", StreamSettings(style="pencil")).result(PATIENCE)
     with pytest.raises(EngineBusy, match="All 1 places are taken"):
         engine.open("bob", StreamSettings(style="pencil"))
     engine.open("ann", StreamSettings(style="neon")).result(PATIENCE)  # one's own place may be taken again
     engine.close("ann")
     engine.open("bob", StreamSettings(style="pencil")).result(PATIENCE)
-    monkeypatch.setattr(sessions, "QUIET_SECONDS", 0.0)
+    clock.now += QUIET_SECONDS + 1
     engine.open("cid", StreamSettings(style="pencil")).result(PATIENCE)
     assert engine.stats()["streams"] == 1
     engine.shutdown()
@@ -207,7 +206,7 @@ def test_fifty_visitors_who_come_and_go_leave_nothing_behind(engine):
         key = f"visitor {number}"
         engine.open(key, StreamSettings(style="pencil")).result(PATIENCE)
         engine.push(key, frames(16, 1)[0]).result(PATIENCE)
-        streams.append(weakref.ref(engine._visitors[key].stream))
+        streams.append(weakref.ref(engine.registry.get(key).stream))
         engine.close(key).result(PATIENCE)
     assert [stream() for stream in streams] == [None] * 50
     assert engine.stats()["streams"] == 0
@@ -249,7 +248,7 @@ def test_visitors_of_one_batch_each_get_what_they_would_get_alone(together, tiny
     settings = {key: {"style": "pencil", "seed": seed, "steps": 2} for seed, key in enumerate(keys)}
     outs: dict[str, list[np.ndarray]] = {key: [] for key in keys}
     for key in keys:
-        together.open(key, **settings[key]).result(PATIENCE)
+        together.open(key, StreamSettings(**settings[key])).result(PATIENCE)
         for frame in clips[key][:8]:
             outs[key] += together.push(key, frame).result(PATIENCE).frames
     for number in range(8, 14):
@@ -266,7 +265,7 @@ def test_visitors_of_one_batch_each_get_what_they_would_get_alone(together, tiny
 def test_whoever_waits_while_the_device_is_busy_goes_in_one_call(together, tiny_pipeline):
     keys = ("ann", "bob", "cid")
     for key in keys:
-        together.open(key, style="pencil", steps=2).result(PATIENCE)
+        together.open(key, StreamSettings(style="pencil", steps=2)).result(PATIENCE)
         warm_up(together, key, frames(1, 8))
     with unet_rows(tiny_pipeline) as rows:
         with held_device(tiny_pipeline) as arrived:
@@ -282,14 +281,14 @@ def test_whoever_waits_while_the_device_is_busy_goes_in_one_call(together, tiny_
 
 def test_a_frame_does_not_overtake_a_change_that_was_asked_for_before_it(together, tiny_pipeline):
     for key in ("ann", "bob"):
-        together.open(key, style="pencil", steps=1).result(PATIENCE)
+        together.open(key, StreamSettings(style="pencil", steps=1)).result(PATIENCE)
         warm_up(together, key, frames(1, 8))
     with unet_rows(tiny_pipeline) as rows:
         with held_device(tiny_pipeline) as arrived:
             working = together.push("ann", frames(2, 1)[0])
             assert arrived.wait(PATIENCE)
             together.push("ann", frames(3, 1)[0])
-            changed = together.update("bob", style="neon")
+            changed = together.update("bob", StreamSettings(style="neon"))
             answer = together.push("bob", frames(4, 1)[0])
         assert changed.result(PATIENCE) == ""
         assert len(answer.result(PATIENCE).frames) == len(working.result(PATIENCE).frames) == 1
@@ -298,7 +297,7 @@ def test_a_frame_does_not_overtake_a_change_that_was_asked_for_before_it(togethe
 
 def test_a_bad_frame_in_a_batch_is_only_its_own_visitors_trouble(together, tiny_pipeline):
     for key in ("ann", "bob"):
-        together.open(key, style="pencil", steps=1).result(PATIENCE)
+        together.open(key, StreamSettings(style="pencil", steps=1)).result(PATIENCE)
         warm_up(together, key, frames(1, 8))
     with held_device(tiny_pipeline) as arrived:
         together.push("bob", frames(2, 1)[0])

@@ -14,7 +14,7 @@ from helpers.paths import EXAMPLES
 from torch import nn
 
 from live2diff import Live2DiffPipeline
-from live2diff.errors import ClipStopped, GpuSessionOver, NonFiniteError, StreamOutOfMemory
+from live2diff.errors import ClipStopped, NonFiniteError, StreamClosed, StreamOutOfMemory
 from live2diff.serving.clip_queue import ClipQueue
 from live2diff.serving.engine import Engine
 from live2diff.streaming.settings import StreamSettings
@@ -183,7 +183,7 @@ def test_without_memory_one_visitor_is_told_what_to_lower_and_nobody_else_notice
     for number in range(pushed):
         engine.push("ann", mine[number]).result(PATIENCE)
         turn(number)
-    stream = None if moment == "open" else weakref.ref(engine._visitors["ann"].stream)
+    stream = None if moment == "open" else weakref.ref(engine.registry.get("ann").stream)
     module = pipe.text_encoder if moment == "open" else pipe.unet
     with (
         Full(module, lambda _: True) as full,
@@ -192,7 +192,7 @@ def test_without_memory_one_visitor_is_told_what_to_lower_and_nobody_else_notice
         if moment == "open":
             engine.open("ann", StreamSettings(size=SIZE, steps=2)).result(PATIENCE)
         engine.push("ann", mine[pushed]).result(PATIENCE)
-    assert full.calls and engine.session_keys() == {"bob"} and engine.capacity == 2
+    assert full.calls and engine.session_keys() == {"bob"} and engine.capacity == 3
     assert stream is None or stream() is None, "the stream's memory is still held"
     engine.open("ann", StreamSettings(size=SIZE, steps=1)).result(PATIENCE)  # a new one can start
     assert engine.push("ann", mine[0]).result(PATIENCE).frames_in == 1
@@ -225,13 +225,11 @@ def test_where_the_gpu_is_lent_who_is_without_memory_is_told_so_as_well_and_can_
                     engine.push("ann", frame).result(PATIENCE)
             finally:
                 assert over.wait(PATIENCE), "the GPU was not given back"
-                with pytest.raises(GpuSessionOver):
+                with pytest.raises(StreamClosed):
                     engine.push("ann", frame)
-    engine.close("ann")
     engine.open("ann", StreamSettings(size=SIZE, steps=1))
     with visiting(engine, "ann"):
         assert engine.push("ann", frame).result(PATIENCE).frames_in == 1
-    assert len(engine._free) == len(engine._slots) - 1
     engine.shutdown()
 
 
@@ -260,7 +258,7 @@ def test_a_clip_without_memory_says_so_and_keeps_what_is_done(tiny_pipeline, tmp
     engine = Engine(tiny_pipeline, capacity=2)
     jobs = ClipQueue(engine, tmp_path / "results")
     result = jobs.new_result()
-    settings = {"style": "pencil", "steps": 1}
+    settings = StreamSettings(style="pencil", steps=1)
     full = Full(tiny_pipeline.unet, lambda _: result.frames >= 8)  # the warmup is through
     with full, pytest.raises(ClipStopped, match="not enough memory"):
         for _ in jobs.run("clip/ann", ROOM, result, Cut(0, 1), settings):
@@ -274,7 +272,7 @@ def test_a_clip_without_memory_says_so_and_keeps_what_is_done(tiny_pipeline, tmp
 def held(engine: Engine) -> Iterator[None]:
     """The device waits until the block ends."""
     go_on = threading.Event()
-    engine._device.submit(go_on.wait, PATIENCE)
+    engine.submit(engine.registry.get("ann"), go_on.wait, PATIENCE)
     try:
         yield
     finally:

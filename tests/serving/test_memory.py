@@ -103,7 +103,7 @@ def test_room_is_what_is_free_divided_by_what_a_viewer_takes():
 def test_on_a_cpu_there_is_room_for_four(tiny_pipeline):
     engine = Engine(tiny_pipeline, capacity=None)
     assert engine.capacity == measure_room(tiny_pipeline).viewers == CPU_VIEWERS
-    assert "4 viewers" in engine.room
+    assert "4 viewers" in str(engine.room)
     engine.shutdown()
 
 
