@@ -12,9 +12,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from ..errors import LimitReached, NonFiniteError, ServerStopping, StreamOutOfMemory
 from ..streaming.settings import BLEND_FRAMES, StreamSettings
+from .futures import delivering, fail, resolved
 from .sessions import ClipStream, FrameResult, QueuedFrame, Session, SessionRegistry
 
 if TYPE_CHECKING:
@@ -31,31 +32,7 @@ if TYPE_CHECKING:
     from ..streaming.stream import Stream
 
 QUIET_SECONDS = 10.0  # a session silent for this long is closed when another needs its place
-# The longest wait for a clip's stream to be closed: garbage collection may end an abandoned clip on the
-# device thread, which cannot wait for itself.
-CLOSE_SECONDS = 30.0
-
-
-def fail(future: Future, error: BaseException) -> None:
-    """Set the exception of a future, unless it is done."""
-    with suppress(InvalidStateError):
-        future.set_exception(error)
-
-
-@contextmanager
-def delivering(future: Future) -> Iterator[None]:
-    """Route exceptions to the given future, as an executor does."""
-    try:
-        yield
-    except BaseException as error:
-        fail(future, error)
-
-
-def resolved(result: Any) -> Future:
-    """Return a future that has this result."""
-    future: Future = Future()
-    future.set_result(result)
-    return future
+CLOSE_SECONDS = 30.0  # at most: garbage collection may end a clip on the device thread, which must not wait
 
 
 class Engine:
@@ -68,9 +45,8 @@ class Engine:
         pipe: the model.
         capacity: how many live sessions there may be; None for as many as the device has room for.
         idle_seconds: a session silent for this long is closed.
-        together: whether waiting frames are processed as one batch; by default where the model is on a GPU.
-            On a CPU each stream runs alone, so that its frames are the same to the bit with any company; in
-            a batch they differ by one grey level.
+        together: whether waiting frames are processed as one batch; by default on a GPU. In a batch a frame
+            differs by up to one grey level from that of a stream alone; without, it is the same to the bit.
         cache_dtype: of the streams' caches, as `Live2DiffPipeline.stream` takes it.
         clock: returns seconds.
 
@@ -80,6 +56,7 @@ class Engine:
     """
 
     needs_gpu_session = False
+    session_kind: type[Session] = Session
 
     def __init__(
         self,
@@ -123,24 +100,17 @@ class Engine:
         return self._downloads.submit(self.pipe.fetch, style)
 
     def open(self, key: str, settings: StreamSettings) -> Future[str]:
-        """Open a stream, in place of one that the key has.
-
-        Returns:
-            The end of the prompt that the model cannot read, "" as a rule.
+        """Open a stream; the result is the end of the prompt that the model cannot read, "" as a rule.
 
         Raises:
             EngineBusy: there is no room, or others come first.
         """
-        session = Session(key=key, last_seen=self.registry.clock())
+        session = self.session_kind(key=key, settings=settings, last_seen=self.registry.clock())
         self.admit(session)
-        return self.submit(session, self.open_stream, session, settings)
+        return self.submit(session, self.open_stream, session)
 
     def push(self, key: str, frame: np.ndarray, tag: Any = None) -> Future[FrameResult]:
-        """Translate a frame; one that still waits is dropped, and its future is this one's.
-
-        Raises:
-            StreamClosed: there is no stream of this key.
-        """
+        """Translate a frame; one that still waits is dropped, and its future is this one's."""
         with self.registry.lock:
             session, now = self.registry.get(key), self.registry.clock()
             former, session.last_seen = session.waiting, now
@@ -181,10 +151,11 @@ class Engine:
         `close(key)` ends it early: the next `push` raises `StreamClosed`. Clips do not count against the
         capacity. `frames` is their number, as far as is known, for engines that ask for time on a device.
         """
-        session = self.new_clip(key, settings)
+        now = self.registry.clock()
+        session = self.session_kind(key=key, settings=settings, last_seen=now, is_clip=True)
         self.admit(session)
         try:
-            ignored_words = self.open_clip(session, settings, frames).result()
+            ignored_words = self.open_clip(session, frames).result()
             submit = partial(self.submit, session, self.call, session)
             yield ClipStream(ignored_words, submit, ahead=self.needs_gpu_session)
         finally:
@@ -234,8 +205,7 @@ class Engine:
         """Give a session its place, and close the former one of its key.
 
         Raises:
-            EngineBusy: there is no room, or others come first; a clip needs none.
-            ServerStopping: the server ends.
+            EngineBusy, ServerStopping: there is no room, or others come first; the server ends.
         """
         with nullcontext() if session.is_clip else self.admission(session.key):
             if self._ending.is_set():
@@ -278,24 +248,20 @@ class Engine:
         """Have a session's waiting frame processed; called with the lock held."""
         self.submit(session, self.step if self._pools is None else self.step_batch, session)
 
-    def new_clip(self, key: str, settings: StreamSettings) -> Session:
-        """Make the session of a clip."""
-        return Session(key=key, last_seen=self.registry.clock(), is_clip=True)
-
-    def open_clip(self, session: Any, settings: StreamSettings, frames: int | None) -> Future[str]:
+    def open_clip(self, session: Any, frames: int | None) -> Future[str]:
         """Open the stream of a clip with so many frames."""
-        return self.submit(session, self.open_stream, session, settings)
+        return self.submit(session, self.open_stream, session)
 
     # From here on all runs on the thread of the session's stream.
 
-    def new_stream(self, session: Any, settings: StreamSettings) -> Stream:
+    def new_stream(self, session: Any) -> Stream:
         """Make the stream of a session.
 
         Raises:
             LimitReached: the caches of all live streams would not fit into the memory measured for them.
         """
         pools = None if session.is_clip else self._pools
-        stream = self.pipe.stream(settings, pools=pools, cache_dtype=self._cache_dtype)
+        stream = self.pipe.stream(session.settings, pools=pools, cache_dtype=self._cache_dtype)
         if not session.is_clip:
             taken = sum(other.cache_bytes for other in self.registry.all())
             try:
@@ -305,12 +271,12 @@ class Engine:
                 raise
         return stream
 
-    def open_stream(self, session: Any, settings: StreamSettings) -> str:
-        """Open a stream; where that fails, the session's place is given back."""
+    def open_stream(self, session: Any) -> str:
+        """Open a session's stream; where that fails, its place is given back."""
         if session.closed:
             raise session.closed_error()
         try:
-            stream = session.stream = self._guarded(session, self.new_stream, session, settings)
+            stream = session.stream = self._guarded(session, self.new_stream, session)
         except BaseException as error:
             if self.remove(session, "failed", error):
                 self.free(session)
@@ -318,7 +284,7 @@ class Engine:
         # One that was warmed up from earlier frames has some in flight that nobody waits for.
         session.in_flight = deque([None] * (stream.frames_in - stream.frames_out))
         session.opened = session.last_seen = self.registry.clock()
-        session.log("opened", style=settings.style, steps=settings.steps, size=settings.size)
+        session.log("opened", **session.settings.model_dump(include={"style", "steps", "size"}))
         return stream.ignored_words
 
     def close_stream(self, session: Any, reason: str | None = None) -> None:
@@ -340,13 +306,14 @@ class Engine:
     def apply_change(self, session: Session, name: str, *arguments: Any) -> str:
         """Update or restart a stream."""
         try:
-            stream = self._stream_of(session)
             if name == "update":
                 settings, blend = arguments
-                self.call(session, "update", stream.settings.updated_live(settings), blend=blend)
+                settings = session.settings.updated_live(settings)
+                self.call(session, "update", settings, blend=blend)
+                session.settings = settings
             else:
                 self.call(session, name)
-            return stream.ignored_words
+            return self._stream_of(session).ignored_words
         finally:
             with self.registry.lock:
                 session.changes -= 1
@@ -408,8 +375,7 @@ class Engine:
         last = shown[-1] if shown else None
         if last is not None:
             self.registry.count_result(now - last.arrived)
-        result = FrameResult(frames, last and last.tag, stream.frames_in, stream.warm)
-        queued.result.set_result(result)
+        queued.result.set_result(FrameResult(frames, last and last.tag, stream.frames_in, stream.warm))
 
     def _guarded(self, session: Session, function: Callable, *arguments: Any, **options: Any) -> Any:
         """Call a function; out of memory, NaN and infinity end the session."""

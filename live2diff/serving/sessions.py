@@ -57,6 +57,7 @@ class Session:
     """
 
     key: str
+    settings: StreamSettings
     last_seen: float
     is_clip: bool = False
     stream: Stream | None = None

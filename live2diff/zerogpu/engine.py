@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import WARMUP_FRAMES
-from ..errors import GpuSessionOver
-from ..serving.engine import Engine, delivering, fail, resolved
+from ..errors import GpuSessionOver, StreamClosed
+from ..serving.engine import Engine
+from ..serving.futures import delivering, fail, resolved
 from ..serving.sessions import FrameResult, Session
 from ..streaming.settings import BLEND_FRAMES, StreamSettings
 from .channel import PipePool
@@ -68,14 +69,12 @@ class GpuSession(Session):
     """A session whose stream exists only while a run holds a GPU.
 
     Attributes:
-        settings: of the next run's stream.
         thread: makes the blocking calls of the stream; ends when the session is garbage.
         recent: the latest frames, from which the next run warms up.
         run: the present one, from when the GPU is asked for.
         over: the error for frames after a run, until the stream is opened again or the next run is asked for.
     """
 
-    settings: StreamSettings
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(max_workers=1))
     recent: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=WARMUP_FRAMES + 1))
     run: Run | None = None
@@ -86,8 +85,8 @@ class GpuSession(Session):
         return self.run is not None and self.run.ends is not None
 
     def is_busy(self) -> bool:
-        """Return whether the session waits for a GPU that was asked for."""
-        return self.run is not None and self.run.ends is None
+        """Return whether the session waits for a GPU that was asked for, or for its stream."""
+        return self.run is not None and super().is_busy()
 
 
 class ZeroGpuEngine(Engine):
@@ -107,6 +106,7 @@ class ZeroGpuEngine(Engine):
     """
 
     needs_gpu_session = True
+    session_kind = GpuSession
 
     def __init__(
         self,
@@ -135,13 +135,14 @@ class ZeroGpuEngine(Engine):
         """As `Engine.open`, at once outside a GPU session; a session of this key keeps its place and GPU."""
         ignored_words = self.pipe.ignored_words(settings.style, settings.prompt)
         if key not in self.session_keys():
-            self.admit(GpuSession(key=key, last_seen=self.registry.clock(), settings=settings))
+            self.admit(GpuSession(key=key, settings=settings, last_seen=self.registry.clock()))
             return resolved(ignored_words)
         with self.admission(key), self.registry.lock:
             session = self._session(key)
-            session.settings, session.over, session.last_seen = settings, None, self.registry.clock()
+            session.over, session.last_seen = None, self.registry.clock()
             if session.has_gpu():
                 return self.submit(session, self.reopen_stream, session, settings)
+            session.settings = settings
         return resolved(ignored_words)
 
     def push(self, key: str, frame: np.ndarray, tag: Any = None) -> Future[FrameResult]:
@@ -151,7 +152,7 @@ class ZeroGpuEngine(Engine):
             StreamClosed: a GPU session has ended or was refused, and the next one has not been asked for.
             ValueError: not a frame.
         """
-        from ..streaming.images import check_frame  # not before there is a model: torch takes seconds
+        from ..streaming.images import check_frame  # not at import: torch takes seconds
 
         check_frame(frame)
         with self.registry.lock:
@@ -167,9 +168,8 @@ class ZeroGpuEngine(Engine):
             session = self._session(key)
             if session.has_gpu():
                 return super().update(key, settings, blend)
-            settings = session.settings.updated_live(settings)
             ignored_words = self.pipe.ignored_words(settings.style, settings.prompt)
-            session.settings = settings
+            session.settings = session.settings.updated_live(settings)
         return resolved(ignored_words)
 
     def restart(self, key: str) -> Future[str]:
@@ -201,7 +201,7 @@ class ZeroGpuEngine(Engine):
         if former is not None and former.stop.is_set():  # on its way out
             former.done.wait()
         with self.registry.lock:
-            if session.run is not None:
+            if session.run is not None or session.closed:
                 return
             run = self._begin(session, self.gpu_seconds)
         try:
@@ -226,17 +226,15 @@ class ZeroGpuEngine(Engine):
         if session.has_gpu():
             self.submit(session, self.step, session)
 
-    def new_clip(self, key: str, settings: StreamSettings) -> GpuSession:
-        """Make the session of a clip."""
-        return GpuSession(key=key, last_seen=self.registry.clock(), is_clip=True, settings=settings)
-
-    def open_clip(self, session: GpuSession, settings: StreamSettings, frames: int | None) -> Future[str]:
+    def open_clip(self, session: GpuSession, frames: int | None) -> Future[str]:
         """Open the stream of a clip on a GPU, asked for by the number of frames."""
         seconds = CLIP_SECONDS if frames is None else max(SHORTEST_CLIP, frames * SECONDS_PER_FRAME)
         return self._begin(session, seconds).opened
 
     def remove(self, session: GpuSession, reason: str, error: BaseException | None = None) -> bool:
         """As `Engine.remove`; its run ends as soon as it can."""
+        if isinstance(error, StreamClosed):  # its run has ended while the stream was opened
+            return False
         is_first, run = super().remove(session, reason, error), session.run
         if is_first and run is not None:
             run.stop.set()
@@ -293,30 +291,33 @@ class ZeroGpuEngine(Engine):
     def _open_first(self, session: GpuSession, run: Run) -> None:
         """Open the stream of a run that has begun, and process the frame that waited for it."""
         with delivering(run.opened):
-            run.opened.set_result(self.open_stream(session, session.settings))
+            run.opened.set_result(self.open_stream(session))
         if session.stream is not None:
             self.step(session)
 
-    def new_stream(self, session: GpuSession, settings: StreamSettings) -> Any:
+    def new_stream(self, session: GpuSession) -> Any:
         """Open a stream in the run's process; the first one of a run warms up from the recent frames."""
-        run = session.run
+        run, recent = session.run, []
         if run is None:
             raise GpuSessionOver
-        with self.registry.lock:
-            waiting = session.waiting and session.waiting.frame
-            recent = [frame for frame in session.recent if frame is not waiting][-WARMUP_FRAMES:]
-        return RemoteStream(run, settings, [] if run.opened.done() else recent)
+        if not run.opened.done():
+            with self.registry.lock:
+                waiting = session.waiting and session.waiting.frame
+                recent = [frame for frame in session.recent if frame is not waiting][-WARMUP_FRAMES:]
+        return RemoteStream(run, session.settings, recent)
 
     def reopen_stream(self, session: GpuSession, settings: StreamSettings) -> str:
         """Open a stream in place of another one in the same run."""
         self.close_stream(session, "replaced")
-        return self.open_stream(session, settings)
+        session.settings = settings
+        return self.open_stream(session)
 
-    def close_stream(self, session: GpuSession, reason: str | None = None) -> None:
-        """As `Engine.close_stream`; with the session its run ends."""
-        run = session.run
-        if session.stream is not None:
-            session.settings = session.stream.settings
-        super().close_stream(session, reason)
-        if session.closed and run is not None and run.ends is not None and not run.unreachable.is_set():
-            run.done.wait()
+    def free(self, session: GpuSession) -> None:
+        """As `Engine.free`, and wait until the GPU is given back."""
+        run = session.run  # None once `_end` has seen to this session
+        try:
+            self.close_stream(session)
+        finally:
+            if run is not None and run.ends is not None:
+                run.done.wait()
+            super().free(session)

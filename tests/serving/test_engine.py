@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from helpers.gpu_visits import Clock
 
-from live2diff.errors import EngineBusy, StreamClosed
+from live2diff.errors import EngineBusy, NonFiniteError, StreamClosed
 from live2diff.serving.engine import QUIET_SECONDS, Engine
+from live2diff.streaming import steps
 from live2diff.streaming.settings import StreamSettings
 
 PATIENCE = 30.0  # seconds that a condition may take
@@ -307,3 +308,46 @@ def test_a_bad_frame_in_a_batch_is_only_its_own_visitors_trouble(together, tiny_
     with pytest.raises(ValueError, match="uint8"):
         bad.result(PATIENCE)
     assert len(good.result(PATIENCE).frames) == 1
+
+
+def test_an_error_while_one_stream_of_a_batch_is_dropped_is_not_the_others(
+    together, tiny_pipeline, monkeypatch
+):
+    for key in ("ann", "bob"):
+        together.open(key, StreamSettings(style="pencil", steps=1)).result(PATIENCE)
+        warm_up(together, key, frames(1, 8))
+    ann = together.registry.get("ann").stream
+    release = tiny_pipeline.release_style
+    monkeypatch.setattr(tiny_pipeline, "release_style", lambda user: 1 / 0 if user is ann else release(user))
+    original = steps.push_together
+    monkeypatch.setattr(
+        steps,
+        "push_together",
+        lambda pending: [NonFiniteError("NaN") if p.stream is ann else original([p])[0] for p in pending],
+    )
+    with held_device(tiny_pipeline) as arrived:
+        together.push("bob", frames(2, 1)[0])
+        assert arrived.wait(PATIENCE)
+        bad, good = together.push("ann", frames(3, 1)[0]), together.push("bob", frames(3, 1)[0])
+    with pytest.raises(NonFiniteError):
+        bad.result(PATIENCE)
+    assert len(good.result(PATIENCE).frames) == 1
+    assert together.session_keys() == {"bob"}
+
+
+def test_sessions_may_come_and_go_while_one_is_dropped(together, tiny_pipeline, monkeypatch):
+    """The registry is read under its lock: another thread changes it in the middle."""
+    together.open("ann", StreamSettings(style="pencil", steps=1)).result(PATIENCE)
+    warm_up(together, "ann", frames(1, 8))
+    original = steps.push_together
+
+    def fail(pending: list) -> list:
+        for number in range(3):  # waits for the device: the places are given at once
+            together.open(f"viewer {number}", StreamSettings(style="pencil", steps=1))
+        original(pending)
+        return [NonFiniteError("NaN")]
+
+    monkeypatch.setattr(steps, "push_together", fail)
+    with pytest.raises(NonFiniteError):
+        together.push("ann", frames(2, 1)[0]).result(PATIENCE)
+    assert together.session_keys() == {"viewer 0", "viewer 1", "viewer 2"}

@@ -5,6 +5,7 @@ import multiprocessing
 import shutil
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -226,6 +227,36 @@ def test_closing_ends_the_session_and_gives_everything_back(engine):
     engine.close("ann").result(PATIENCE)  # again does no harm
 
 
+def test_a_page_that_goes_while_the_stream_is_opened_keeps_its_place(tiny_pipeline, monkeypatch):
+    engine = ZeroGpuEngine(tiny_pipeline, capacity=1)
+    opening, go_on = threading.Event(), threading.Event()
+    original = tiny_pipeline.stream
+
+    def slow(*settings):
+        opening.set()
+        assert go_on.wait(PATIENCE)
+        return original(*settings)
+
+    monkeypatch.setattr(tiny_pipeline, "stream", slow)
+    engine.open("ann", StreamSettings(style="pencil"))
+    waiting = engine.push("ann", frames(7, 1)[0])
+    visit = engine.gpu_session("ann")
+    next(visit)
+    assert opening.wait(PATIENCE) and engine.registry.get("ann").is_busy()
+    run = engine.registry.get("ann").run
+    run.unreachable.set()  # as if its process had died
+    visit.close()
+    go_on.set()
+    assert run.done.wait(PATIENCE)
+    with pytest.raises(GpuSessionOver):
+        waiting.result(PATIENCE)
+    assert engine.session_keys() == {"ann"}
+    with visiting(engine, "ann"):
+        engine.open("ann", StreamSettings(style="pencil"))
+        assert engine.push("ann", frames(7, 1)[0]).result(PATIENCE).frames_in == 2
+    engine.shutdown()
+
+
 def test_a_viewer_who_vanishes_gives_back_the_gpu_and_in_time_the_place(tiny_pipeline, monkeypatch):
     clock, streams = Clock(), []
     engine = ZeroGpuEngine(tiny_pipeline, capacity=1, clock=clock)
@@ -428,11 +459,13 @@ def test_a_space_in_zerogpu_mode_asks_once_for_each_visit_and_clip_and_gives_bac
     assert result["device"] == "cuda:0", "the weights were loaded as if there were a GPU"
     assert result["tags"] == [None] * 7 + [7, 8, 9, 10, 11]
     assert result["over"] and result["continued"] == ["on", True] and result["free"]
+    assert len(result["clips"]["felt"]) == 12 and result["clips"]["felt"] != result["clips"]["plain"]
     calls = [(path, query.get("durationSeconds")) for path, query in result["calls"]]
     visit, clip = (str(seconds_of(Job(number=1, pipe=0, seconds=seconds))) for seconds in (60, 20))
     assert [call for call in calls if call[0] == "/schedule"] == [
         ("/schedule", visit),
         ("/schedule", visit),
         ("/schedule", clip),
+        ("/schedule", clip),
     ]
-    assert [path for path, _ in calls].count("/release") == 3
+    assert [path for path, _ in calls].count("/release") == 4

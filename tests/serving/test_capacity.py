@@ -5,13 +5,24 @@ import pytest
 import torch
 
 import live2diff
+from live2diff.errors import LimitReached
 from live2diff.model.kv_cache import scaled_down, scaled_up
 from live2diff.model.unet import StreamUNet
-from live2diff.serving.capacity import CPU_VIEWERS, MOST_VIEWERS, bytes_of_cache, measure_room, share
+from live2diff.serving import capacity
+from live2diff.serving.capacity import (
+    CPU_VIEWERS,
+    MOST_VIEWERS,
+    Room,
+    bytes_of_cache,
+    measure_room,
+    share,
+)
 from live2diff.serving.engine import Engine
+from live2diff.streaming.settings import StreamSettings
 
 EIGHT_BITS = (torch.int8, torch.float8_e4m3fn)
 GB = 10**9
+PATIENCE = 60.0
 
 
 def bytes_of_a_viewer(dtype: torch.dtype) -> int:
@@ -98,12 +109,37 @@ def test_room_is_what_is_free_divided_by_what_a_viewer_takes():
     assert "4 viewers" in share(24 * GB, 3 * GB, 2 * GB, 2).reason
     assert share(141 * GB, 3 * GB, 2 * GB, 2).viewers == MOST_VIEWERS
     assert share(1 * GB, 3 * GB, 2 * GB, 2).viewers == 1
+    for free in (1, 24, 141):
+        room = share(free * GB, 3 * GB, 2 * GB, 2)
+        assert room.cache_bytes >= room.viewers * 3 * GB, "there is room for the default streams"
+    with pytest.raises(ValueError, match="capacity is 0"):
+        Room(0, "")
 
 
 def test_on_a_cpu_there_is_room_for_four(tiny_pipeline):
     engine = Engine(tiny_pipeline, capacity=None)
     assert engine.capacity == measure_room(tiny_pipeline).viewers == CPU_VIEWERS
     assert "4 viewers" in str(engine.room)
+    engine.shutdown()
+
+
+def test_streams_are_admitted_by_the_bytes_of_their_caches(tiny_pipeline, monkeypatch):
+    """There is room for three of two steps: one of four steps counts as two, until it has left."""
+    two_steps = bytes_of_cache(tiny_pipeline, 2, (32, 32))
+    room = Room(3, "Room for 3.", cache_bytes=3 * two_steps)
+    monkeypatch.setattr(capacity, "measure_room", lambda *_: room)
+    engine = Engine(tiny_pipeline, capacity=None)
+    ordinary, hungry = StreamSettings(steps=2), StreamSettings(steps=4)
+    engine.open("ann", hungry).result(PATIENCE)
+    engine.open("bob", ordinary).result(PATIENCE)
+    with pytest.raises(LimitReached, match=r"2 denoising steps need .* GB .*Choose fewer steps"):
+        engine.open("cid", ordinary).result(PATIENCE)
+    assert engine.session_keys() == {"ann", "bob"}, "a refused stream takes no place"
+    engine.open("ann", ordinary).result(PATIENCE)
+    engine.open("cid", ordinary).result(PATIENCE)
+    with engine.clip("clip", hungry) as stream:  # has room of its own
+        assert stream.ignored_words == ""
+    assert engine.capacity == 3
     engine.shutdown()
 
 
