@@ -110,7 +110,16 @@ class ClipQueue:
                         yield Waiting(before)
                         if stop.wait(POLL_SECONDS):
                             raise ClipStopped
-                    yield from self._translate(key, clip, result, cut, settings, frames, stop)
+                    with self.engine.clip(key, settings, frames) as stream:
+                        if stop.is_set():
+                            raise ClipStopped
+                        if stream.ignored_words:
+                            yield stream.ignored_words
+                        options = {"limits": self.limits, "cut": cut, "keep": True}
+                        with closing(translate(stream, clip, result.path, **options)) as steps:  # pyright: ignore
+                            for step in steps:
+                                result.frames = step.written
+                                yield step
             except StreamClosed as error:
                 raise ClipStopped("Cancelled." if stop.is_set() else str(error)) from None
             except (NonFiniteError, StreamOutOfMemory) as error:
@@ -118,27 +127,6 @@ class ClipQueue:
             finally:
                 if not result.path.exists():
                     result.frames = 0
-
-    def _translate(
-        self,
-        key: str,
-        clip: str | Path,
-        result: Result,
-        cut: Cut,
-        settings: StreamSettings,
-        frames: int,
-        stop: threading.Event,
-    ) -> Iterator[Progress | str]:
-        with self.engine.clip(key, settings, frames) as stream:
-            if stop.is_set():
-                raise ClipStopped
-            if stream.ignored_words:
-                yield stream.ignored_words
-            steps = translate(stream, clip, result.path, limits=self.limits, cut=cut, keep=True)
-            with closing(steps):
-                for step in steps:
-                    result.frames = step.written
-                    yield step
 
     def stop(self, key: str) -> None:
         """Cancel the clips of a key; the one that runs ends at its next frame."""

@@ -103,8 +103,8 @@ emulation.move = to_the_cpu
 
 @contextlib.contextmanager
 def clicked(url: str, button: int, key: str) -> Iterator[None]:
-    """The page's click; whoever leaves the block closes the page."""
-    told = threading.Event()
+    """The page's click; the page is closed with the block."""
+    leave = threading.Event()
 
     def listen() -> None:
         with (
@@ -112,7 +112,7 @@ def clicked(url: str, button: int, key: str) -> Iterator[None]:
             client.stream("GET", "/gradio_api/queue/data", params={"session_hash": key}) as events,
         ):
             for _ in events.iter_lines():
-                if told.is_set():
+                if leave.is_set():
                     return
 
     with httpx.Client(base_url=url, timeout=PATIENCE) as client:
@@ -121,7 +121,7 @@ def clicked(url: str, button: int, key: str) -> Iterator[None]:
         listener = threading.Thread(target=listen)
         listener.start()
         yield
-        told.set()
+        leave.set()
         listener.join(PATIENCE)
 
 

@@ -1,4 +1,4 @@
-"""The waiting line: who is let in, for how long, and in which order; by a clock that the tests move."""
+"""The waiting line: order, slices of time and reserved places, by a clock that the tests move."""
 
 from collections.abc import Iterator
 
@@ -63,7 +63,7 @@ def pass_time(line: WaitingLine, clock: Clock, seconds: float, *asking: str) -> 
         positions(line, *asking)
 
 
-def test_who_comes_first_is_let_in_first_and_the_next_one_by_itself(line, engine):
+def test_viewers_are_admitted_in_order_and_the_next_one_by_itself(line, engine):
     enter(line, engine, "ann", "bob")
     assert positions(line, "cid", "dee", "eve") == [1, 2, 3]
     assert positions(line, "eve", "cid", "dee") == [3, 1, 2]  # asking again changes nothing
@@ -92,7 +92,7 @@ def test_a_used_up_slice_ends_when_somebody_waits_but_never_without_notice(line,
     with pytest.raises(StreamClosed):
         engine.push("ann", FRAME)
     enter(line, engine, "cid")
-    assert positions(line, "ann") == [1], "who was put out waits at the end of the line"
+    assert positions(line, "ann") == [1], "a viewer whose turn is over waits at the end of the line"
     assert line.time_left("bob") == NOTICE_SECONDS
 
 
@@ -153,7 +153,7 @@ def test_leaving_from_the_middle_moves_up_those_behind(line, engine):
     assert positions(line, "cid", "eve", "dee") == [1, 2, 3]
 
 
-def test_who_waits_in_silence_has_left_the_line(line, engine, clock):
+def test_a_viewer_who_waits_in_silence_has_left_the_line(line, engine, clock):
     enter(line, engine, "ann", "bob")
     positions(line, "cid", "dee")
     pass_time(line, clock, SILENCE_SECONDS + 1, "dee")

@@ -1,4 +1,4 @@
-"""What a stream's memory takes, in how many bytes, and for how many viewers there is room."""
+"""The bytes of a stream's cache, and how many viewers there is room for."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_a_viewer_of_the_full_model_takes_half_as_much_in_eight_bits():
         assert bytes_of_a_viewer(dtype) < 1.6 * GB
 
 
-def test_bytes_can_be_told_before_they_are_taken(tiny_pipeline):
+def test_the_bytes_of_a_cache_are_known_before_it_is_allocated(tiny_pipeline):
     for dtype in (None, *EIGHT_BITS):
         stream = tiny_pipeline.stream(steps=2, size=48, cache_dtype=dtype)
         for frame in moving(8, 48):
@@ -55,7 +55,7 @@ def moving(frames: int, side: int) -> list[np.ndarray]:
 
 
 def relative_error(pipeline, frames: list[np.ndarray], dtype: torch.dtype, **settings) -> float:
-    """Of the pictures with a memory in 8 bits, beside those with a full one."""
+    """Return the error of the frames with a cache in 8 bits, relative to those with a full one."""
     full, small = (
         np.stack(pipeline(frames, **settings, cache_dtype=kept)).astype(np.float64) for kept in (None, dtype)
     )
@@ -64,7 +64,7 @@ def relative_error(pipeline, frames: list[np.ndarray], dtype: torch.dtype, **set
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_pictures_with_a_memory_in_int8_are_within_a_hundredth(tiny_pipeline, steps):
+def test_frames_with_a_cache_in_int8_are_within_a_hundredth(tiny_pipeline, steps):
     """Although the motion modules are random and strong. In fp8, one or two hundredths."""
     frames = moving(22, 32)
     assert relative_error(tiny_pipeline, frames, torch.int8, steps=steps, style="pencil") < 0.01
@@ -72,7 +72,7 @@ def test_pictures_with_a_memory_in_int8_are_within_a_hundredth(tiny_pipeline, st
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BITS, ids=str)
-def test_the_shipped_models_pictures_with_a_memory_in_eight_bits_are_within_a_hundredth(dtype):
+def test_the_shipped_models_frames_with_a_cache_in_eight_bits_are_within_a_hundredth(dtype):
     pipeline = live2diff.load("nano", "cpu", eager=True)
     assert relative_error(pipeline, moving(20, 64), dtype, style="watercolour", size=64) < 0.01
 
@@ -89,14 +89,14 @@ def test_eight_bits_keep_entries_of_every_size(dtype, error):
     assert scaled_up(*scaled_down(65504 * entries.sign(), dtype), torch.float32).isfinite().all()
 
 
-def test_depth_every_third_frame_looks_at_depth_every_third_frame(tiny_pipeline):
-    looks = []
-    hook = tiny_pipeline.depth_estimator.register_forward_hook(lambda *_: looks.append(stream.frames_in))
+def test_depth_every_third_frame_is_estimated_every_third_frame(tiny_pipeline):
+    estimates = []
+    hook = tiny_pipeline.depth_estimator.register_forward_hook(lambda *_: estimates.append(stream.frames_in))
     stream = tiny_pipeline.stream(steps=2, depth_every=3)
     out = [picture for frame in moving(20, 32) for picture in stream.push(frame)] + stream.flush()
     hook.remove()
     assert len(out) == 20
-    assert looks == [*range(8), 9, 12, 15, 18]
+    assert estimates == [*range(8), 9, 12, 15, 18]
     for bad in (0, 1.5):
         with pytest.raises(ValueError, match="depth_every"):
             tiny_pipeline.stream(depth_every=bad)

@@ -63,7 +63,7 @@ def warm_up(engine: Engine, key: str, clip: list[np.ndarray]) -> None:
     assert answer.warm and len(answer.frames) == 8
 
 
-def test_two_visitors_who_take_turns_get_what_each_would_get_alone(engine, tiny_pipeline):
+def test_two_viewers_who_take_turns_get_what_each_would_get_alone(engine, tiny_pipeline):
     settings = {"ann": {"style": "pencil", "seed": 1}, "bob": {"style": "neon", "prompt": "a cat", "seed": 2}}
     clips = {"ann": frames(1, 10), "bob": frames(2, 10)}
     outs: dict[str, list[np.ndarray]] = {"ann": [], "bob": []}
@@ -132,7 +132,7 @@ def test_a_silent_stream_is_freed_and_its_next_frame_says_so(tiny_pipeline):
     engine.shutdown()
 
 
-def test_a_visitor_too_many_is_refused_until_one_leaves_or_falls_silent(tiny_pipeline):
+def test_a_viewer_too_many_is_refused_until_one_leaves_or_falls_silent(tiny_pipeline):
     clock = Clock()
     engine = Engine(tiny_pipeline, capacity=1, clock=clock)
     engine.open("ann", StreamSettings(style="pencil")).result(PATIENCE)
@@ -147,7 +147,7 @@ def test_a_visitor_too_many_is_refused_until_one_leaves_or_falls_silent(tiny_pip
     engine.shutdown()
 
 
-def test_what_fails_for_one_visitor_costs_nobody_else_anything(engine, tiny_pipeline):
+def test_an_error_of_one_viewer_costs_nobody_else_anything(engine, tiny_pipeline):
     clip = frames(10, 10)
     engine.open("bob", StreamSettings(style="pencil", seed=3)).result(PATIENCE)
     outs = [out for frame in clip[:8] for out in engine.push("bob", frame).result(PATIENCE).frames]
@@ -166,7 +166,7 @@ def test_what_fails_for_one_visitor_costs_nobody_else_anything(engine, tiny_pipe
     assert engine.stats()["streams"] == 2
 
 
-def test_style_and_prompt_change_while_it_runs_and_a_long_prompt_is_told(engine):
+def test_style_and_prompt_change_while_it_runs_and_a_long_prompt_is_reported(engine):
     engine.open("ann", StreamSettings(style="pencil")).result(PATIENCE)
     warm_up(engine, "ann", frames(11, 8))
     assert engine.update("ann", StreamSettings(style="neon", prompt="a cat")).result(PATIENCE) == ""
@@ -177,7 +177,7 @@ def test_style_and_prompt_change_while_it_runs_and_a_long_prompt_is_told(engine)
     assert engine.push("ann", frames(12, 1)[0]).result(PATIENCE).warm
 
 
-def test_a_clip_takes_turns_with_a_live_visitor_and_neither_changes_the_other(engine, tiny_pipeline):
+def test_a_clip_takes_turns_with_a_live_viewer_and_neither_changes_the_other(engine, tiny_pipeline):
     clip, live = frames(13, 10), frames(14, 10)
     engine.open("ann", StreamSettings(style="pencil", seed=5)).result(PATIENCE)
 
@@ -201,10 +201,10 @@ def test_a_clip_that_is_closed_from_elsewhere_stops_and_is_freed(engine):
     assert engine.stats()["clips"] == 0
 
 
-def test_fifty_visitors_who_come_and_go_leave_nothing_behind(engine):
+def test_fifty_viewers_who_come_and_go_leave_nothing_behind(engine):
     streams = []
     for number in range(50):
-        key = f"visitor {number}"
+        key = f"viewer {number}"
         engine.open(key, StreamSettings(style="pencil")).result(PATIENCE)
         engine.push(key, frames(16, 1)[0]).result(PATIENCE)
         streams.append(weakref.ref(engine.registry.get(key).stream))
@@ -213,7 +213,7 @@ def test_fifty_visitors_who_come_and_go_leave_nothing_behind(engine):
     assert engine.stats()["streams"] == 0
 
 
-def test_the_numbers_tell_rate_and_delay(engine):
+def test_stats_have_rate_and_delay(engine):
     assert engine.stats()["fps"] == engine.stats()["delay_p95"] == 0
     engine.open("ann", StreamSettings(style="pencil", steps=1)).result(PATIENCE)
     for frame in frames(17, 10):
@@ -243,7 +243,7 @@ def unet_rows(pipe) -> Iterator[list[int]]:
         hook.remove()
 
 
-def test_visitors_of_one_batch_each_get_what_they_would_get_alone(together, tiny_pipeline):
+def test_viewers_of_one_batch_each_get_what_they_would_get_alone(together, tiny_pipeline):
     keys = ("ann", "bob", "cid")
     clips = {key: frames(seed, 14) for seed, key in enumerate(keys)}
     settings = {key: {"style": "pencil", "seed": seed, "steps": 2} for seed, key in enumerate(keys)}
@@ -255,15 +255,15 @@ def test_visitors_of_one_batch_each_get_what_they_would_get_alone(together, tiny
     for number in range(8, 14):
         answers = {key: together.push(key, clips[key][number], tag=(key, number)) for key in keys}
         for key, answer in answers.items():
-            told = answer.result(PATIENCE)
-            outs[key] += told.frames
-            assert told.tag in (None, (key, number - 1))
+            result = answer.result(PATIENCE)
+            outs[key] += result.frames
+            assert result.tag in (None, (key, number - 1))
     for key in keys:
         expected = np.stack(alone(tiny_pipeline, clips[key], **settings[key])).astype(int)
         assert np.abs(np.stack(outs[key]) - expected).max() <= 1
 
 
-def test_whoever_waits_while_the_device_is_busy_goes_in_one_call(together, tiny_pipeline):
+def test_frames_that_wait_while_the_device_is_busy_go_in_one_call(together, tiny_pipeline):
     keys = ("ann", "bob", "cid")
     for key in keys:
         together.open(key, StreamSettings(style="pencil", steps=2)).result(PATIENCE)
@@ -296,7 +296,7 @@ def test_a_frame_does_not_overtake_a_change_that_was_asked_for_before_it(togethe
     assert rows == [1, 1, 1]
 
 
-def test_a_bad_frame_in_a_batch_is_only_its_own_visitors_trouble(together, tiny_pipeline):
+def test_a_bad_frame_in_a_batch_is_only_its_own_viewers_trouble(together, tiny_pipeline):
     for key in ("ann", "bob"):
         together.open(key, StreamSettings(style="pencil", steps=1)).result(PATIENCE)
         warm_up(together, key, frames(1, 8))

@@ -1,4 +1,4 @@
-"""Several visitors on one engine, who come, change their minds and go in any order: each gets, bit for bit,
+"""Several viewers on one engine, who come, change their minds and go in any order: each gets, bit for bit,
 what the same calls give a stream that has the model to itself."""
 
 from collections import Counter
@@ -46,7 +46,7 @@ changes = some.fixed_dictionaries({"style": styles, "prompt": prompts, "blend": 
 
 @dataclass
 class Life:
-    """One stream of a visitor: what was asked of it, what it gave, and what it still owes."""
+    """One stream of a viewer: its calls, its results, and the future of the last frame."""
 
     opening: dict[str, Any]
     calls: list[tuple[str, tuple, dict[str, Any]]] = field(default_factory=list)
@@ -73,8 +73,8 @@ class Life:
         stream.close()
 
 
-class Visitors(RuleBasedStateMachine):
-    """Every rule leaves the frames of the other visitors on their way: the engine has several at once."""
+class Viewers(RuleBasedStateMachine):
+    """Every rule leaves the frames of the other viewers on their way: the engine has several at once."""
 
     def __init__(self, pipe: Live2DiffPipeline, compared: Counter):
         super().__init__()
@@ -106,9 +106,9 @@ class Visitors(RuleBasedStateMachine):
             for name in sorted(self.lives.keys() - left_out):
                 life = self.lives[name]
                 life.settle()
-                picture = np.roll(frame, turn, axis=1)
-                life.calls.append(("push", (picture,), {}))
-                life.owed = self.engine.push(name, picture)
+                image = np.roll(frame, turn, axis=1)
+                life.calls.append(("push", (image,), {}))
+                life.owed = self.engine.push(name, image)
 
     @precondition(lambda self: self.lives)
     @rule(name=inside)
@@ -166,7 +166,7 @@ class Visitors(RuleBasedStateMachine):
             assert len(alone) == len(life.given)
             for mine, other in zip(life.given, alone, strict=True):
                 np.testing.assert_array_equal(mine, other)
-            self.compared["pictures"] += len(alone)
+            self.compared["frames"] += len(alone)
         self.compared["streams"] += len(self.past)
         self.compared["sequences"] += 1
 
@@ -174,7 +174,7 @@ class Visitors(RuleBasedStateMachine):
 def in_any_order(pipe: Live2DiffPipeline, examples: int, rules: int, number: int) -> None:
     compared = Counter()
     run_state_machine_as_test(
-        seed(number)(lambda: Visitors(pipe, compared)),
+        seed(number)(lambda: Viewers(pipe, compared)),
         settings=settings(
             max_examples=examples,
             stateful_step_count=rules,
@@ -184,15 +184,15 @@ def in_any_order(pipe: Live2DiffPipeline, examples: int, rules: int, number: int
             suppress_health_check=list(HealthCheck),
         ),
     )
-    assert compared["pictures"], "nobody had one"
+    assert compared["frames"], "nobody had one"
     print(number, dict(compared))
 
 
-def test_visitors_in_any_order_get_what_each_would_get_alone(tiny_pipeline):
+def test_viewers_in_any_order_get_what_each_would_get_alone(tiny_pipeline):
     in_any_order(tiny_pipeline, examples=6, rules=15, number=0)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", range(1, 5))
-def test_visitors_in_any_order_get_what_each_would_get_alone_many_times_over(tiny_pipeline, number):
+def test_viewers_in_any_order_get_what_each_would_get_alone_many_times_over(tiny_pipeline, number):
     in_any_order(tiny_pipeline, examples=50, rules=25, number=number)

@@ -39,8 +39,8 @@ def test_a_server_that_is_stopped_ends_soon_and_its_clip_says_that_it_was_cut(tm
     server = subprocess.Popen(
         [sys.executable, "app.py", *options], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    told: list[str] = []
-    reader = threading.Thread(target=lambda: told.extend(server.stderr), daemon=True)
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(server.stderr), daemon=True)
     reader.start()
 
     def answers() -> bool:
@@ -60,7 +60,7 @@ def test_a_server_that_is_stopped_ends_soon_and_its_clip_says_that_it_was_cut(tm
     finally:
         server.kill()
     reader.join(PATIENCE)
-    log = "".join(told)
+    log = "".join(lines)
     assert re.search(r"INFO opened kind=clip id=\w{8} style=oil", log), log
     assert re.search(r"INFO closed kind=clip id=\w{8} reason=stopped frames_in=\d+ .*seconds=\d", log), log
     assert "stopped clips_cut=1" in log and "secret" not in log and "Traceback" not in log, log

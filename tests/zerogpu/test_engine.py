@@ -100,7 +100,7 @@ def engine(request, tiny_pipeline) -> Iterator[ZeroGpuEngine]:
 
 
 @both_ways
-def test_a_visit_translates_what_is_pushed_and_names_the_frame_that_is_shown(engine, tiny_pipeline):
+def test_a_gpu_session_translates_what_is_pushed_and_names_the_frame_that_is_shown(engine, tiny_pipeline):
     clip = frames(1, 11)
     assert engine.open("ann", StreamSettings(style="pencil", seed=1)).result(PATIENCE) == ""
     assert engine.time_left("ann") is None
@@ -117,7 +117,7 @@ def test_a_visit_translates_what_is_pushed_and_names_the_frame_that_is_shown(eng
     assert stats["fps"] > 0 and 0 < stats["delay_p50"] <= stats["delay_p95"]
 
 
-def test_before_the_visit_only_the_newest_frame_waits_and_the_others_warm_it_up(engine, tiny_pipeline):
+def test_before_the_gpu_session_only_the_newest_frame_waits_and_the_others_warm_it_up(engine, tiny_pipeline):
     clip = frames(2, 12)
     engine.open("ann", StreamSettings(style="pencil", steps=1)).result(PATIENCE)
     waiting = [engine.push("ann", frame, tag=tag) for tag, frame in enumerate(clip[:9])]
@@ -128,7 +128,7 @@ def test_before_the_visit_only_the_newest_frame_waits_and_the_others_warm_it_up(
         assert engine.push("ann", clip[9], tag=9).result(PATIENCE).tag == 9
 
 
-def test_prompt_style_and_restart_reach_a_visit_that_runs(engine, tiny_pipeline):
+def test_prompt_style_and_restart_reach_a_gpu_session_that_runs(engine, tiny_pipeline):
     clip = frames(3, 12)
     engine.open("ann", StreamSettings(style="pencil", steps=1, seed=1))
     assert engine.update("ann", StreamSettings(style="pencil", prompt="a dog")).result(PATIENCE) == ""
@@ -145,7 +145,7 @@ def test_prompt_style_and_restart_reach_a_visit_that_runs(engine, tiny_pipeline)
         changed = engine.push("ann", clip[8]).result(PATIENCE).frames
         engine.restart("ann").result(PATIENCE)
         assert engine.push("ann", clip[9]).result(PATIENCE).warm
-        engine.open("ann", StreamSettings(style="ink", steps=2)).result(PATIENCE)  # in a visit: begun anew
+        engine.open("ann", StreamSettings(style="ink", steps=2)).result(PATIENCE)  # in the same run
         assert engine.push("ann", clip[10]).result(PATIENCE).frames_in == 1
     stream = tiny_pipeline.stream(style="pencil", prompt="a dog", steps=1, seed=1)
     for frame in clip[:8]:
@@ -155,7 +155,7 @@ def test_prompt_style_and_restart_reach_a_visit_that_runs(engine, tiny_pipeline)
 
 
 @both_ways
-def test_a_visit_that_is_over_is_continued_from_its_last_frames(tiny_pipeline, engine):
+def test_a_gpu_session_that_is_over_is_continued_from_its_last_frames(tiny_pipeline, engine):
     clip = frames(4, 12)
     engine.open("ann", StreamSettings(style="pencil", steps=1, seed=1))
     with visiting(engine, "ann"):
@@ -190,26 +190,32 @@ def test_the_time_that_was_lent_ends_the_session_by_itself(tiny_pipeline):
     engine.shutdown()
 
 
-def test_a_frame_that_waits_as_the_session_ends_is_answered(tiny_pipeline):
-    """The frame comes while the GPU is busy with another; then the process is gone."""
-    engine = ZeroGpuEngine(tiny_pipeline, capacity=1, wrap=gpu_that_dies)
+def test_a_process_that_dies_while_it_is_written_to_leaves_nobody_waiting(tiny_pipeline):
+    dead = threading.Event()
+
+    def wrap(task: Callable, seconds: Callable) -> Callable:
+        def call(job: Job) -> Iterator[str]:
+            yield ""
+            assert dead.wait(PATIENCE)  # and reads nothing of what is more than a pipe holds
+            raise gr.Error("GPU task aborted", title="ZeroGPU worker error")  # as `spaces` reports it
+
+        return call
+
+    engine = ZeroGpuEngine(tiny_pipeline, capacity=1, wrap=wrap)
+    pipes = len(engine.pipes.free)
     engine.open("ann", StreamSettings(style="pencil"))
-    waiting = engine.push("ann", frames(5, 1)[0])
-    with pytest.raises(gr.Error, match="GPU task aborted"):
-        list(engine.gpu_session("ann"))
-    with pytest.raises(StreamClosed, match=r"^GPU task aborted$"):
-        waiting.result(PATIENCE)
+    for frame in frames(5, 9, height=700, width=900):
+        waiting = engine.push("ann", frame)
+    with ThreadPoolExecutor(1) as clicks:
+        visit = clicks.submit(lambda: list(engine.gpu_session("ann")))
+        wait_for(lambda: engine.time_left("ann"))
+        dead.set()
+        with pytest.raises(StreamClosed, match=r"^GPU task aborted$"):
+            waiting.result(PATIENCE)
+        with pytest.raises(gr.Error, match="GPU task aborted"):
+            visit.result(PATIENCE)
+    assert len(engine.pipes.free) == pipes and engine.session_keys() == {"ann"}
     engine.shutdown()
-
-
-def gpu_that_dies(task: Callable, seconds: Callable) -> Callable:
-    """A process that dies after its first heartbeat, as `spaces` reports it."""
-
-    def call(job: Job) -> Iterator[str]:
-        yield ""
-        raise gr.Error("GPU task aborted", title="ZeroGPU worker error")
-
-    return call
 
 
 @both_ways
@@ -373,7 +379,7 @@ def test_the_words_of_a_refusal_reach_the_viewer(tiny_pipeline, tmp_path):
     engine.shutdown()
 
 
-def test_a_stream_that_cannot_be_opened_there_is_told_to_who_waits(engine):
+def test_a_stream_that_cannot_be_opened_there_fails_the_frame_that_waits(engine):
     with pytest.raises(ValueError, match="no style"):
         engine.open("ann", StreamSettings(style="no such style"))
     assert engine.session_keys() == set()
@@ -385,7 +391,7 @@ def test_a_stream_that_cannot_be_opened_there_is_told_to_who_waits(engine):
         assert over.wait(PATIENCE)
 
 
-def test_two_visitors_at_once_have_each_their_own(engine, tiny_pipeline):
+def test_two_viewers_at_once_have_each_their_own(engine, tiny_pipeline):
     settings = {"ann": {"style": "pencil", "seed": 1}, "bob": {"style": "neon", "prompt": "a cat", "seed": 2}}
     clips = {"ann": frames(13, 9), "bob": frames(14, 9)}
     outs: dict[str, list[np.ndarray]] = {"ann": [], "bob": []}
@@ -418,7 +424,7 @@ def test_a_line_stands_before_it_as_before_any_engine(tiny_pipeline):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
-def test_the_hidden_button_borrows_the_gpu_until_the_page_is_closed(tiny_pipeline):
+def test_the_hidden_button_holds_the_gpu_until_the_page_is_closed(tiny_pipeline):
     engine = ZeroGpuEngine(tiny_pipeline, capacity=1)
     with gr.Blocks() as demo:
         gpu_session_button(engine)
@@ -444,7 +450,7 @@ def test_the_hidden_button_borrows_the_gpu_until_the_page_is_closed(tiny_pipelin
     engine.shutdown()
 
 
-def test_a_space_in_zerogpu_mode_asks_once_for_each_visit_and_clip_and_gives_back(tiny_pipeline):
+def test_a_space_in_zerogpu_mode_asks_once_for_each_gpu_session_and_clip_and_gives_back(tiny_pipeline):
     """See zerogpu_space.py: `spaces` itself, but for its scheduler and the weights' way to the GPU."""
     pytest.importorskip("spaces")
     done = subprocess.run(
