@@ -316,15 +316,15 @@ def test_an_error_while_one_stream_of_a_batch_is_dropped_is_not_the_others(
     for key in ("ann", "bob"):
         together.open(key, StreamSettings(style="pencil", steps=1)).result(PATIENCE)
         warm_up(together, key, frames(1, 8))
-    ann = together.registry.get("ann").stream
-    release = tiny_pipeline.release_style
-    monkeypatch.setattr(tiny_pipeline, "release_style", lambda user: 1 / 0 if user is ann else release(user))
-    original = steps.push_together
-    monkeypatch.setattr(
-        steps,
-        "push_together",
-        lambda pending: [NonFiniteError("NaN") if p.stream is ann else original([p])[0] for p in pending],
-    )
+    ann, of_ann = together.registry.get("ann").stream, []
+    receive, push_together = ann.receive, steps.push_together
+    monkeypatch.setattr(ann, "receive", lambda frame: of_ann.append(receive(frame)) or of_ann[-1])
+    monkeypatch.setattr(ann, "close", lambda: 1 / 0)
+
+    def fail_for_ann(pending: list) -> list:
+        return [NonFiniteError("NaN") if each in of_ann else push_together([each])[0] for each in pending]
+
+    monkeypatch.setattr(steps, "push_together", fail_for_ann)
     with held_device(tiny_pipeline) as arrived:
         together.push("bob", frames(2, 1)[0])
         assert arrived.wait(PATIENCE)
