@@ -1,4 +1,4 @@
-"""What one address may have of the server, and which address a request comes from."""
+"""Limits of one viewer, and which requests count as one viewer's."""
 
 from contextlib import ExitStack
 
@@ -60,7 +60,7 @@ def test_an_address_has_so_many_at_once_and_a_tunnel_any_number():
         pass
 
 
-def test_the_limits_are_settings_described_in_words():
+def test_the_limits_are_settings():
     assert VisitorLimits(visits=7, turn_seconds=90).in_words() == (
         "Stay as long as you like; once others wait, a turn lasts 90 seconds. "
         "At most 7 visits at once from one address."
