@@ -6,7 +6,7 @@ GONE = "This stream has ended. Start it again."
 
 
 class EngineBusy(RuntimeError):
-    """Every stream of the engine is in use by a viewer who keeps sending frames."""
+    """Every place is taken by a visitor whose frames keep coming."""
 
 
 class StreamClosed(RuntimeError):
@@ -14,18 +14,18 @@ class StreamClosed(RuntimeError):
 
 
 class ServerStopping(StreamClosed):
-    """The server is shutting down, and its streams with it."""
+    """The server ends, and its streams with it."""
 
     def __init__(self) -> None:
         super().__init__("The server is being stopped.")
 
 
 class StreamOutOfMemory(RuntimeError):
-    """The device ran out of memory over this stream, which was closed."""
+    """The device ran out of memory over this stream, which has ended; there are fewer places from now on."""
 
     WORDS = (
-        "There is not enough memory on the server for this stream. Choose fewer denoising steps, or try "
-        "again later. If you run the server, let it serve fewer viewers at once (--streams)."
+        "The server has not enough memory for this stream. Choose fewer denoising steps, or try again later. "
+        "Who runs the server can have it serve fewer visitors at once (--streams)."
     )
 
     def __init__(self, words: str = WORDS) -> None:
@@ -33,26 +33,26 @@ class StreamOutOfMemory(RuntimeError):
 
 
 class NonFiniteError(RuntimeError):
-    """The model gives NaN or infinity even after another warmup; the stream was closed."""
+    """The model gives NaN or infinity even after a fresh start; the stream has ended."""
 
 
 class GpuSessionOver(StreamClosed):
-    """The time for which the GPU was lent is over; open the stream again for the next session."""
+    """The GPU was lent for so long and no longer; open the stream again for the next visit."""
 
     def __init__(self) -> None:
         super().__init__("The time on the GPU is over. Start again to continue.")
 
 
 class ClipError(ValueError):
-    """A clip cannot be read or written; the message says why and what to do about it."""
+    """A clip that cannot be read or written; the message says why and what to do about it."""
 
 
 class LimitReached(ValueError):
-    """A limit on visitors is reached; the message is for the visitor."""
+    """A limit is reached; the words are for whoever reached it."""
 
 
 class ClipStopped(RuntimeError):
-    """The translation of a clip was cancelled or could not go on; the message says which."""
+    """Somebody wanted the translation to end, or the server could not go on with it; says which."""
 
-    def __init__(self, why: str = "Cancelled.") -> None:
+    def __init__(self, why: str = "Cancelled."):
         super().__init__(why)
