@@ -10,34 +10,70 @@ import numpy as np
 import torch
 
 from ..config import WARMUP_FRAMES
+from ..errors import LimitReached
 
 if TYPE_CHECKING:
     from ..pipeline import Live2DiffPipeline
+    from ..streaming.stream import Stream
 
 MOST_VIEWERS = 8
 CPU_VIEWERS = 4
-SPARE = 0.1  # of the free memory: other sizes of pictures, fragments, whatever else the GPU shows
+SPARE = 0.1  # of the free memory: other frame sizes, fragments, a display on the same GPU
 
 
 @dataclass(frozen=True)
 class Room:
-    """For how many viewers there is room, and why, in a sentence."""
+    """The number of viewers that there is room for, and why, in a sentence.
+
+    Attributes:
+        cache_bytes: what the caches of all live streams may take together; None where it was not measured.
+    """
 
     viewers: int
     reason: str
+    cache_bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        if self.viewers < 1:
+            raise ValueError(
+                f"capacity is {self.viewers}, but the engine needs room for one stream at least."
+            )
+
+    def __str__(self) -> str:
+        return self.reason
+
+    def cache_bytes_of(
+        self, pipe: Live2DiffPipeline, stream: Stream, cache_dtype: torch.dtype | None, taken: int
+    ) -> int:
+        """Return the bytes of a new stream's cache, beside `taken` bytes of other streams.
+
+        Raises:
+            LimitReached: it does not fit; the words say what to do.
+        """
+        if self.cache_bytes is None:
+            return 0
+        steps, size = stream.schedule.steps, pipe.working_size(1, 1, stream.settings.size)
+        needed, free = bytes_of_cache(pipe, steps, size, cache_dtype), self.cache_bytes - taken
+        if needed > free:
+            raise LimitReached(
+                f"{steps} denoising steps need {needed / 1e9:.1f} GB of the GPU's memory; "
+                f"{free / 1e9:.1f} GB are free. Choose fewer steps, or try again later."
+            )
+        return needed
 
 
 def bytes_of_cache(
     pipe: Live2DiffPipeline, steps: int, size: tuple[int, int], cache_dtype: torch.dtype | None = None
 ) -> int:
-    """Bytes that the memory of a stream takes at a working `size` (height, width); nothing is allocated."""
+    """Return the bytes of a stream's cache at a working `size` (height, width); nothing is allocated."""
     _, height, width = pipe.latent_shape(size)
     return pipe.unet.new_cache(steps, height, width, cache_dtype, torch.device("meta")).nbytes
 
 
 def measure_room(pipe: Live2DiffPipeline, cache_dtype: torch.dtype | None = None) -> Room:
-    """Run a stream of default settings on a GPU, see what it takes, and divide; a CPU has room for 4."""
-    device, side = pipe.unet.device, pipe.config.size
+    """Run a stream of default settings on a GPU, and divide the free memory; a CPU has room for 4."""
+    device, side = pipe.unet.device, pipe.config.size  # pyright: ignore
     if device.type != "cuda":
         return Room(CPU_VIEWERS, f"Room for {CPU_VIEWERS} viewers at once on a CPU.")
     torch.cuda.empty_cache()
@@ -47,20 +83,27 @@ def measure_room(pipe: Live2DiffPipeline, cache_dtype: torch.dtype | None = None
         steps = stream.schedule.steps
         for _ in range(WARMUP_FRAMES + steps):
             stream.push(np.zeros((side, side, 3), np.uint8))
-        memory = stream.nbytes
-        working = max(0, torch.cuda.max_memory_allocated(device) - before - memory)
+        cache = stream.nbytes
+        working = max(0, torch.cuda.max_memory_allocated(device) - before - cache)
     torch.cuda.empty_cache()
-    return share(torch.cuda.mem_get_info(device)[0], memory, working, steps)
+    return share(torch.cuda.mem_get_info(device)[0], cache, working, steps)
 
 
-def share(free: int, memory: int, working: int, steps: int) -> Room:
-    """Room in `free` bytes for viewers whose streams each take `memory` to remember, where the warmup's 8
-    rows take `working` bytes while they are worked on. One memory more is kept for a clip."""
-    usable = (1 - SPARE) * free - memory - working
-    a_viewer = memory + working * steps / WARMUP_FRAMES
+def share(free: int, cache: int, working: int, steps: int) -> Room:
+    """Divide `free` bytes among viewers.
+
+    Args:
+        free: bytes of the device.
+        cache: bytes of the cache of one stream with `steps` denoising steps; one more is kept for a clip.
+        working: bytes that the 8 rows of a warmup take while they are processed.
+        steps: rows of a stream.
+    """
+    usable = (1 - SPARE) * free - cache - working
+    a_viewer = cache + working * steps / WARMUP_FRAMES
     viewers = max(1, min(MOST_VIEWERS, int(usable // a_viewer)))
     return Room(
         viewers,
         f"Room for {viewers} viewers at once: {free / 1e9:.1f} GB of the GPU are free, a viewer takes "
         f"{a_viewer / 1e9:.2f} GB, and {MOST_VIEWERS} is the most.",
+        cache_bytes=max(1.0, usable / a_viewer) * cache,
     )

@@ -1,101 +1,62 @@
-"""Who runs when: the one thread that owns the device, and the streams that take turns on it.
+"""Engine: streams by key that take turns on one device.
 
 Everything that touches a model runs on one thread, because compiled graphs must be warmed up, captured and
-replayed on the same one. Its line is short and fair: a live visitor has at most one frame in it, which a
-newer frame replaces while it waits, and a clip has one frame in it as well. On a GPU, the frames that wait go
-through the model as one batch. Nothing here knows of the page.
+replayed on the same one. Its queue is short and fair: a live session has at most one frame in it, which a
+newer frame replaces while it waits, and a clip has one frame in it as well. On a GPU, waiting frames go
+through the model as one batch.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from concurrent.futures import wait as wait_for
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import NonFiniteError, ServerStopping, StreamOutOfMemory
+from ..errors import LimitReached, NonFiniteError, ServerStopping, StreamOutOfMemory
 from ..streaming.settings import BLEND_FRAMES, StreamSettings
-from .event_log import log_id
-from .sessions import ClipStream, FrameResult, SessionManager, Visitor
+from .futures import delivering, fail, resolved
+from .sessions import ClipStream, FrameResult, QueuedFrame, Session, SessionRegistry
 
 if TYPE_CHECKING:
     import torch
 
     from ..pipeline import Live2DiffPipeline
-    from ..streaming.steps import PendingFrame
     from ..streaming.stream import Stream
 
-Result = TypeVar("Result")
+QUIET_SECONDS = 10.0  # a session silent for this long is closed when another needs its place
+CLOSE_SECONDS = 30.0  # at most: garbage collection may end a clip on the device thread, which must not wait
 
 
-@dataclass(frozen=True)
-class Mail:
-    frame: np.ndarray
-    tag: Any
-    arrived: float
+class Engine:
+    """Streams by key, one for each viewer, on one device; meets `sessions.EngineProtocol`.
 
-
-@dataclass(eq=False, kw_only=True)
-class Viewer(Visitor):
-    """One stream and its mailbox, which holds one frame: the newest."""
-
-    stream: Stream | None = None  # None until the device thread has opened it, and once it has closed it
-    mailbox: Mail | None = None
-    answer: Future[FrameResult] | None = None  # to the frame in the mailbox, or to the last one taken from it
-    changes: int = 0  # updates and restarts that the device thread has not come to
-    inside: deque[Mail] = field(default_factory=deque)  # frames that went in and have not come out yet
-
-    def is_busy(self) -> bool:
-        return self.stream is None or (self.answer is not None and not self.answer.done())
-
-
-@dataclass(frozen=True, eq=False)
-class Work:
-    """A visitor's frame on its way through the model."""
-
-    viewer: Viewer
-    mail: Mail
-    answer: Future[FrameResult]
-    arrival: PendingFrame
-
-
-@contextmanager
-def delivering(*answers: Future) -> Iterator[None]:
-    """What is raised inside goes to those who wait for these answers, as an executor's futures do it."""
-    try:
-        yield
-    except BaseException as error:
-        for answer in answers:
-            if not answer.done():
-                answer.set_exception(error)
-
-
-class Engine(SessionManager[Viewer]):
-    """Streams by key, one for each visitor, on one device.
-
-    `open`, `push`, `update`, `restart` and `close` may be called from any thread or event loop. They return
-    a `Future` at once: `.result()` waits for it in a thread, `asyncio.wrap_future` in a coroutine. What fails
-    in one visitor's stream is that visitor's exception and nobody else's.
+    `open`, `push`, `update`, `restart` and `close` may be called from any thread or event loop and return a
+    future at once. An exception in one session's stream reaches the futures of that session alone.
 
     Args:
         pipe: the model.
-        capacity: how many live visitors there may be; None for as many as there is room for, which is
-            measured.
-        idle_seconds: a visitor silent for this long loses the stream.
-        together: whether frames that wait at the same time are worked on as one batch; by default where the
-            model is on a GPU. On a CPU each stream is worked on alone, so that its pictures are the same to
-            the bit whoever else is there; together, they differ by a grey level.
-        cache_dtype: of the streams' memory, as `Live2DiffPipeline.stream` takes it.
+        capacity: how many live sessions there may be; None for as many as the device has room for.
+        idle_seconds: a session silent for this long is closed.
+        together: whether waiting frames are processed as one batch; by default on a GPU. In a batch a frame
+            differs by up to one grey level from that of a stream alone; without, it is the same to the bit.
+        cache_dtype: of the streams' caches, as `Live2DiffPipeline.stream` takes it.
+        clock: returns seconds.
 
     Attributes:
-        room: for how many visitors there is room and why, in a sentence.
+        room: for how many viewers there is room; as a string, a sentence with the reason.
+        registry: the sessions.
     """
+
+    needs_gpu_session = False
+    session_kind: type[Session] = Session
 
     def __init__(
         self,
@@ -104,211 +65,335 @@ class Engine(SessionManager[Viewer]):
         idle_seconds: float = 60.0,
         together: bool | None = None,
         cache_dtype: torch.dtype | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         from ..streaming.cache_pool import CachePools
-        from .capacity import measure_room  # not before a model is there: torch takes seconds
+        from .capacity import Room, measure_room  # not before there is a model: torch is slow
 
-        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
-        self.room = f"Room for {capacity} viewers at once, as asked."
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         if capacity is None:
-            measured = self._device.submit(measure_room, pipe, cache_dtype).result()
-            capacity, self.room = measured.viewers, measured.reason
-        super().__init__(pipe, capacity, idle_seconds)
-        self._together = pipe.unet.device.type == "cuda" if together is None else together
-        self._pools = CachePools(capacity)
-        self._cache_dtype = cache_dtype
+            self.room = self._thread.submit(measure_room, pipe, cache_dtype).result()
+        else:
+            self.room = Room(capacity, f"Room for {capacity} viewers at once, as asked.")
+        self.capacity, self.idle_seconds = self.room.viewers, idle_seconds
+        self.styles, self.about, self.size = pipe.styles, pipe.about, pipe.config.size  # pyright: ignore
+        self.default_style = pipe.default_style or next(iter(pipe.styles))
+        self.admission: Callable[[str], AbstractContextManager] = nullcontext
+        self.registry = SessionRegistry(clock)
+        together = pipe.unet.device.type == "cuda" if together is None else together
+        self._pools = CachePools(self.capacity) if together else None
+        self.pipe, self._cache_dtype = pipe, cache_dtype
+        self._downloads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="downloads")
+        self._ending = threading.Event()
+        threading.Thread(target=self._reap, name="reaper", daemon=True).start()
+
+    @property
+    def device(self) -> str:
+        """Return the name of the GPU, or the kind of another device."""
+        from torch.cuda import get_device_name
+
+        device = self.pipe.unet.device
+        return get_device_name(device) if device.type == "cuda" else device.type
+
+    def fetch(self, style: str | None) -> Future[None]:
+        """Download what a style needs, while frames go on; before `open` or `update` with it."""
+        return self._downloads.submit(self.pipe.fetch, style)
 
     def open(self, key: str, settings: StreamSettings) -> Future[str]:
-        """Give `key` a stream with these settings, in place of one it has; `EngineBusy` if there is no room.
+        """Open a stream; the result is the end of the prompt that the model cannot read, "" as a rule.
 
-        The answer is the end of the prompt that is too long for the model, "" as a rule.
+        Raises:
+            EngineBusy: there is no room, or others come first.
         """
-        visitor = Viewer(name=log_id(key))
-        former = self._give_place(key, visitor)
-        if former is not None:
-            former.reason = "replaced"
-        self._device.submit(self._close, former)
-        return self._device.submit(self._open, key, visitor, settings)
+        session = self.session_kind(key=key, settings=settings, last_seen=self.registry.clock())
+        self.admit(session)
+        return self.submit(session, self.open_stream, session)
 
     def push(self, key: str, frame: np.ndarray, tag: Any = None) -> Future[FrameResult]:
-        """Put `frame` into the mailbox. One still waiting there is dropped: its answer is then this one's."""
-        with self._lock:
-            visitor = self._visitor(key)
-            waiting = visitor.mailbox is not None and not visitor.answer.cancelled()
-            visitor.mailbox = Mail(frame, tag, time.monotonic())
-            visitor.last_seen = visitor.mailbox.arrived
-            if waiting:
-                self._dropped += 1
+        """Translate a frame; one that still waits is dropped, and its future is this one's."""
+        with self.registry.lock:
+            session, now = self.registry.get(key), self.registry.clock()
+            former, session.last_seen = session.waiting, now
+            if former is not None and not former.result.cancelled():
+                session.waiting = QueuedFrame(frame, tag, now, former.result)
+                self.registry.count_dropped()
             else:
-                visitor.answer = Future()
-                self._device.submit(self._step_together if self._together else self._step, visitor)
-            return visitor.answer
+                session.waiting = QueuedFrame(frame, tag, now, Future())
+                self.schedule(session)
+            session.result = session.waiting.result
+            return session.result
 
     def update(self, key: str, settings: StreamSettings, blend: int = BLEND_FRAMES) -> Future[str]:
-        """Change style, prompt and LoRA scale to these at the next frame. The answer is that of `open`."""
-        with self._lock:
-            visitor = self._visitor(key)
-            visitor.changes += 1
-            return self._device.submit(self._change, visitor, "update", settings, blend=blend)
+        """Change style, prompt and LoRA scale from the next frame on; the result is as `open`'s."""
+        return self._change(key, "update", settings, blend)
 
     def restart(self, key: str) -> Future[str]:
-        """Warm up again from the last frames. The answer is that of `open`."""
-        with self._lock:
-            visitor = self._visitor(key)
-            visitor.changes += 1
-            return self._device.submit(self._change, visitor, "restart")
+        """Warm up again from the last frames; the result is as `open`'s."""
+        return self._change(key, "restart")
+
+    def _change(self, key: str, *change: Any) -> Future[str]:
+        with self.registry.lock:
+            session = self.registry.get(key)
+            session.changes += 1
+            return self.submit(session, self.apply_change, session, *change)
 
     def close(self, key: str) -> Future[None]:
-        """Free the stream of `key`, if it has one, as soon as the device is done with the frame at hand."""
-        with self._lock:
-            visitor = self._take_out(key)
-        return self._device.submit(self._close, visitor)
+        """Free the stream of a key, if there is one, after the frame at hand."""
+        for session in self.registry.all():
+            if session.key == key:
+                return self.close_session(session)
+        return resolved(None)
 
     @contextmanager
     def clip(self, key: str, settings: StreamSettings, frames: int | None = None) -> Iterator[ClipStream]:
-        """A stream for `video.translate`: it takes turns with the visitors' frames and is freed at the end.
+        """Open a stream for `video.translate`, which takes turns with live frames, closed with the context.
 
         `close(key)` ends it early: the next `push` raises `StreamClosed`. Clips do not count against the
-        capacity; whoever runs them decides how many run at once. `frames`, how many it has as far as one
-        knows, matters only where time on a device must be asked for.
+        capacity. `frames` is their number, as far as is known, for engines that ask for time on a device.
         """
-        if self._ending:
-            raise ServerStopping
-        self.close(key)
-        visitor = Viewer(is_clip=True, name=log_id(key))
-        with self._lock:
-            self._visitors[key] = visitor
+        now = self.registry.clock()
+        session = self.session_kind(key=key, settings=settings, last_seen=now, is_clip=True)
+        self.admit(session)
         try:
-            ignored = self._device.submit(self._open, key, visitor, settings).result()
-            yield ClipStream(ignored, lambda *call: self._device.submit(self._run, visitor, *call).result())
+            ignored_words = self.open_clip(session, frames).result()
+            submit = partial(self.submit, session, self.call, session)
+            yield ClipStream(ignored_words, submit, ahead=self.needs_gpu_session)
         finally:
-            self._forget(key, visitor)
-            if not self._stopped.is_set():  # else the device has seen to it
-                self._device.submit(self._close, visitor)
+            wait_for([self.close_session(session)], CLOSE_SECONDS)
+
+    def session_keys(self) -> set[str]:
+        """Return the keys of the live sessions."""
+        return self.registry.live_keys()
+
+    def make_room(self) -> None:
+        """Close live sessions that have been silent for a while, because others want their places."""
+        self.close_idle(QUIET_SECONDS)
+
+    def close_idle(self, seconds: float) -> None:
+        """Close the live sessions that have been silent for longer."""
+        for session in self.registry.idle(seconds):
+            self.close_session(session, "silent")
+
+    def time_left(self, key: str) -> float | None:
+        """Return the seconds until the stream ends by itself: None, as it does not."""
+        return None
+
+    def stats(self) -> dict[str, float]:
+        """Return streams and clips open, capacity, frame rate, frames dropped, delay in seconds."""
+        return {**self.registry.stats(), "capacity": self.capacity}
+
+    def end(self, clips: bool = True) -> None:
+        """Close every stream, without `clips` only the live ones; none begins from then on."""
+        self._ending.set()
+        for session in self.registry.all():
+            if clips or not session.is_clip:
+                self.close_session(session, "stopped")
 
     def shutdown(self) -> None:
-        super().shutdown()
-        self._device.shutdown(wait=True)
+        """Close every stream and end all threads."""
+        sessions = self.registry.all()
+        self.end()
+        wait_for([session.freed for session in sessions], CLOSE_SECONDS)
+        self._downloads.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown(wait=True)
 
-    # From here on all runs on the device thread.
+    def _reap(self) -> None:
+        while not self._ending.wait(min(self.idle_seconds / 4, 5.0)):
+            self.close_idle(self.idle_seconds)
 
-    def _open(self, key: str, visitor: Viewer, settings: StreamSettings) -> str:
+    def admit(self, session: Session) -> None:
+        """Give a session its place, and close the former one of its key.
+
+        Raises:
+            EngineBusy, ServerStopping: there is no room, or others come first; the server ends.
+        """
+        with nullcontext() if session.is_clip else self.admission(session.key):
+            if self._ending.is_set():
+                raise ServerStopping
+            if not session.is_clip and len(self.session_keys() - {session.key}) >= self.capacity:
+                self.make_room()
+            former = self.registry.add(session, self.capacity)
+        if former is not None:
+            self.close_session(former, "replaced")
+
+    def close_session(self, session: Any, reason: str = "closed") -> Future[None]:
+        """Remove a session; the future is done when its stream is freed."""
+        if self.remove(session, reason):
+            self.submit(session, self.free, session)
+        return session.freed
+
+    def remove(self, session: Any, reason: str, error: BaseException | None = None) -> bool:
+        """Give a session's place back; its waiting frame gets the error, or that the stream has ended.
+
+        Returns:
+            False if that was done before; otherwise the caller has to have the stream freed.
+        """
+        with self.registry.lock:
+            if session.closed:
+                return False
+            session.closed, session.reason = True, reason
+            self.registry.remove(session)
+            waiting = session.take_waiting()
+        if waiting is not None:
+            fail(waiting.result, error or session.closed_error())
+        return True
+
+    # What differs between kinds of engine, whose sessions are of kinds of their own.
+
+    def submit(self, session: Any, function: Callable[..., Any], *arguments: Any) -> Future:
+        """Run a function on the thread of a session's stream."""
+        return self._thread.submit(function, *arguments)
+
+    def schedule(self, session: Any) -> None:
+        """Have a session's waiting frame processed; called with the lock held."""
+        self.submit(session, self.step if self._pools is None else self.step_batch, session)
+
+    def open_clip(self, session: Any, frames: int | None) -> Future[str]:
+        """Open the stream of a clip with so many frames."""
+        return self.submit(session, self.open_stream, session)
+
+    # From here on all runs on the thread of the session's stream.
+
+    def new_stream(self, session: Any) -> Stream:
+        """Make the stream of a session.
+
+        Raises:
+            LimitReached: the caches of all live streams would not fit into the memory measured for them.
+        """
+        pools = None if session.is_clip else self._pools
+        stream = self.pipe.stream(session.settings, pools=pools, cache_dtype=self._cache_dtype)
+        if not session.is_clip:
+            taken = sum(other.cache_bytes for other in self.registry.all())
+            try:
+                session.cache_bytes = self.room.cache_bytes_of(self.pipe, stream, self._cache_dtype, taken)
+            except LimitReached:
+                stream.close()
+                raise
+        return stream
+
+    def open_stream(self, session: Any) -> str:
+        """Open a session's stream; where that fails, its place is given back."""
+        if session.closed:
+            raise session.closed_error()
         try:
-            return self._within_memory(visitor, self._open_stream, visitor, settings)
-        finally:
-            if visitor.stream is None:
-                self._forget(key, visitor)
+            stream = session.stream = self._guarded(session, self.new_stream, session)
+        except BaseException as error:
+            if self.remove(session, "failed", error):
+                self.free(session)
+            raise
+        # One that was warmed up from earlier frames has some in flight that nobody waits for.
+        session.in_flight = deque([None] * (stream.frames_in - stream.frames_out))
+        session.opened = session.last_seen = self.registry.clock()
+        session.log("opened", **session.settings.model_dump(include={"style", "steps", "size"}))
+        return stream.ignored_words
 
-    def _open_stream(self, visitor: Viewer, settings: StreamSettings) -> str:
-        shared = {} if visitor.is_clip or not self._together else {"pools": self._pools}
-        visitor.stream = self._pipe.stream(settings, **shared, cache_dtype=self._cache_dtype)
-        visitor.last_seen = time.monotonic()
-        visitor.tell_opened(settings)
-        return visitor.stream.ignored_words
+    def close_stream(self, session: Any, reason: str | None = None) -> None:
+        """Free a session's stream, if it is open."""
+        stream, session.stream = session.stream, None
+        if stream is not None:
+            counts = {"frames_in": stream.frames_in, "frames_out": stream.frames_out}
+            seconds = self.registry.clock() - session.opened
+            session.log("closed", reason=reason or session.reason, **counts, seconds=seconds)
+            stream.close()
+            session.in_flight.clear()
 
-    def _change(self, visitor: Viewer, name: str, *arguments: Any, **options: Any) -> str:
+    def free(self, session: Any) -> None:
+        """Free what a closed session has."""
+        with delivering(session.freed):
+            self.close_stream(session)
+            session.freed.set_result(None)
+
+    def apply_change(self, session: Session, name: str, *arguments: Any) -> str:
+        """Update or restart a stream."""
         try:
             if name == "update":
-                arguments = (self._alive(visitor).settings.updated_live(*arguments),)
-            self._run(visitor, name, *arguments, **options)
-            return visitor.stream.ignored_words
+                settings, blend = arguments
+                settings = session.settings.updated_live(settings)
+                self.call(session, "update", settings, blend=blend)
+                session.settings = settings
+            else:
+                self.call(session, name)
+            return self._stream_of(session).ignored_words
         finally:
-            with self._lock:
-                visitor.changes -= 1
+            with self.registry.lock:
+                session.changes -= 1
 
-    def _step(self, visitor: Viewer) -> None:
-        """The frame in this visitor's mailbox."""
-        with self._lock:
-            answer, mail = visitor.answer, self._take_mail(visitor)
-        if mail is not None:
-            with delivering(answer):
-                frames = self._run(visitor, "push", mail.frame)
-                answer.set_result(self._answer(visitor, mail, frames))
+    def step(self, session: Session) -> None:
+        """Process the waiting frame of a session."""
+        with self.registry.lock:
+            queued = session.take_waiting()
+        if queued is not None:
+            with delivering(queued.result):
+                self._finish(session, queued, self.call(session, "push", queued.frame))
 
-    def _step_together(self, visitor: Viewer) -> None:
-        """The frame in this visitor's mailbox, and with it those in all others' that can go with it."""
-        from ..streaming.steps import push_together  # as above
+    def step_batch(self, session: Session) -> None:
+        """Process the waiting frame of a session, and all others that can share its batches."""
+        from ..streaming.steps import push_together
 
-        with self._lock:
-            others = [v for v in self._visitors.values() if v is not visitor and self._can_join(v)]
-            ready = [
-                (viewer, mail, viewer.answer)
-                for viewer in (visitor, *others)
-                if (mail := self._take_mail(viewer)) is not None
-            ]
-        groups: dict[object, list[Work]] = {}
-        for viewer, mail, answer in ready:
-            with delivering(answer):
-                arrival = self._alive(viewer).receive(mail.frame)
-                groups.setdefault(viewer.stream.pool or viewer, []).append(
-                    Work(viewer, mail, answer, arrival)
-                )
-        for works in groups.values():
-            with delivering(*(work.answer for work in works)):
-                given = push_together([work.arrival for work in works])
-                for work, frames in zip(works, given, strict=True):
+        with self.registry.lock:
+            # A frame does not overtake a change that was asked for before it.
+            others = [s for s in self.registry.all() if s is not session and s.stream and not s.changes]
+            taken = [(member, member.take_waiting()) for member in (session, *others)]
+        batches: dict[object, list[tuple]] = {}
+        for member, queued in taken:
+            if queued is not None:
+                with delivering(queued.result):
+                    stream = self._stream_of(member)
+                    pending = stream.receive(queued.frame)
+                    batches.setdefault(stream.pool or member, []).append((member, queued, pending))
+        for batch in batches.values():
+            outputs: Future[list] = Future()
+            with delivering(outputs):
+                outputs.set_result(push_together([pending for *_, pending in batch]))
+            for index, (member, queued, _) in enumerate(batch):
+                with delivering(queued.result):
+                    frames = outputs.result()[index]
                     if isinstance(frames, RuntimeError):
-                        work.answer.set_exception(self._drop(work.viewer, frames))
+                        queued.result.set_exception(self._drop(member, frames))
                     else:
-                        work.answer.set_result(self._answer(work.viewer, work.mail, frames))
+                        self._finish(member, queued, frames)
 
-    def _can_join(self, viewer: Viewer) -> bool:
-        """Whether nothing that was asked for before the frame in the mailbox is still to be done."""
-        return viewer.stream is not None and not viewer.changes
-
-    def _take_mail(self, viewer: Viewer) -> Mail | None:
-        """What is in a mailbox, if anybody waits for it still; for who holds the lock."""
-        mail, viewer.mailbox = viewer.mailbox, None
-        return mail if mail is not None and viewer.answer.set_running_or_notify_cancel() else None
-
-    def _answer(self, viewer: Viewer, mail: Mail, frames: list[np.ndarray]) -> FrameResult:
-        viewer.last_seen = time.monotonic()
-        viewer.inside.append(mail)  # only now: a frame that was refused is not inside
-        for _ in frames:
-            shown = viewer.inside.popleft()
-        if frames:
-            self._note_shown(viewer.last_seen - shown.arrived)
-        return FrameResult(frames, shown.tag if frames else None, viewer.stream.frames_in, viewer.stream.warm)
-
-    def _alive(self, viewer: Viewer) -> Stream:
-        if viewer.closed or viewer.stream is None:
-            raise viewer.gone()
-        return viewer.stream
-
-    def _run(self, visitor: Viewer, name: str, *arguments: Any, **settings: Any) -> Any:
-        stream = self._alive(visitor)
+    def call(self, session: Session, name: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method of a session's stream."""
         try:
-            return self._within_memory(visitor, partial(getattr(stream, name), *arguments, **settings))
+            return self._guarded(session, getattr(self._stream_of(session), name), *arguments, **options)
         finally:
-            visitor.last_seen = time.monotonic()
+            session.last_seen = self.registry.clock()
 
-    def _within_memory(self, visitor: Viewer, work: Callable[..., Result], *arguments: Any) -> Result:
-        from torch import OutOfMemoryError  # as above
+    def _stream_of(self, session: Session) -> Stream:
+        if session.closed or session.stream is None:
+            raise session.closed_error()
+        return session.stream
+
+    def _finish(self, session: Session, queued: QueuedFrame, frames: list[np.ndarray]) -> None:
+        """Resolve the future of a frame that was pushed, with the frames that came out."""
+        stream, now = session.stream, self.registry.clock()
+        assert stream is not None
+        session.last_seen = now
+        session.in_flight.append(queued)  # only now: a frame that was refused is not in flight
+        shown = [session.in_flight.popleft() for _ in frames]
+        last = shown[-1] if shown else None
+        if last is not None:
+            self.registry.count_result(now - last.arrived)
+        queued.result.set_result(FrameResult(frames, last and last.tag, stream.frames_in, stream.warm))
+
+    def _guarded(self, session: Session, function: Callable, *arguments: Any, **options: Any) -> Any:
+        """Call a function; out of memory, NaN and infinity end the session."""
+        from torch import OutOfMemoryError
 
         try:
-            return work(*arguments)
-        except (OutOfMemoryError, NonFiniteError) as error:
-            failure = self._drop(visitor, error)
-        raise failure  # out here: the other one's traceback holds what the memory was full of
+            return function(*arguments, **options)
+        except (OutOfMemoryError, StreamOutOfMemory, NonFiniteError) as error:
+            failure = self._drop(session, error)
+        raise failure  # out here: the other one's traceback holds what the memory is full of
 
-    def _drop(self, visitor: Viewer, error: RuntimeError) -> RuntimeError:
-        """End a stream over which the model failed, and give its place and its memory back; what to say."""
+    def _drop(self, session: Session, error: RuntimeError) -> RuntimeError:
+        """Close a failed stream and free its memory; return the error for the client."""
         from torch import OutOfMemoryError, cuda
 
-        key = next((key for key, other in self._visitors.items() if other is visitor), "")
-        self._forget(key, visitor)
-        told = StreamOutOfMemory() if isinstance(error, OutOfMemoryError) else error
-        visitor.reason = type(told).__name__
-        self._close(visitor)
-        if told is not error:
+        failure = StreamOutOfMemory() if isinstance(error, OutOfMemoryError) else error
+        if self.remove(session, type(failure).__name__, failure):
+            self.free(session)
+        if isinstance(error, OutOfMemoryError):
             cuda.empty_cache()
-            if not visitor.is_clip:
-                self.capacity = max(1, self.capacity - 1)
-        return told
-
-    def _close(self, visitor: Viewer | None) -> None:
-        if visitor is not None and visitor.stream is not None:
-            stream, visitor.stream = visitor.stream, None
-            visitor.tell_closed(visitor.reason, stream.frames_in, stream.frames_out)
-            stream.close()
-            visitor.inside.clear()
+        return failure

@@ -1,7 +1,7 @@
-"""What the server writes down: lines of `key=value`, one for a stream opened or closed, none for a frame.
+"""The server's log: lines of `key=value`, one for each stream opened or closed, none for a frame.
 
-No prompt, picture or address of anybody is in it, and of a visitor's key, with which one could take over the
-visit, only a few letters of its hash.
+No prompt, image or address is in it, and of a session's key, with which one could take over the session,
+only a few letters of its hash.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ log = logging.getLogger("live2diff")
 
 
 def configure(level: int = logging.INFO) -> None:
-    """Write it to standard error. Without this, it goes wherever the program sends what is logged."""
+    """Write the log to standard error; without this it goes where the program sends its logs."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
@@ -23,18 +23,18 @@ def configure(level: int = logging.INFO) -> None:
     log.propagate = False
 
 
-def log_event(event: str, **facts: Any) -> None:
-    """One line: the event, then what there is to say of it."""
-    log.info("%s", " ".join([event, *(f"{name}={written(fact)}" for name, fact in facts.items())]))
+def log_event(event: str, **values: Any) -> None:
+    """Log one line: the event, then its values."""
+    log.info("%s", " ".join([event, *(f"{name}={quoted(value)}" for name, value in values.items())]))
 
 
 def log_id(key: str) -> str:
-    """A visitor's key as it may be written down."""
+    """Return a session's key as it may be logged."""
     return hashlib.sha256(key.encode()).hexdigest()[:8]
 
 
-def written(fact: Any) -> str:
-    """A value on one line, in quotes where it has spaces."""
-    if isinstance(fact, float):
-        return f"{fact:.2f}"
-    return shlex.quote("".join(letter if letter.isprintable() else "?" for letter in str(fact)))
+def quoted(value: Any) -> str:
+    """Return a value on one line, in quotes where it has spaces."""
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return shlex.quote("".join(letter if letter.isprintable() else "?" for letter in str(value)))

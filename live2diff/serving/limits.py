@@ -1,4 +1,4 @@
-"""What one visitor may have of a server that others use too, and whom the server takes for one visitor."""
+"""Limits on what one viewer may have of a server that others use too, and who counts as one viewer."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from dataclasses import dataclass
 from ..errors import LimitReached
 
 SOCKETS_AT_ONCE = 200  # of everybody; more are refused before they cost anything
-MESSAGES_A_SECOND = 200.0  # of a socket; whoever sends more is read more slowly
+MESSAGES_A_SECOND = 200.0  # of a socket; a faster one is read more slowly
 BYTES_A_SECOND = 8_000_000.0  # 60 frames a second of 384 pixels have 1.2 million
 BURST_SECONDS = 2.0  # of either may come at once
-SILENT_SECONDS = 300.0  # a socket that neither waits in line nor says anything for so long is closed
-TAKEN_SECONDS = 10.0  # whoever does not take what is sent for so long is cut off
+SILENT_SECONDS = 300.0  # a socket outside the line that sends nothing for so long is closed
+TAKEN_SECONDS = 10.0  # a socket that does not take what is sent for so long is cut off
+# Proxies with public addresses on the way to a Space, each of which appends the address that called it to
+# `X-Forwarded-For`. Too low a number has all viewers share one limit; too high a number believes addresses
+# that a viewer made up.
+TRUSTED_PROXIES = int(os.environ.get("LIVE2DIFF_TRUSTED_PROXIES", "1"))
 
 
 @dataclass(frozen=True)
 class VisitorLimits:
-    """What the operator can set.
+    """The limits that the operator can set.
 
     Attributes:
-        visits: live visits from one address at once, those who wait in line included.
+        visits: live sessions from one address at once, waiting ones included.
         clips: clips from one address at once, likewise.
-        turn_seconds: how long a live visit may last while others wait.
+        turn_seconds: how long a live session may last while others wait.
     """
 
     visits: int = 4
@@ -35,12 +39,13 @@ class VisitorLimits:
     turn_seconds: float = 120.0
 
     def __post_init__(self) -> None:
+        """Check the limits."""
         for name in ("visits", "clips", "turn_seconds"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"The limit {name} is {getattr(self, name)}; it must be above 0.")
 
     def in_words(self) -> str:
-        """Those of the Live tab."""
+        """Describe those of the Live tab."""
         return (
             f"Stay as long as you like; once others wait, a turn lasts {self.turn_seconds:.0f} seconds. "
             f"At most {self.visits} visits at once from one address."
@@ -48,7 +53,7 @@ class VisitorLimits:
 
 
 class Counts:
-    """How many of something each address has. Thread-safe."""
+    """A count for each address, with a limit. Thread-safe."""
 
     def __init__(self, most: int, what: str) -> None:
         self._most, self._what = most, what
@@ -57,7 +62,7 @@ class Counts:
 
     @contextmanager
     def one_more(self, address: str | None) -> Iterator[None]:
-        """While it lasts, `address` has one more; who is nobody in particular is not counted.
+        """Count one more for an address while the context lasts; None is not counted.
 
         Raises:
             LimitReached: it has as many already.
@@ -80,21 +85,23 @@ class Counts:
                     del self._counts[address]
 
 
-def visitor_address(headers: Mapping[str, str], peer: str | None) -> str | None:
-    """Whom a request comes from, as far as one can know; None for this machine itself and for tunnels and
-    proxies on it, which may stand for anybody.
+def visitor_address(
+    headers: Mapping[str, str], peer: str | None, trusted_proxies: int = TRUSTED_PROXIES
+) -> str | None:
+    """Return the address that a request comes from; None for this machine, whose proxies serve anybody.
 
-    Only on a Space is `X-Forwarded-For` believed, and of it the last public address: that one was written by
-    the Space's own proxy, those before it may be made up.
+    `X-Forwarded-For` is believed on a Space only: there it is the public address that the first of the
+    trusted proxies appended. Those before it may be made up.
     """
-    if os.environ.get("SPACE_ID"):
-        said = [public(text.strip()) for text in headers.get("x-forwarded-for", "").split(",")]
-        return next((address for address in reversed(said) if address), None)
-    return public(peer or "", private_too=True)
+    if not os.environ.get("SPACE_ID"):
+        return public(peer or "", private_too=True)
+    forwarded = [public(text.strip()) for text in headers.get("x-forwarded-for", "").split(",")]
+    addresses = [address for address in forwarded if address]
+    return addresses[-min(trusted_proxies, len(addresses))] if addresses else None
 
 
 def public(text: str, private_too: bool = False) -> str | None:
-    """The address if it is one; of IPv6 the network, as a household has as many addresses as it likes."""
+    """Return the address if it is one; of IPv6 the network, as a household has many addresses."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

@@ -1,309 +1,229 @@
-"""What every engine has: places for visitors, by key, who is silent in one, and figures of how it goes.
-
-`Engine` runs streams on a device of its own, `ZeroGpuEngine` on one that is borrowed for each visit.
-"""
+"""The sessions of an engine by key (places, silence, figures), and what the page may call of an engine."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ..errors import GONE, EngineBusy, ServerStopping, StreamClosed
 from ..streaming.settings import BLEND_FRAMES, StreamSettings
-from .event_log import log_event
+from .event_log import log_event, log_id
 
 if TYPE_CHECKING:
-    from ..pipeline import Live2DiffPipeline
+    from ..streaming.stream import Stream
     from ..styles import Style
 
 RATE_SECONDS = 5.0  # the frame rate in `stats` is that of the last so many seconds
-QUIET_SECONDS = 10.0  # a visitor silent for this long gives way when another needs the place
 
 
 @dataclass(frozen=True)
 class FrameResult:
-    """What one frame gave: the finished frames in order, and the tag of the frame that the last one shows."""
+    """The frames that one pushed frame finished, and the tag of the frame that the last one shows."""
 
     frames: list[np.ndarray]  # each uint8 [height, width, 3]
     tag: Any
     frames_in: int
     warm: bool
-    jpeg: bytes | None = None  # the last frame once more, where the engine had to encode it anyway
+    jpeg: bytes | None = None  # the last frame, from engines that encode it where it is made
+
+
+@dataclass(frozen=True, eq=False)
+class QueuedFrame:
+    """A frame that came at a time, and the future of its result."""
+
+    frame: np.ndarray
+    tag: Any
+    arrived: float
+    result: Future[FrameResult]
 
 
 @dataclass(eq=False, kw_only=True)
-class Visitor:
-    """Somebody with a place, or a clip, which takes none."""
+class Session:
+    """One viewer's or one clip's stream, and the latest frame that waits for it.
 
+    Attributes:
+        stream: a `Stream`, or another object with its methods and attributes; None before and after.
+        result: the future of the newest frame.
+        changes: how many updates and restarts the stream's thread has not come to.
+        in_flight: the frames that the stream has taken in and not given back.
+        freed: done when the stream of a closed session is freed.
+    """
+
+    key: str
+    settings: StreamSettings
+    last_seen: float
     is_clip: bool = False
-    name: str = ""  # in the log
-    last_seen: float = field(default_factory=time.monotonic)
-    opened: float = 0.0  # when its stream was
+    stream: Stream | None = None
+    waiting: QueuedFrame | None = None
+    result: Future[FrameResult] | None = None
+    changes: int = 0
+    in_flight: deque[QueuedFrame | None] = field(default_factory=deque)
+    cache_bytes: int = 0
+    opened: float = 0.0
     closed: bool = False
-    reason: str = "closed"  # why it ended, for the log
+    reason: str = "closed"
+    freed: Future[None] = field(default_factory=Future)
 
-    @property
-    def kind(self) -> str:
-        return "clip" if self.is_clip else "live"
+    def log(self, event: str, **values: Any) -> None:
+        """Log that the stream is opened or closed."""
+        log_event(event, kind="clip" if self.is_clip else "live", id=log_id(self.key), **values)
 
-    def tell_opened(self, settings: StreamSettings) -> None:
-        """Write down that it has a stream now."""
-        self.opened = time.monotonic()
-        asked = {name: getattr(settings, name) for name in ("style", "steps", "size")}
-        log_event("opened", kind=self.kind, id=self.name, **asked)
+    def take_waiting(self) -> QueuedFrame | None:
+        """Take the waiting frame, unless its result is not wanted any more; call with the lock held."""
+        queued, self.waiting = self.waiting, None
+        return queued if queued and queued.result.set_running_or_notify_cancel() else None
 
-    def tell_closed(self, reason: str, frames_in: int, frames_out: int) -> None:
-        """Write down that the stream has ended."""
-        counts = {"frames_in": frames_in, "frames_out": frames_out}
-        seconds = time.monotonic() - self.opened
-        log_event("closed", kind=self.kind, id=self.name, reason=reason, **counts, seconds=seconds)
-
-    def gone(self) -> StreamClosed:
-        """What there is to say to who asks for a stream that has ended."""
+    def closed_error(self) -> StreamClosed:
+        """Return the error for calls of a stream that has ended."""
         return ServerStopping() if self.reason == "stopped" else StreamClosed(GONE)
 
     def is_busy(self) -> bool:
-        """Whether the silence is ours: something is being done for this visitor."""
-        return False
-
-    def is_idle(self, seconds: float) -> bool:
-        """Silent for so long. A clip never is: whoever runs it closes it."""
-        return not (self.is_clip or self.is_busy()) and time.monotonic() - self.last_seen > seconds
+        """Return whether the server is at work for this session, which excuses its silence."""
+        return self.stream is None or (self.result is not None and not self.result.done())
 
 
-class ClipStream:
-    """A stream for a clip: `push` and `flush` wait for their turn on the device."""
-
-    def __init__(self, ignored_words: str, run: Callable[..., list[np.ndarray]]) -> None:
-        self.ignored_words = ignored_words  # the end of the prompt, if that is too long
-        self._run = run
-
-    def push(self, frame: np.ndarray) -> list[np.ndarray]:
-        return self._run("push", frame)
-
-    def flush(self) -> list[np.ndarray]:
-        return self._run("flush")
-
-
-AnyVisitor = TypeVar("AnyVisitor", bound=Visitor)
-
-
-class SessionManager(Generic[AnyVisitor]):
-    """Visitors by key, and what can be known without a device.
+class SessionRegistry:
+    """The sessions of an engine, by key. Thread-safe.
 
     Attributes:
-        capacity: how many live visitors there may be; clips do not count.
-        admission: entered with a key while a stream is given its place; raises `EngineBusy` for who is not to
-            have one. A `WaitingLine` puts itself here.
-        needs_gpu_session: whether the page must click the visit button for frames to be worked on.
+        lock: to be held while a session's waiting frame is read or changed.
+        clock: returns seconds.
     """
 
-    needs_gpu_session = False
-
-    def __init__(self, pipe: Live2DiffPipeline, capacity: int, idle_seconds: float) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity is {capacity}, but the engine needs room for one stream at least.")
-        self.capacity = capacity
-        self.idle_seconds = idle_seconds
-        self.admission: Callable[[str], AbstractContextManager] = nullcontext
-        self._pipe = pipe
-        self._downloads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="downloads")
-        self._lock = threading.Lock()
-        self._visitors: dict[str, AnyVisitor] = {}
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.lock = threading.RLock()
+        self.clock = clock
+        self._sessions: dict[str, Session] = {}
         self._finished: deque[tuple[float, float]] = deque(maxlen=512)  # (when, how long it took)
         self._dropped = 0
-        self._stopped = threading.Event()
-        self._ending = False
-        threading.Thread(target=self._reap, name="reaper", daemon=True).start()
 
-    @property
-    def styles(self) -> dict[str, Style]:
-        """The presets that visitors can choose from."""
-        return self._pipe.styles
+    def get(self, key: str) -> Session:
+        """Return a session; raise `StreamClosed` if there is none of this key."""
+        session = self._sessions.get(key)
+        if session is None:
+            raise StreamClosed(GONE)
+        return session
 
-    @property
-    def default_style(self) -> str:
-        """The one that is chosen at first."""
-        return self._pipe.default_style or next(iter(self._pipe.styles))
+    def add(self, session: Session, capacity: int) -> Session | None:
+        """Add a session, and return the former one of its key, which is still to be closed.
 
-    @property
-    def about(self) -> str:
-        """Which model this is, in a sentence."""
-        return self._pipe.about
+        Raises:
+            EngineBusy: there are `capacity` other live sessions already; clips do not count.
+        """
+        with self.lock:
+            if not session.is_clip and len(self.live_keys() - {session.key}) >= capacity:
+                raise EngineBusy(f"All {capacity} places are taken. Try again in a minute.")
+            former = self._sessions.get(session.key)
+            self._sessions[session.key] = session
+            return former
 
-    @property
-    def size(self) -> int:
-        """The working size: a frame is worked on at about so many pixels squared."""
-        return self._pipe.config.size
+    def remove(self, session: Session) -> None:
+        """Remove a session, unless another has its key by now."""
+        with self.lock:
+            if self._sessions.get(session.key) is session:
+                del self._sessions[session.key]
 
-    @property
-    def device(self) -> str:
-        """Where the model runs: the name of the GPU, or such as `cpu`."""
-        from torch.cuda import get_device_name  # not before a model is there: it takes seconds
+    def all(self) -> list[Session]:
+        """Return every session, clips included."""
+        with self.lock:
+            return list(self._sessions.values())
 
-        device = self._pipe.unet.device
-        return get_device_name(device) if device.type == "cuda" else device.type
+    def live_keys(self) -> set[str]:
+        """Return the keys of the live sessions."""
+        return {session.key for session in self.all() if not session.is_clip}
 
-    def fetch(self, style: str | None) -> Future[None]:
-        """Download what a style needs, if anything, while frames go on; before `open` or `update` with it."""
-        return self._downloads.submit(self._pipe.fetch, style)
+    def idle(self, seconds: float) -> list[Session]:
+        """Return the live sessions that have been silent for longer."""
+        limit = self.clock() - seconds
+        return [s for s in self.all() if s.last_seen < limit and not s.is_clip and not s.is_busy()]
 
-    def close(self, key: str) -> Future[None]:
-        """Free the stream of `key`, if it has one; the future tells when that is done."""
-        raise NotImplementedError
+    def count_dropped(self) -> None:
+        """Count a frame that was replaced by a newer one."""
+        with self.lock:
+            self._dropped += 1
 
-    def session_keys(self) -> set[str]:
-        """Who has a place."""
-        with self._lock:
-            return {key for key, visitor in self._visitors.items() if not visitor.is_clip}
-
-    def make_room(self) -> None:
-        """Close the streams of those who have been silent for a while, because others want their places."""
-        self._close_idle(QUIET_SECONDS)
-
-    def time_left(self, key: str) -> float | None:
-        """Seconds until the stream of `key` ends by itself; None if it does not."""
-        return None
+    def count_result(self, seconds: float) -> None:
+        """Count a finished frame, and how long it took."""
+        with self.lock:
+            self._finished.append((self.clock(), seconds))
 
     def stats(self) -> dict[str, float]:
-        """Streams and clips open, capacity, frames a second, frames dropped, delay in here in seconds."""
-        now = time.monotonic()
-        with self._lock:
-            clips = sum(visitor.is_clip for visitor in self._visitors.values())
-            streams = len(self._visitors) - clips
-            recent = [delay for when, delay in self._finished if now - when <= RATE_SECONDS]
-            dropped = self._dropped
+        """Return streams and clips open, frames a second, frames dropped, the delay of a frame in seconds."""
+        streams, since = len(self.live_keys()), self.clock() - RATE_SECONDS
+        with self.lock:
+            recent = [delay for when, delay in self._finished if when >= since]
         p50, p95 = np.percentile(recent, [50, 95]).tolist() if recent else (0.0, 0.0)
         return {
             "streams": streams,
-            "clips": clips,
-            "capacity": self.capacity,
+            "clips": len(self.all()) - streams,
             "fps": len(recent) / RATE_SECONDS,
-            "dropped": dropped,
+            "dropped": self._dropped,
             "delay_p50": p50,
             "delay_p95": p95,
         }
 
-    def end(self, clips: bool = True) -> None:
-        """Close every stream, of live visitors alone without `clips`; none begins any more."""
-        self._ending = True
-        with self._lock:
-            ended = [key for key, visitor in self._visitors.items() if clips or not visitor.is_clip]
-        for key in ended:
-            self._close_because("stopped", key)
 
-    def shutdown(self) -> None:
-        """Close every stream and end what runs in the background."""
-        self._stopped.set()
-        self.end()
-        self._downloads.shutdown(wait=False, cancel_futures=True)
+class ClipStream:
+    """The stream of a clip; `push` and `flush` wait for their turn on the device.
 
-    def _give_place(self, key: str, visitor: AnyVisitor) -> AnyVisitor | None:
-        """The place of `key` is this visitor's now; who had it before, if anybody, is still to be freed.
+    Args:
+        ignored_words: the end of the prompt that the model cannot read.
+        submit: calls a method of the stream, by name, on its thread.
+        ahead: return the frames of each call at the next one, so that the caller encodes meanwhile.
+    """
 
-        Raises:
-            EngineBusy: there is no room, or others come first.
-        """
-        with self.admission(key):
-            if self._ending:
-                raise ServerStopping
-            if len(self.session_keys() - {key}) >= self.capacity:
-                self.make_room()
-            with self._lock:
-                others = sum(not other.is_clip for name, other in self._visitors.items() if name != key)
-                if others >= self.capacity:
-                    raise EngineBusy(f"All {self.capacity} places are taken. Try again in a minute.")
-                former = self._take_out(key)
-                self._visitors[key] = visitor
-        return former
+    def __init__(self, ignored_words: str, submit: Callable[..., Future], ahead: bool = False) -> None:
+        self.ignored_words = ignored_words
+        self._submit, self._ahead = submit, ahead
+        self._pending: Future[list[np.ndarray]] | None = None
 
-    def _note_shown(self, seconds: float) -> None:
-        """A picture is ready, so long after its frame came."""
-        with self._lock:
-            self._finished.append((time.monotonic(), seconds))
+    def push(self, frame: np.ndarray) -> list[np.ndarray]:
+        """Push a frame; return finished ones, each uint8 `[height, width, 3]`."""
+        former, self._pending = self._pending, self._submit("push", frame)
+        return (former.result() if former else []) if self._ahead else self._pending.result()
 
-    def _note_dropped(self) -> None:
-        with self._lock:
-            self._dropped += 1
-
-    # The next two are for who holds the lock.
-
-    def _visitor(self, key: str) -> AnyVisitor:
-        if key not in self._visitors:
-            raise StreamClosed(GONE)
-        return self._visitors[key]
-
-    def _take_out(self, key: str) -> AnyVisitor | None:
-        visitor = self._visitors.pop(key, None)
-        if visitor is not None:
-            visitor.closed = True
-        return visitor
-
-    def _forget(self, key: str, visitor: AnyVisitor) -> None:
-        with self._lock:
-            visitor.closed = True
-            if self._visitors.get(key) is visitor:
-                del self._visitors[key]
-
-    def _close_idle(self, seconds: float) -> None:
-        with self._lock:
-            idle = [key for key, visitor in self._visitors.items() if visitor.is_idle(seconds)]
-        for key in idle:
-            self._close_because("silent", key)
-
-    def _close_because(self, reason: str, key: str) -> None:
-        with self._lock:
-            if key in self._visitors:
-                self._visitors[key].reason = reason
-        self.close(key)
-
-    def _reap(self) -> None:
-        while not self._stopped.wait(min(self.idle_seconds / 4, 5.0)):
-            self._close_idle(self.idle_seconds)
+    def flush(self) -> list[np.ndarray]:
+        """Return the frames still in flight."""
+        frames = self._pending.result() if self._ahead and self._pending else []
+        self._pending = None
+        return frames + self._submit("flush").result()
 
 
 class EngineProtocol(Protocol):
-    """What the page, the waiting line and the clip queue call of an engine, wherever its streams run."""
+    """What the page, the waiting line and the clip queue call of an engine, wherever its streams run.
+
+    Attributes:
+        capacity: how many live sessions there may be; clips do not count.
+        admission: entered with a key while a session is given its place; may raise `EngineBusy`.
+        needs_gpu_session: whether frames are processed only while the page's `gpu_session` runs.
+        styles: the presets that viewers can choose from.
+        default_style: the style chosen at first.
+        about: which model this is, in a sentence.
+        size: the working size n: a frame is processed at about n x n pixels.
+    """
 
     capacity: int
     admission: Callable[[str], AbstractContextManager]
     needs_gpu_session: bool
-
-    @property
-    def styles(self) -> dict[str, Style]:
-        """Return the presets that viewers can choose from."""
-        ...
-
-    @property
-    def default_style(self) -> str:
-        """Return the style chosen at first."""
-        ...
-
-    @property
-    def about(self) -> str:
-        """Return which model this is, in a sentence."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Return the working size n: a frame is processed at about n x n pixels."""
-        ...
+    styles: dict[str, Style]
+    default_style: str
+    about: str
+    size: int
 
     @property
     def device(self) -> str:
-        """Return the name of the device."""
+        """Return the name of the GPU, or the kind of another device."""
         ...
 
     def fetch(self, style: str | None) -> Future[None]:
-        """Download what a style needs."""
+        """Download what a style needs, before `open` or `update` with it."""
         ...
 
     def open(self, key: str, settings: StreamSettings) -> Future[str]:
@@ -315,10 +235,10 @@ class EngineProtocol(Protocol):
         ...
 
     def update(self, key: str, settings: StreamSettings, blend: int = BLEND_FRAMES) -> Future[str]:
-        """Change style, prompt and LoRA scale."""
+        """Change style, prompt and LoRA scale; the result is as `open`'s."""
         ...
 
-    def restart(self, key: str) -> Future[Any]:
+    def restart(self, key: str) -> Future[str]:
         """Warm up again from the last frames."""
         ...
 
@@ -337,7 +257,7 @@ class EngineProtocol(Protocol):
         ...
 
     def make_room(self) -> None:
-        """Close the streams of live sessions that have been silent for a while."""
+        """Close live sessions that have been silent for a while."""
         ...
 
     def time_left(self, key: str) -> float | None:

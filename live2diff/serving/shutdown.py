@@ -1,4 +1,4 @@
-"""A clean end: a server that is told to stop lets clips finish for a while; later ones say they were cut."""
+"""A clean end: a server that is stopped lets clips finish for a while, and cuts the others short."""
 
 from __future__ import annotations
 
@@ -6,34 +6,44 @@ import os
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-from .event_log import log, log_event
-
-if TYPE_CHECKING:
-    import gradio as gr
-
-    from .sessions import SessionManager
+from .event_log import log_event
+from .sessions import EngineProtocol
 
 GRACE_SECONDS = 10.0  # what clips have to finish
-CUT_SECONDS = 3.0  # what those that are cut have to save what there is
-TELL_SECONDS = 2.0  # what the page has to hear of it
-CLOSE_SECONDS = 5.0  # what the server has to close its connections; beyond all these the process ends anyway
+CUT_SECONDS = 3.0  # what those that are cut have to save their frames
+REPORT_SECONDS = 2.0  # what the page has to receive their results
+CLOSE_SECONDS = 5.0  # what the server has to close connections; after all these the process is killed
 
 
-def serve_until_stopped(demo: gr.Blocks, engine: SessionManager, grace: float = GRACE_SECONDS) -> None:
-    """Wait for SIGTERM or Ctrl-C, then end everything and the process; a second Ctrl-C ends it at once."""
-    asked = threading.Event()
+class Page(Protocol):
+    """What is called of the served page, a `gr.Blocks`."""
+
+    def close(self, verbose: bool = True) -> Any:
+        """Close the server."""
+
+
+def serve_until_stopped(page: Page, engine: EngineProtocol, grace: float = GRACE_SECONDS) -> None:
+    """Wait for SIGTERM or Ctrl-C, then end the clips, the page and the engine; a second signal kills.
+
+    The caller has to return from `main` then: as the interpreter ends, Gradio's exit function stops the
+    tunnel of --share. Where a thread keeps it from ending, the process is killed.
+    """
+    stopping = threading.Event()
 
     def stop(number: int, _: object) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        asked.set()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_DFL)
+        stopping.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    while not asked.wait(3600):  # without a limit, some systems do not hear of signals meanwhile
+    while not stopping.wait(3600):  # without a limit, some systems do not deliver signals meanwhile
         pass
-    last = threading.Timer(grace + CUT_SECONDS + TELL_SECONDS + CLOSE_SECONDS, os._exit, [1])
+    last = threading.Timer(
+        grace + CUT_SECONDS + REPORT_SECONDS + CLOSE_SECONDS, os.kill, [os.getpid(), signal.SIGTERM]
+    )
     last.daemon = True
     last.start()
     log_event("stopping", **{name: engine.stats()[name] for name in ("streams", "clips")})
@@ -43,17 +53,14 @@ def serve_until_stopped(demo: gr.Blocks, engine: SessionManager, grace: float = 
     engine.end()
     wait_for_clips(engine, CUT_SECONDS)
     if cut:
-        time.sleep(TELL_SECONDS)
-    demo.close(verbose=False)
+        time.sleep(REPORT_SECONDS)
+    page.close(verbose=False)
     engine.shutdown()
     log_event("stopped", clips_cut=cut)
-    for handler in log.handlers:
-        handler.flush()
-    os._exit(0)  # not through what other threads still wait for
 
 
-def wait_for_clips(engine: SessionManager, seconds: float) -> None:
-    """Until none runs, or so long."""
+def wait_for_clips(engine: EngineProtocol, seconds: float) -> None:
+    """Wait until no clip runs, at most so long."""
     deadline = time.monotonic() + seconds
     while engine.stats()["clips"] and time.monotonic() < deadline:
         time.sleep(0.1)

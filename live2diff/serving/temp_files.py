@@ -8,27 +8,34 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from .event_log import log
+
 KEPT_SECONDS = 3600  # how long results stay on the disk
 EMPTY_SECONDS = 600  # how long an empty folder does
 MOST_BYTES = 4 * 2**30  # of all of them together
-LOOK_SECONDS = 20.0  # what comes in between two looks may exceed that
+SWEEP_SECONDS = 20.0  # between two sweeps; what comes in meanwhile may exceed the limit
 
 
 def keep_tidy(tidy: Callable[[], None], running: Callable[[], bool]) -> None:
-    """Call `tidy` now and then, in the background, as long as `running` says so."""
+    """Call `tidy` now and then, in the background, as long as `running` returns true."""
 
     def keep() -> None:
         while running():
-            tidy()
-            time.sleep(LOOK_SECONDS)
+            try:
+                tidy()
+            except OSError as error:  # such as a disk that is full or away for a moment
+                log.warning("temporary files could not be tidied: %s", error)
+            time.sleep(SWEEP_SECONDS)
 
-    threading.Thread(target=keep, name="housekeeping", daemon=True).start()
+    threading.Thread(target=keep, name="temp files", daemon=True).start()
 
 
 def sweep(folder: Path, most_bytes: int | None = None, in_use: Collection[Path] = ()) -> None:
-    """Delete results in `folder` that are older than an hour, and empty folders beside it: Gradio deletes its
-    old files, and leaves a folder for each. If all that lies there has more than `most_bytes`, the oldest
-    files go, whatever their age, but for those in use."""
+    """Delete results in `folder` that are over an hour old, and empty folders beside it.
+
+    Gradio deletes its own old files, and leaves a folder for each. With `most_bytes`, the oldest files in
+    `folder.parent` that are not in use are deleted, at any age, until no more are left.
+    """
     now = time.time()
     for path in folder.glob("*.mp4"):  # half-written ones too
         delete_if_old(path, now - KEPT_SECONDS)
@@ -36,32 +43,33 @@ def sweep(folder: Path, most_bytes: int | None = None, in_use: Collection[Path] 
         if path.is_dir() and path != folder:
             delete_if_old(path, now - EMPTY_SECONDS)
     if most_bytes is not None:
-        make_room(folder.parent, most_bytes, in_use)
+        delete_oldest(folder.parent, most_bytes, in_use)
 
 
-def make_room(folder: Path, most_bytes: int, in_use: Collection[Path]) -> None:
+def delete_oldest(folder: Path, most_bytes: int, in_use: Collection[Path]) -> None:
     """Delete the oldest files until no more than so many bytes are left."""
     files: list[tuple[float, int, Path]] = []
-    for place, _, names in os.walk(folder):
-        for path in (Path(place, name) for name in names):
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
             try:
                 status = path.lstat()
-            except FileNotFoundError:  # gone meanwhile
+            except OSError:  # deleted meanwhile
                 continue
             files.append((status.st_mtime, status.st_size, path))
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
         if total <= most_bytes:
             return
-        if path not in in_use:
-            path.unlink(missing_ok=True)
+        if path not in in_use and delete_if_old(path, float("inf")):
             total -= size
 
 
-def delete_if_old(path: Path, before: float) -> None:
-    """Delete a file, or a folder if it is empty, that nobody has changed since."""
+def delete_if_old(path: Path, before: float) -> bool:
+    """Delete a file, or an empty folder, last changed before a time; return whether it is gone."""
     try:
         if path.stat().st_mtime < before:
             path.rmdir() if path.is_dir() else path.unlink()
+            return True
     except OSError:
-        pass  # gone meanwhile, not empty, or somebody else's
+        pass  # deleted meanwhile, not empty, or another user's
+    return not path.exists()

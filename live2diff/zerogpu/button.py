@@ -1,6 +1,6 @@
-"""The hidden button by which the page borrows a GPU: ZeroGPU lends one to whoever clicks, within that click.
+"""The hidden button of a GPU session: ZeroGPU lends a GPU to the viewer who clicks, within that click.
 
-The page's script sets `window.live2diffVisit` to the key of the visitor's stream and clicks `#visit`.
+The page's script sets `window.live2diffVisit` to the key of the viewer's stream and clicks `#visit`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ KEY_OF_THE_PAGE = "() => [window.live2diffVisit ?? '']"
 
 
 def gpu_session_button(engine: ZeroGpuEngine) -> None:
-    """Put it on the page, with `#visit-left`, the seconds left, beside it; within `gr.Blocks`."""
+    """Add it, and beside it `#visit-left` with the seconds left; within `gr.Blocks`."""
 
     def visit(key: str) -> Iterator[float | None]:
         try:
@@ -26,7 +26,7 @@ def gpu_session_button(engine: ZeroGpuEngine) -> None:
 
     key = gr.Textbox(visible="hidden", label="Stream")
     left = gr.Number(visible="hidden", label="Seconds left", elem_id="visit-left")
-    gr.Button("Visit", visible="hidden", elem_id="visit").click(
+    gr.Button("GPU session", visible="hidden", elem_id="visit").click(
         visit,
         key,
         left,

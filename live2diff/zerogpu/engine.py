@@ -1,58 +1,48 @@
-"""ZeroGPU: an engine whose GPU is lent by the `spaces` package, for one visit or one clip at a time.
+"""ZeroGpuEngine: an engine whose GPU is lent by the `spaces` package, for one live session or clip at a time.
 
-There the main process has no GPU. A call of a function decorated with `spaces.GPU` runs in a process forked
-for it, for a time that was asked for, on behalf of whoever clicked. So a visit is one such call: a generator
-in the other process (`borrowed.py`) holds the stream, reads the newest camera frame from a mailbox made
-before the fork (`mailbox.py`), and yields encoded pictures; here (`guest.py`) they answer `push`. It ends
-when its time is over, when the visitor leaves, and when no frame comes; the last frames are kept here, and
-the next visit warms up from them. A clip is the same with every frame waited for.
-
-Off a Space the same code runs without the fork, in a thread.
+README.md says how a run works. Off a Space the same code runs without a fork, in a thread.
 """
 
 from __future__ import annotations
 
-import argparse
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from concurrent.futures import wait as wait_for
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from contextvars import copy_context
-from functools import partial
-from itertools import count
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..cli import add_model_options, load_model, operator_options
-from ..errors import EngineBusy, GpuSessionOver, ServerStopping
-from ..serving.event_log import log_id
-from ..serving.sessions import ClipStream, FrameResult, SessionManager
+from ..config import WARMUP_FRAMES
+from ..errors import GpuSessionOver, StreamClosed
+from ..serving.engine import Engine
+from ..serving.futures import delivering, fail, resolved
+from ..serving.sessions import FrameResult, Session
 from ..streaming.settings import BLEND_FRAMES, StreamSettings
-from .channel import make_slots
-from .remote_stream import Guest
-from .worker import BEAT_SECONDS, Event, Run, serve
+from .channel import PipePool
+from .remote_stream import RemoteStream, Run
+from .worker import Job, serve
 
 if TYPE_CHECKING:
     from ..pipeline import Live2DiffPipeline
 
-VISIT_SECONDS = 60.0  # of a live visit; what is asked for counts against the visitor's quota
+GPU_SECONDS = 60.0  # of a live session; what is asked for counts against the viewer's quota
 START_SECONDS = 15.0  # for the fork and the weights' way to the GPU, asked for on top
 CLIP_SECONDS = 60.0  # for a clip of unknown length
 SECONDS_PER_FRAME = 0.1  # of a clip, generously
 SHORTEST_CLIP = 10.0  # seconds that are asked for at least
-TELL_SECONDS = 0.5  # how often a visit tells the time left
+REPORT_SECONDS = 0.5  # how often a live session reports the time left
 CLIPS_AT_ONCE = 2
 
-Task = Callable[[Run], Iterator[Event]]
-Lender = Callable[[Task, Callable[[Run], int]], Task]
+Task = Callable[[Job], Generator[str]]
 
 
 def on_zero_gpu() -> bool:
-    """Whether this is a Space with ZeroGPU, as the `spaces` package sees it."""
+    """Return whether this is a Space with ZeroGPU, as the `spaces` package sees it."""
     try:
         from spaces.config import Config
     except ImportError:  # it is there on Spaces only
@@ -60,13 +50,13 @@ def on_zero_gpu() -> bool:
     return Config.zero_gpu
 
 
-def seconds_of(run: Run) -> int:
-    """How long the GPU is asked for."""
-    return round(run.seconds + START_SECONDS)
+def seconds_of(job: Job) -> int:
+    """Return how long the GPU is asked for."""
+    return round(job.seconds + START_SECONDS)
 
 
-def lend(task: Task, seconds: Callable[[Run], int]) -> Task:
-    """The generator function `task` on a GPU lent for so many seconds; as it is where none is lent."""
+def wrap_gpu(task: Task, seconds: Callable[[Job], int]) -> Task:
+    """Wrap a generator function to run on a lent GPU; where none is lent, return it as it is."""
     if not on_zero_gpu():
         return task
     import spaces
@@ -74,263 +64,260 @@ def lend(task: Task, seconds: Callable[[Run], int]) -> Task:
     return spaces.GPU(duration=seconds)(task)
 
 
-def space_engine() -> ZeroGpuEngine | None:
-    """On ZeroGPU, the engine with the weights where `spaces` wants them at import; elsewhere None."""
-    if not on_zero_gpu():
-        return None
-    parser = argparse.ArgumentParser()
-    add_model_options(parser)
-    options, _ = parser.parse_known_args(operator_options())
-    # Eager: there is no GPU in this process, and each visit would capture its graphs anew.
-    return ZeroGpuEngine(load_model(options, device="cuda", eager=True))
+@dataclass(eq=False, kw_only=True)
+class GpuSession(Session):
+    """A session whose stream exists only while a run holds a GPU.
+
+    Attributes:
+        thread: makes the blocking calls of the stream; ends when the session is garbage.
+        recent: the latest frames, from which the next run warms up.
+        run: the present one, from when the GPU is asked for.
+        over: the error for frames after a run, until the stream is opened again or the next run is asked for.
+    """
+
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(max_workers=1))
+    recent: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=WARMUP_FRAMES + 1))
+    run: Run | None = None
+    over: Run | None = None
+
+    def has_gpu(self) -> bool:
+        """Return whether a run has begun."""
+        return self.run is not None and self.run.ends is not None
+
+    def is_busy(self) -> bool:
+        """Return whether the session waits for a GPU that was asked for, or for its stream."""
+        return self.run is not None and super().is_busy()
 
 
-class ZeroGpuEngine(SessionManager[Guest]):
-    """An `Engine` whose frames are worked on only during a visit; see there for what is not said here.
+class ZeroGpuEngine(Engine):
+    """An `Engine` that processes the frames of a live session only while `gpu_session` runs for it.
 
-    `visit` must run in an event of the page: the GPU is lent to the visitor who clicked. Until it has begun,
-    frames wait, and only the newest is kept. After it, `push` raises `GpuSessionOver`; `open`, or the next
-    visit, goes on with the last 8 frames as warmup.
+    Until a GPU session begins, frames wait, of which only the newest is kept. After it `push` raises
+    `GpuSessionOver`; after `open`, or the next `gpu_session`, the stream goes on with the last 8 frames as
+    warmup.
+
+    Args:
+        pipe: the model, in the main process.
+        capacity: how many live sessions there may be.
+        idle_seconds: a session silent for this long is closed.
+        gpu_seconds: how long a GPU session of a viewer lasts.
+        wrap: as `wrap_gpu`.
+        clock: returns seconds.
     """
 
     needs_gpu_session = True
+    session_kind = GpuSession
 
     def __init__(
         self,
         pipe: Live2DiffPipeline,
         capacity: int = 8,
         idle_seconds: float = 300.0,
-        visit_seconds: float = VISIT_SECONDS,
-        lender: Lender = lend,
+        gpu_seconds: float = GPU_SECONDS,
+        wrap: Callable[[Task, Callable[[Job], int]], Task] = wrap_gpu,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.visit_seconds = visit_seconds
-        self._slots = make_slots(capacity + CLIPS_AT_ONCE)
-        self._free = deque(self._slots)
-        self._owners = count(1)
-        self._runs: set[Future[None]] = set()  # on their way, those of visitors who have gone included
-        super().__init__(pipe, capacity, idle_seconds)
-        self._serve = lender(self._on_gpu, seconds_of)
+        self.gpu_seconds = gpu_seconds
+        # Twice as many as can be in use: a run may outlive its session while `spaces` ends it.
+        self.pipes = PipePool(2 * (capacity + CLIPS_AT_ONCE))
+        super().__init__(pipe, capacity, idle_seconds, together=False, clock=clock)
+        self._serve = wrap(self._on_gpu, seconds_of)
 
     @property
     def device(self) -> str:
+        """Return the name of the device."""
         return "ZeroGPU" if on_zero_gpu() else super().device
 
-    def _on_gpu(self, run: Run) -> Iterator[Event]:
-        yield from serve(self._pipe, self._slots[run.slot], run)
+    def _on_gpu(self, job: Job) -> Generator[str]:
+        yield from serve(self.pipe, self.pipes.ends[job.pipe][1], job, self.registry.clock)
 
     def open(self, key: str, settings: StreamSettings) -> Future[str]:
-        """As `Engine.open`, at once where no visit is under way. Who has a stream keeps the place; in a visit
-        it is begun anew, after one it is continued."""
-        ignored = self._checked(settings)
-        with self._lock:
-            guest = self._visitors.get(key)
-        if guest is not None:
-            with self.admission(key):
-                return guest.reopen(settings) or ignored
-        guest = self._new_guest(key, settings)
-        try:
-            self._retire(self._give_place(key, guest))
-        except EngineBusy:
-            self._retire(guest)
-            raise
-        return ignored
+        """As `Engine.open`, at once outside a GPU session; a session of this key keeps its place and GPU."""
+        ignored_words = self.pipe.ignored_words(settings.style, settings.prompt)
+        if key not in self.session_keys():
+            self.admit(GpuSession(key=key, settings=settings, last_seen=self.registry.clock()))
+            return resolved(ignored_words)
+        with self.admission(key), self.registry.lock:
+            session = self._session(key)
+            session.over, session.last_seen = None, self.registry.clock()
+            if session.has_gpu():
+                return self.submit(session, self.reopen_stream, session, settings)
+            session.settings = settings
+        return resolved(ignored_words)
 
     def push(self, key: str, frame: np.ndarray, tag: Any = None) -> Future[FrameResult]:
         """As `Engine.push`.
 
         Raises:
-            GpuSessionOver: a visit has ended and the next one has not been asked for.
+            StreamClosed: a GPU session has ended or was refused, and the next one has not been asked for.
             ValueError: not a frame.
         """
-        return self._guest(key).send(frame, tag)
+        from ..streaming.images import check_frame  # not at import: torch takes seconds
+
+        check_frame(frame)
+        with self.registry.lock:
+            session = self._session(key)
+            if session.over is not None:
+                raise session.over.over_error()
+            session.recent.append(frame)
+            return super().push(key, frame, tag)
 
     def update(self, key: str, settings: StreamSettings, blend: int = BLEND_FRAMES) -> Future[str]:
-        guest = self._guest(key)
-        settings = guest.settings.updated_live(settings)
-        ignored = self._checked(settings)
-        return guest.ask("update", settings=settings.model_dump(), blend=blend) or ignored
+        """As `Engine.update`; outside a GPU session for the next one, at once."""
+        with self.registry.lock:
+            session = self._session(key)
+            if session.has_gpu():
+                return super().update(key, settings, blend)
+            ignored_words = self.pipe.ignored_words(settings.style, settings.prompt)
+            session.settings = session.settings.updated_live(settings)
+        return resolved(ignored_words)
 
-    def restart(self, key: str) -> Future[None]:
-        return self._guest(key).ask("restart") or finished(None)
-
-    def close(self, key: str) -> Future[None]:
-        """Free the place at once and the stream as soon as the GPU is done with the frame at hand."""
-        with self._lock:
-            guest = self._take_out(key)
-        run = guest and guest.run
-        self._retire(guest)
-        if run is None:
-            return finished(None)
-        done: Future[None] = Future()
-        run.add_done_callback(lambda _: done.set_result(None))
-        return done
+    def restart(self, key: str) -> Future[str]:
+        """As `Engine.restart`; outside a GPU session there is nothing to do."""
+        return super().restart(key) if self._session(key).has_gpu() else resolved("")
 
     def time_left(self, key: str) -> float | None:
-        """Seconds left of the visit, 0 after it, None before it."""
-        with self._lock:
-            guest = self._visitors.get(key)
-        ends = guest and guest.ends
-        if ends is None:
-            return 0.0 if guest and guest.over else None
-        return max(0.0, ends - time.monotonic())
+        """Return the seconds left of the GPU session, 0 after it, None before it."""
+        with self.registry.lock:
+            session = self._session(key) if key in self.session_keys() else None
+            if session is not None and session.run is not None and session.run.ends is not None:
+                return max(0.0, session.run.ends - self.registry.clock())
+            return 0.0 if session is not None and session.over else None
 
     def gpu_session(self, key: str) -> Iterator[float | None]:
-        """Borrow a GPU and work on the frames of `key`; yields the time left until it is over.
+        """Process the frames of a session on a lent GPU, in an event of the page; closing this ends it.
 
-        Whoever closes this generator gives the GPU back. If a visit is under way already, nothing happens.
+        If one runs already, nothing happens.
+
+        Yields:
+            The seconds left, now and then.
 
         Raises:
-            StreamClosed: nobody has opened a stream by this key.
-            Exception: what `spaces` raises, with words for the visitor: no GPU to be had, quota used up.
+            StreamClosed: there is no session of this key.
+            Exception: what `spaces` raises, with words for the viewer: no GPU is free, the quota is used up.
         """
-        guest = self._guest(key)
-        if guest.run is not None and guest.stop.is_set():  # on its way out
-            wait_for([guest.run])
-        begun = self._begin(guest, self.visit_seconds)
-        if begun is None:
-            return
-        run, stop = begun[0], guest.stop
+        session = self._session(key)
+        former = session.run
+        if former is not None and former.stop.is_set():  # on its way out
+            former.done.wait()
+        with self.registry.lock:
+            if session.run is not None or session.closed:
+                return
+            run = self._begin(session, self.gpu_seconds)
         try:
-            while not run.done():
-                wait_for([run], timeout=TELL_SECONDS)
+            while not run.done.wait(REPORT_SECONDS):
                 yield self.time_left(key)
-            run.result()
+            if run.error is not None:
+                raise run.error
         finally:
-            stop.set()
+            run.stop.set()
 
-    @contextmanager
-    def clip(self, key: str, settings: StreamSettings, frames: int | None = None) -> Iterator[ClipStream]:
-        """As `Engine.clip`, on a GPU that is asked for by the number of frames; in an event of the page.
+    def _session(self, key: str) -> GpuSession:
+        session = self.registry.get(key)
+        assert isinstance(session, GpuSession)
+        return session
 
-        Raises:
-            GpuSessionOver: the time asked for was not enough.
-            Exception: as `visit`.
-        """
-        if self._ending:
-            raise ServerStopping
-        self.close(key)
-        guest = self._new_guest(key, settings, is_clip=True)
-        with self._lock:
-            self._visitors[key] = guest
-        try:
-            seconds = CLIP_SECONDS if frames is None else max(SHORTEST_CLIP, frames * SECONDS_PER_FRAME)
-            run, opened = self._begin(guest, seconds)
-            yield ClipStream(result_of(opened, run), ClipCalls(guest, run))
-        finally:
-            self._forget(key, guest)
-            self._retire(guest)
+    def submit(self, session: GpuSession, function: Callable[..., Any], *arguments: Any) -> Future:
+        """Run a function on the session's own thread."""
+        return session.thread.submit(function, *arguments)
 
-    def shutdown(self) -> None:
-        super().shutdown()
-        wait_for(list(self._runs))
+    def schedule(self, session: GpuSession) -> None:
+        """Have the waiting frame processed; outside a GPU session it waits."""
+        if session.has_gpu():
+            self.submit(session, self.step, session)
 
-    def _guest(self, key: str) -> Guest:
-        with self._lock:
-            return self._visitor(key)
+    def open_clip(self, session: GpuSession, frames: int | None) -> Future[str]:
+        """Open the stream of a clip on a GPU, asked for by the number of frames."""
+        seconds = CLIP_SECONDS if frames is None else max(SHORTEST_CLIP, frames * SECONDS_PER_FRAME)
+        return self._begin(session, seconds).opened
 
-    def _checked(self, settings: StreamSettings) -> Future[str]:
-        """The words of the prompt that do not fit, known without a GPU; `ValueError` for a wrong style."""
-        return finished(self._pipe.ignored_words(settings.style, settings.prompt))
+    def remove(self, session: GpuSession, reason: str, error: BaseException | None = None) -> bool:
+        """As `Engine.remove`; its run ends as soon as it can."""
+        if isinstance(error, StreamClosed):  # its run has ended while the stream was opened
+            return False
+        is_first, run = super().remove(session, reason, error), session.run
+        if is_first and run is not None:
+            run.stop.set()
+            fail(run.opened, error or session.closed_error())
+        return is_first
 
-    def _new_guest(self, key: str, settings: StreamSettings, is_clip: bool = False) -> Guest:
-        with self._lock:
-            if not self._free:
-                raise EngineBusy("All places are taken. Try again in a minute.")
-            slot, owner = self._free.popleft(), next(self._owners)
-            slot.hand_over(owner)
-        return Guest(
-            is_clip=is_clip,
-            name=log_id(key),
-            slot=slot,
-            owner=owner,
-            settings=settings,
-            note_shown=self._note_shown,
-            note_dropped=self._note_dropped,
-        )
-
-    def _retire(self, guest: Guest | None) -> None:
-        if guest is not None and guest.retire():
-            with self._lock:
-                self._free.append(guest.slot)
-
-    def _begin(self, guest: Guest, seconds: float) -> tuple[Future[None], Future[str]] | None:
-        """Ask for a GPU, in the context of the event, which knows the visitor."""
-        context = copy_context()
-        return guest.begin(
-            self._slots.index(guest.slot),
-            seconds,
-            lambda run: self._noted(in_thread(partial(context.run, self._follow, guest, run))),
-        )
-
-    def _noted(self, run: Future[None]) -> Future[None]:
-        self._runs.add(run)
-        run.add_done_callback(self._runs.discard)
+    def _begin(self, session: GpuSession, seconds: float) -> Run:
+        """Ask for a GPU, in the context of the event, by which `spaces` knows the viewer."""
+        number, pipe = self.pipes.take()
+        run = Run(Job(number, pipe, seconds, session.is_clip), self.pipes.ends[pipe][0])
+        session.run, session.over = run, None
+        # A thread of its own: a process forked from an executor's fails as it ends, joining itself.
+        context, arguments = copy_context(), (self._follow, session, run)
+        threading.Thread(target=context.run, args=arguments, name="run", daemon=True).start()
         return run
 
-    def _follow(self, guest: Guest, run: Run) -> None:
-        """One run, from the asking for a GPU to its being given back."""
-        stop, reason = guest.stop, "broken off"
+    def _follow(self, session: GpuSession, run: Run) -> None:
+        """Follow a run from asking for a GPU to giving it back."""
+        reason = ""
         try:
-            with closing(self._serve(run)) as events:
-                for event in events:
-                    guest.ends = guest.ends or time.monotonic() + run.seconds
-                    if stop.is_set():
+            with closing(self._serve(run.job)) as heartbeats:
+                for reason in heartbeats:
+                    if run.stop.is_set():
+                        reason = session.reason
                         break
-                    guest.take(event)
-            in_time = time.monotonic() < (guest.ends or 0) - BEAT_SECONDS  # the run's own clock began earlier
-            reason = guest.reason if stop.is_set() else "silent" if in_time else "time over"
-        finally:
-            guest.end(reason)
+                    if run.ends is None:
+                        with self.registry.lock:
+                            run.ends = self.registry.clock() + run.job.seconds
+                            self.submit(session, self._open_first, session, run)
+        except BaseException as error:  # raised by `gpu_session`
+            run.error = error
+        run.unreachable.set()
+        with run.lock:
+            self.pipes.give_back(run.job.pipe)
+        self._end(session, run, reason or "broken off")
+        run.done.set()
 
+    def _end(self, session: GpuSession, run: Run, reason: str) -> None:
+        """Close the stream of a run that is over; a live session keeps its place."""
+        fail(run.opened, run.over_error())
+        with self.registry.lock:
+            session.run = None
+            if session.closed:  # and its stream with it
+                return
+            session.over, session.last_seen = run, self.registry.clock()
+            waiting = session.take_waiting()
+            stream_closed = self.submit(session, self.close_stream, session, reason)
+        if waiting is not None:
+            fail(waiting.result, run.over_error())
+        stream_closed.result()
 
-class ClipCalls:
-    """`push` and `flush` of a clip, one frame ahead: while the caller encodes one picture, the GPU works on
-    the next frame."""
+    # From here on all runs on the session's thread.
 
-    def __init__(self, guest: Guest, run: Future[None]) -> None:
-        self._guest, self._run = guest, run
-        self._newest: Future[FrameResult] | None = None
+    def _open_first(self, session: GpuSession, run: Run) -> None:
+        """Open the stream of a run that has begun, and process the frame that waited for it."""
+        with delivering(run.opened):
+            run.opened.set_result(self.open_stream(session))
+        if session.stream is not None:
+            self.step(session)
 
-    def __call__(self, name: str, *frame: np.ndarray) -> list[np.ndarray]:
-        frames = result_of(self._newest, self._run).frames if self._newest else []
-        self._newest = self._guest.send(*frame) if name == "push" else None
-        if name == "flush":
-            frames = frames + result_of(self._guest.ask("flush"), self._run)
-        return frames
-
-
-def result_of(future: Future | None, run: Future[None]) -> Any:
-    """What came of it; if the run ended first, what `spaces` says of that, if anything.
-
-    Raises:
-        GpuSessionOver: the run ended as it should, and too early.
-    """
-    try:
-        if future is None:
+    def new_stream(self, session: GpuSession) -> Any:
+        """Open a stream in the run's process; the first one of a run warms up from the recent frames."""
+        run, recent = session.run, []
+        if run is None:
             raise GpuSessionOver
-        return future.result()
-    except GpuSessionOver:
-        run.result()
-        raise
+        if not run.opened.done():
+            with self.registry.lock:
+                waiting = session.waiting and session.waiting.frame
+                recent = [frame for frame in session.recent if frame is not waiting][-WARMUP_FRAMES:]
+        return RemoteStream(run, session.settings, recent)
 
+    def reopen_stream(self, session: GpuSession, settings: StreamSettings) -> str:
+        """Open a stream in place of another one in the same run."""
+        self.close_stream(session, "replaced")
+        session.settings = settings
+        return self.open_stream(session)
 
-def in_thread(work: Callable[[], None]) -> Future[None]:
-    """Do it in a thread of its own: a process forked from an executor's fails as it ends, joining itself."""
-    done: Future[None] = Future()
-
-    def run() -> None:
+    def free(self, session: GpuSession) -> None:
+        """As `Engine.free`, and wait until the GPU is given back."""
+        run = session.run  # None once `_end` has seen to this session
         try:
-            work()
-        except BaseException as error:  # whoever waits will raise it
-            done.set_exception(error)
-        else:
-            done.set_result(None)
-
-    threading.Thread(target=run, name="visit", daemon=True).start()
-    return done
-
-
-def finished(result: Any) -> Future:
-    future: Future = Future()
-    future.set_result(result)
-    return future
+            self.close_stream(session)
+        finally:
+            if run is not None and run.ends is not None:
+                run.done.wait()
+            super().free(session)

@@ -1,9 +1,9 @@
 """A Space in the ZeroGPU mode of the `spaces` package, with stand-ins for what is not here.
 
-Run by test_zero.py as a program: the package's own decorator, fork, queues and emulation of CUDA, a page
-served by Gradio, and a scheduler that lends a GPU to everybody. The stand-ins: that scheduler's HTTP
-interface, and the weights' way to the GPU, which ends on the CPU (and torch's word that it knows CUDA, where
-it does not). Prints what happened, as JSON.
+tests/zerogpu/test_engine.py runs it as a program: the package's own decorator, fork, queues and emulation of
+CUDA, a page served by Gradio, and a scheduler that lends a GPU to everybody. The stand-ins: that scheduler's
+HTTP interface, the weights' way to the GPU, which ends on the CPU, and torch's word that it knows CUDA where
+it does not. The pipeline has a style with a LoRA. Prints what happened, as JSON.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import os
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -70,10 +69,14 @@ sys.path[:0] = [str(path) for path in (Path(__file__).parents[1], Path(__file__)
 import gradio as gr  # noqa: E402
 import httpx  # noqa: E402
 import numpy as np  # noqa: E402
+from helpers.checkpoints import kohya_lora, random_lora, write  # noqa: E402
 from helpers.tiny_models import build_tiny_pipeline  # noqa: E402
 
+from live2diff import Live2DiffPipeline  # noqa: E402
 from live2diff.errors import GpuSessionOver  # noqa: E402
 from live2diff.streaming.settings import StreamSettings  # noqa: E402
+from live2diff.styles import Style  # noqa: E402
+from live2diff.weights.swap import WeightSwapper  # noqa: E402
 from live2diff.zerogpu.button import gpu_session_button  # noqa: E402
 from live2diff.zerogpu.engine import ZeroGpuEngine  # noqa: E402
 
@@ -100,8 +103,8 @@ emulation.move = to_the_cpu
 
 @contextlib.contextmanager
 def clicked(url: str, button: int, key: str) -> Iterator[None]:
-    """The page's click; whoever leaves the block closes the page."""
-    told = threading.Event()
+    """The page's click; the page is closed with the block."""
+    leave = threading.Event()
 
     def listen() -> None:
         with (
@@ -109,7 +112,7 @@ def clicked(url: str, button: int, key: str) -> Iterator[None]:
             client.stream("GET", "/gradio_api/queue/data", params={"session_hash": key}) as events,
         ):
             for _ in events.iter_lines():
-                if told.is_set():
+                if leave.is_set():
                     return
 
     with httpx.Client(base_url=url, timeout=PATIENCE) as client:
@@ -118,12 +121,27 @@ def clicked(url: str, button: int, key: str) -> Iterator[None]:
         listener = threading.Thread(target=listen)
         listener.start()
         yield
-        told.set()
+        leave.set()
         listener.join(PATIENCE)
 
 
+def build_pipeline() -> Live2DiffPipeline:
+    """Build a tiny pipeline with the styles "felt", which has a LoRA, and "plain", the same without."""
+    pipe = build_tiny_pipeline(folder)
+    parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
+    for name, part in parts.items():
+        part.save_pretrained(folder / "model" / name)
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    shape = pipe.unet.get_submodule(layer).weight.shape
+    lora = write(kohya_lora(random_lora({("unet", layer): shape})), folder / "felt.safetensors")
+    pipe.styles |= {"felt": Style("Felt", "felt, {}", loras=((str(lora), 1.0),)), "plain": Style("Plain", "felt, {}")}
+    pipe.weight_swapper = WeightSwapper(parts, folder / "model", Path)
+    return pipe.to("cuda")
+
+
 def main() -> None:
-    pipe = build_tiny_pipeline(folder).to("cuda")
+    pipe = build_pipeline()
+    pipe.activate_style("felt")  # in the main process, as at the start of a Space with --style
     engine = ZeroGpuEngine(pipe, capacity=2)
     with gr.Blocks() as demo:
         gpu_session_button(engine)
@@ -135,8 +153,8 @@ def main() -> None:
     with clicked(url, button, "ann"):
         answers = [engine.push("ann", frame, tag=tag).result(PATIENCE) for tag, frame in enumerate(clip)]
         engine.update("ann", StreamSettings(style="neon")).result(PATIENCE)
-        run = engine._guest("ann").run
-    run.result(PATIENCE)
+        run = engine.registry.get("ann").run
+    run.done.wait(PATIENCE)
     try:
         engine.push("ann", clip[0])
         over = False
@@ -147,19 +165,19 @@ def main() -> None:
         continued = engine.push("ann", clip[0], tag="on").result(PATIENCE)
     engine.close("ann").result(PATIENCE)
 
-    with engine.clip("ann/clip", StreamSettings(style="pencil", seed=1), frames=200) as stream:
-        outs = [out for frame in clip for out in stream.push(frame)] + stream.flush()
-    deadline = time.monotonic() + PATIENCE  # a GPU is given back just after the last frame has come
-    while [path for path, _ in calls].count("/release") < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    outs = {}
+    for style in ("felt", "plain"):
+        with engine.clip("ann/clip", StreamSettings(style=style, seed=1), frames=200) as stream:
+            translated = [out for frame in clip for out in stream.push(frame)] + stream.flush()
+        outs[style] = [int(out.astype(int).sum()) for out in translated]
     result = {
         "device": str(pipe.unet.device),
         "tags": [answer.tag for answer in answers],
         "over": over,
         "continued": [continued.tag, continued.warm],
-        "clip": [int(out.astype(int).sum()) for out in outs],
+        "clips": outs,
         "calls": calls,
-        "free": len(engine._free) == len(engine._slots),
+        "free": len(engine.pipes.free) == len(engine.pipes.ends),
     }
     print("RESULT " + json.dumps(result), flush=True)
     demo.close()

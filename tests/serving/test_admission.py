@@ -1,27 +1,25 @@
-"""The waiting line: who is let in, for how long, and in which order; by a clock that the tests move."""
+"""The waiting line: order, slices of time and reserved places, by a clock that the tests move."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from helpers.gpu_visits import Clock
 
 from live2diff.errors import EngineBusy, StreamClosed
-from live2diff.serving import sessions
-from live2diff.serving.admission import NOTICE_SECONDS, RESERVED_SECONDS, SILENCE_SECONDS, Place, WaitingLine
-from live2diff.serving.engine import Engine
+from live2diff.serving.admission import (
+    NOTICE_SECONDS,
+    RESERVED_SECONDS,
+    SILENCE_SECONDS,
+    QueuePosition,
+    WaitingLine,
+)
+from live2diff.serving.engine import QUIET_SECONDS, Engine
 from live2diff.streaming.settings import StreamSettings
 
 PATIENCE = 30.0
 SLICE = 100.0
 FRAME = np.zeros((32, 32, 3), np.uint8)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -30,8 +28,14 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def engine(tiny_pipeline) -> Iterator[Engine]:
-    engine = Engine(tiny_pipeline, capacity=2)
+def silence() -> Clock:
+    """The engine's clock: it stands still for viewers who keep sending frames."""
+    return Clock()
+
+
+@pytest.fixture
+def engine(tiny_pipeline, silence) -> Iterator[Engine]:
+    engine = Engine(tiny_pipeline, capacity=2, clock=silence)
     yield engine
     engine.shutdown()
 
@@ -43,7 +47,7 @@ def line(engine, clock) -> WaitingLine:
 
 def enter(line: WaitingLine, engine: Engine, *keys: str) -> None:
     for key in keys:
-        assert line.join(key) == Place(0, 0.0)
+        assert line.join(key) == QueuePosition(0, 0.0)
         engine.open(key, StreamSettings(style="pencil")).result(PATIENCE)
 
 
@@ -59,7 +63,7 @@ def pass_time(line: WaitingLine, clock: Clock, seconds: float, *asking: str) -> 
         positions(line, *asking)
 
 
-def test_who_comes_first_is_let_in_first_and_the_next_one_by_itself(line, engine):
+def test_viewers_are_admitted_in_order_and_the_next_one_by_itself(line, engine):
     enter(line, engine, "ann", "bob")
     assert positions(line, "cid", "dee", "eve") == [1, 2, 3]
     assert positions(line, "eve", "cid", "dee") == [3, 1, 2]  # asking again changes nothing
@@ -78,7 +82,7 @@ def test_as_long_as_nobody_waits_everybody_stays(line, engine, clock):
 def test_a_used_up_slice_ends_when_somebody_waits_but_never_without_notice(line, engine, clock):
     enter(line, engine, "ann", "bob")
     clock.now += 2 * SLICE
-    assert line.join("cid") == Place(1, NOTICE_SECONDS)
+    assert line.join("cid") == QueuePosition(1, NOTICE_SECONDS)
     assert line.time_left("ann") == NOTICE_SECONDS
     assert line.time_left("bob") is None, "one waits, and one must give way for them"
     pass_time(line, clock, NOTICE_SECONDS - 1, "cid")
@@ -88,7 +92,7 @@ def test_a_used_up_slice_ends_when_somebody_waits_but_never_without_notice(line,
     with pytest.raises(StreamClosed):
         engine.push("ann", FRAME)
     enter(line, engine, "cid")
-    assert positions(line, "ann") == [1], "who was put out waits at the end of the line"
+    assert positions(line, "ann") == [1], "a viewer whose turn is over waits at the end of the line"
     assert line.time_left("bob") == NOTICE_SECONDS
 
 
@@ -149,7 +153,7 @@ def test_leaving_from_the_middle_moves_up_those_behind(line, engine):
     assert positions(line, "cid", "eve", "dee") == [1, 2, 3]
 
 
-def test_who_waits_in_silence_has_left_the_line(line, engine, clock):
+def test_a_viewer_who_waits_in_silence_has_left_the_line(line, engine, clock):
     enter(line, engine, "ann", "bob")
     positions(line, "cid", "dee")
     pass_time(line, clock, SILENCE_SECONDS + 1, "dee")
@@ -159,14 +163,18 @@ def test_who_waits_in_silence_has_left_the_line(line, engine, clock):
     assert line.time_left("ann") is None, "nobody waits any more"
 
 
-def test_whoever_left_without_a_word_makes_room(line, engine, clock, monkeypatch):
+def test_a_viewer_who_left_without_a_word_makes_room(line, engine, clock, silence):
     enter(line, engine, "ann", "bob")
     clock.now += RESERVED_SECONDS + 1
     engine.close("ann").result(PATIENCE)  # as the engine does after a silence
     assert positions(line, "cid") == [0]
     engine.open("cid", StreamSettings(style="pencil")).result(PATIENCE)
-    monkeypatch.setattr(sessions, "QUIET_SECONDS", 0.0)
-    assert positions(line, "dee") == [0], "a silent visitor gives way at once"
+    silence.now += QUIET_SECONDS
+    assert positions(line, "dee") == [1]
+    engine.push("cid", FRAME).result(PATIENCE)
+    silence.now += 1.0
+    assert positions(line, "dee") == [0], "a silent viewer gives way at once"
+    assert engine.session_keys() == {"cid"}
 
 
 def test_a_stream_that_could_not_be_opened_leaves_time_to_try_another(line, engine):
@@ -200,7 +208,7 @@ def test_streams_that_are_open_before_there_is_a_line_are_inside(engine, clock):
 def test_whatever_people_do_nobody_jumps_the_line_and_nobody_starves(line, engine, clock, seed):
     """Two hundred random joins, openings, leavings and steps in time, with every rule checked after each."""
     random = np.random.default_rng(seed)
-    people = [f"visitor {number}" for number in range(7)]
+    people = [f"viewer {number}" for number in range(7)]
     waiting: dict[str, float] = {}  # those who wait, in order of arrival, and when they came
     for _ in range(200):
         action, who = random.choice(["join", "open", "leave", "time"]), str(random.choice(people))
@@ -227,5 +235,3 @@ def test_whatever_people_do_nobody_jumps_the_line_and_nobody_starves(line, engin
         waits = [places[key].seconds for key in waiting]
         assert waits == sorted(waits) and all(0 <= wait <= len(people) * SLICE for wait in waits)
         assert len(engine.session_keys()) <= engine.capacity
-        assert len(line._inside) <= engine.capacity
-        assert engine.session_keys() <= line._inside.keys()

@@ -1,18 +1,18 @@
 """The engine: streams that share one device and nothing else, and are freed whatever happens."""
 
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from helpers.gpu_visits import Clock
 
-from live2diff.errors import EngineBusy, StreamClosed
-from live2diff.serving import sessions
-from live2diff.serving.engine import Engine
+from live2diff.errors import EngineBusy, NonFiniteError, StreamClosed
+from live2diff.serving.engine import QUIET_SECONDS, Engine
+from live2diff.streaming import steps
 from live2diff.streaming.settings import StreamSettings
 
 PATIENCE = 30.0  # seconds that a condition may take
@@ -20,13 +20,6 @@ PATIENCE = 30.0  # seconds that a condition may take
 
 def frames(seed: int, count: int) -> list[np.ndarray]:
     return list(np.random.default_rng(seed).integers(0, 256, (count, 48, 64, 3), dtype=np.uint8))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.005)
 
 
 def alone(pipe, clip: list[np.ndarray], **settings) -> list[np.ndarray]:
@@ -70,7 +63,7 @@ def warm_up(engine: Engine, key: str, clip: list[np.ndarray]) -> None:
     assert answer.warm and len(answer.frames) == 8
 
 
-def test_two_visitors_who_take_turns_get_what_each_would_get_alone(engine, tiny_pipeline):
+def test_two_viewers_who_take_turns_get_what_each_would_get_alone(engine, tiny_pipeline):
     settings = {"ann": {"style": "pencil", "seed": 1}, "bob": {"style": "neon", "prompt": "a cat", "seed": 2}}
     clips = {"ann": frames(1, 10), "bob": frames(2, 10)}
     outs: dict[str, list[np.ndarray]] = {"ann": [], "bob": []}
@@ -108,7 +101,7 @@ def test_a_stream_closed_during_a_frame_is_freed_and_the_device_goes_on(engine, 
     for key in ("ann", "bob"):
         engine.open(key, StreamSettings(style="pencil")).result(PATIENCE)
         warm_up(engine, key, frames(5, 8))
-    stream = weakref.ref(engine._visitors["ann"].stream)
+    stream = weakref.ref(engine.registry.get("ann").stream)
     with held_device(tiny_pipeline) as arrived:
         working = engine.push("ann", frames(6, 1)[0])
         assert arrived.wait(PATIENCE)
@@ -125,29 +118,36 @@ def test_a_stream_closed_during_a_frame_is_freed_and_the_device_goes_on(engine, 
 
 
 def test_a_silent_stream_is_freed_and_its_next_frame_says_so(tiny_pipeline):
-    engine = Engine(tiny_pipeline, idle_seconds=0.2)
+    clock = Clock()
+    engine = Engine(tiny_pipeline, idle_seconds=60.0, clock=clock)
     engine.open("ann", StreamSettings(style="pencil")).result(PATIENCE)
-    wait_for(lambda: engine.stats()["streams"] == 0)
+    clock.now += 60.0
+    engine.close_idle(engine.idle_seconds)
+    assert engine.session_keys() == {"ann"}
+    clock.now += 1.0
+    engine.close_idle(engine.idle_seconds)
+    assert engine.session_keys() == set()
     with pytest.raises(StreamClosed):
         engine.push("ann", frames(9, 1)[0])
     engine.shutdown()
 
 
-def test_a_visitor_too_many_is_refused_until_one_leaves_or_falls_silent(tiny_pipeline, monkeypatch):
-    engine = Engine(tiny_pipeline, capacity=1)
+def test_a_viewer_too_many_is_refused_until_one_leaves_or_falls_silent(tiny_pipeline):
+    clock = Clock()
+    engine = Engine(tiny_pipeline, capacity=1, clock=clock)
     engine.open("ann", StreamSettings(style="pencil")).result(PATIENCE)
     with pytest.raises(EngineBusy, match="All 1 places are taken"):
         engine.open("bob", StreamSettings(style="pencil"))
     engine.open("ann", StreamSettings(style="neon")).result(PATIENCE)  # one's own place may be taken again
     engine.close("ann")
     engine.open("bob", StreamSettings(style="pencil")).result(PATIENCE)
-    monkeypatch.setattr(sessions, "QUIET_SECONDS", 0.0)
+    clock.now += QUIET_SECONDS + 1
     engine.open("cid", StreamSettings(style="pencil")).result(PATIENCE)
     assert engine.stats()["streams"] == 1
     engine.shutdown()
 
 
-def test_what_fails_for_one_visitor_costs_nobody_else_anything(engine, tiny_pipeline):
+def test_an_error_of_one_viewer_costs_nobody_else_anything(engine, tiny_pipeline):
     clip = frames(10, 10)
     engine.open("bob", StreamSettings(style="pencil", seed=3)).result(PATIENCE)
     outs = [out for frame in clip[:8] for out in engine.push("bob", frame).result(PATIENCE).frames]
@@ -166,7 +166,7 @@ def test_what_fails_for_one_visitor_costs_nobody_else_anything(engine, tiny_pipe
     assert engine.stats()["streams"] == 2
 
 
-def test_style_and_prompt_change_while_it_runs_and_a_long_prompt_is_told(engine):
+def test_style_and_prompt_change_while_it_runs_and_a_long_prompt_is_reported(engine):
     engine.open("ann", StreamSettings(style="pencil")).result(PATIENCE)
     warm_up(engine, "ann", frames(11, 8))
     assert engine.update("ann", StreamSettings(style="neon", prompt="a cat")).result(PATIENCE) == ""
@@ -177,7 +177,7 @@ def test_style_and_prompt_change_while_it_runs_and_a_long_prompt_is_told(engine)
     assert engine.push("ann", frames(12, 1)[0]).result(PATIENCE).warm
 
 
-def test_a_clip_takes_turns_with_a_live_visitor_and_neither_changes_the_other(engine, tiny_pipeline):
+def test_a_clip_takes_turns_with_a_live_viewer_and_neither_changes_the_other(engine, tiny_pipeline):
     clip, live = frames(13, 10), frames(14, 10)
     engine.open("ann", StreamSettings(style="pencil", seed=5)).result(PATIENCE)
 
@@ -201,19 +201,19 @@ def test_a_clip_that_is_closed_from_elsewhere_stops_and_is_freed(engine):
     assert engine.stats()["clips"] == 0
 
 
-def test_fifty_visitors_who_come_and_go_leave_nothing_behind(engine):
+def test_fifty_viewers_who_come_and_go_leave_nothing_behind(engine):
     streams = []
     for number in range(50):
-        key = f"visitor {number}"
+        key = f"viewer {number}"
         engine.open(key, StreamSettings(style="pencil")).result(PATIENCE)
         engine.push(key, frames(16, 1)[0]).result(PATIENCE)
-        streams.append(weakref.ref(engine._visitors[key].stream))
+        streams.append(weakref.ref(engine.registry.get(key).stream))
         engine.close(key).result(PATIENCE)
     assert [stream() for stream in streams] == [None] * 50
     assert engine.stats()["streams"] == 0
 
 
-def test_the_numbers_tell_rate_and_delay(engine):
+def test_stats_have_rate_and_delay(engine):
     assert engine.stats()["fps"] == engine.stats()["delay_p95"] == 0
     engine.open("ann", StreamSettings(style="pencil", steps=1)).result(PATIENCE)
     for frame in frames(17, 10):
@@ -243,30 +243,30 @@ def unet_rows(pipe) -> Iterator[list[int]]:
         hook.remove()
 
 
-def test_visitors_of_one_batch_each_get_what_they_would_get_alone(together, tiny_pipeline):
+def test_viewers_of_one_batch_each_get_what_they_would_get_alone(together, tiny_pipeline):
     keys = ("ann", "bob", "cid")
     clips = {key: frames(seed, 14) for seed, key in enumerate(keys)}
     settings = {key: {"style": "pencil", "seed": seed, "steps": 2} for seed, key in enumerate(keys)}
     outs: dict[str, list[np.ndarray]] = {key: [] for key in keys}
     for key in keys:
-        together.open(key, **settings[key]).result(PATIENCE)
+        together.open(key, StreamSettings(**settings[key])).result(PATIENCE)
         for frame in clips[key][:8]:
             outs[key] += together.push(key, frame).result(PATIENCE).frames
     for number in range(8, 14):
         answers = {key: together.push(key, clips[key][number], tag=(key, number)) for key in keys}
         for key, answer in answers.items():
-            told = answer.result(PATIENCE)
-            outs[key] += told.frames
-            assert told.tag in (None, (key, number - 1))
+            result = answer.result(PATIENCE)
+            outs[key] += result.frames
+            assert result.tag in (None, (key, number - 1))
     for key in keys:
         expected = np.stack(alone(tiny_pipeline, clips[key], **settings[key])).astype(int)
         assert np.abs(np.stack(outs[key]) - expected).max() <= 1
 
 
-def test_whoever_waits_while_the_device_is_busy_goes_in_one_call(together, tiny_pipeline):
+def test_frames_that_wait_while_the_device_is_busy_go_in_one_call(together, tiny_pipeline):
     keys = ("ann", "bob", "cid")
     for key in keys:
-        together.open(key, style="pencil", steps=2).result(PATIENCE)
+        together.open(key, StreamSettings(style="pencil", steps=2)).result(PATIENCE)
         warm_up(together, key, frames(1, 8))
     with unet_rows(tiny_pipeline) as rows:
         with held_device(tiny_pipeline) as arrived:
@@ -282,23 +282,23 @@ def test_whoever_waits_while_the_device_is_busy_goes_in_one_call(together, tiny_
 
 def test_a_frame_does_not_overtake_a_change_that_was_asked_for_before_it(together, tiny_pipeline):
     for key in ("ann", "bob"):
-        together.open(key, style="pencil", steps=1).result(PATIENCE)
+        together.open(key, StreamSettings(style="pencil", steps=1)).result(PATIENCE)
         warm_up(together, key, frames(1, 8))
     with unet_rows(tiny_pipeline) as rows:
         with held_device(tiny_pipeline) as arrived:
             working = together.push("ann", frames(2, 1)[0])
             assert arrived.wait(PATIENCE)
             together.push("ann", frames(3, 1)[0])
-            changed = together.update("bob", style="neon")
+            changed = together.update("bob", StreamSettings(style="neon"))
             answer = together.push("bob", frames(4, 1)[0])
         assert changed.result(PATIENCE) == ""
         assert len(answer.result(PATIENCE).frames) == len(working.result(PATIENCE).frames) == 1
     assert rows == [1, 1, 1]
 
 
-def test_a_bad_frame_in_a_batch_is_only_its_own_visitors_trouble(together, tiny_pipeline):
+def test_a_bad_frame_in_a_batch_is_only_its_own_viewers_trouble(together, tiny_pipeline):
     for key in ("ann", "bob"):
-        together.open(key, style="pencil", steps=1).result(PATIENCE)
+        together.open(key, StreamSettings(style="pencil", steps=1)).result(PATIENCE)
         warm_up(together, key, frames(1, 8))
     with held_device(tiny_pipeline) as arrived:
         together.push("bob", frames(2, 1)[0])
@@ -308,3 +308,46 @@ def test_a_bad_frame_in_a_batch_is_only_its_own_visitors_trouble(together, tiny_
     with pytest.raises(ValueError, match="uint8"):
         bad.result(PATIENCE)
     assert len(good.result(PATIENCE).frames) == 1
+
+
+def test_an_error_while_one_stream_of_a_batch_is_dropped_is_not_the_others(
+    together, tiny_pipeline, monkeypatch
+):
+    for key in ("ann", "bob"):
+        together.open(key, StreamSettings(style="pencil", steps=1)).result(PATIENCE)
+        warm_up(together, key, frames(1, 8))
+    ann, of_ann = together.registry.get("ann").stream, []
+    receive, push_together = ann.receive, steps.push_together
+    monkeypatch.setattr(ann, "receive", lambda frame: of_ann.append(receive(frame)) or of_ann[-1])
+    monkeypatch.setattr(ann, "close", lambda: 1 / 0)
+
+    def fail_for_ann(pending: list) -> list:
+        return [NonFiniteError("NaN") if each in of_ann else push_together([each])[0] for each in pending]
+
+    monkeypatch.setattr(steps, "push_together", fail_for_ann)
+    with held_device(tiny_pipeline) as arrived:
+        together.push("bob", frames(2, 1)[0])
+        assert arrived.wait(PATIENCE)
+        bad, good = together.push("ann", frames(3, 1)[0]), together.push("bob", frames(3, 1)[0])
+    with pytest.raises(NonFiniteError):
+        bad.result(PATIENCE)
+    assert len(good.result(PATIENCE).frames) == 1
+    assert together.session_keys() == {"bob"}
+
+
+def test_sessions_may_come_and_go_while_one_is_dropped(together, tiny_pipeline, monkeypatch):
+    """The registry is read under its lock: another thread changes it in the middle."""
+    together.open("ann", StreamSettings(style="pencil", steps=1)).result(PATIENCE)
+    warm_up(together, "ann", frames(1, 8))
+    original = steps.push_together
+
+    def fail(pending: list) -> list:
+        for number in range(3):  # waits for the device: the places are given at once
+            together.open(f"viewer {number}", StreamSettings(style="pencil", steps=1))
+        original(pending)
+        return [NonFiniteError("NaN")]
+
+    monkeypatch.setattr(steps, "push_together", fail)
+    with pytest.raises(NonFiniteError):
+        together.push("ann", frames(2, 1)[0]).result(PATIENCE)
+    assert together.session_keys() == {"viewer 0", "viewer 1", "viewer 2"}

@@ -1,5 +1,4 @@
-"""Faults put in on purpose, NaN and infinity, a device without memory: they cost one visitor a frame or a
-stream, and nobody else anything."""
+"""Faults put in on purpose, NaN, infinity, a full device: they cost one viewer a frame or a stream."""
 
 import threading
 import weakref
@@ -14,7 +13,7 @@ from helpers.paths import EXAMPLES
 from torch import nn
 
 from live2diff import Live2DiffPipeline
-from live2diff.errors import ClipStopped, GpuSessionOver, NonFiniteError, StreamOutOfMemory
+from live2diff.errors import ClipStopped, NonFiniteError, StreamClosed, StreamOutOfMemory
 from live2diff.serving.clip_queue import ClipQueue
 from live2diff.serving.engine import Engine
 from live2diff.streaming.settings import StreamSettings
@@ -24,7 +23,7 @@ from live2diff.zerogpu.engine import ZeroGpuEngine
 ROOM = EXAMPLES / "room.mp4"
 SIZE = 16  # pixels: quick
 PATIENCE = 60.0  # seconds that an answer may take
-CURSED = np.full((48, 64, 3), 255, np.uint8)  # the one picture that is all white
+CURSED = np.full((48, 64, 3), 255, np.uint8)  # the one image that is all white
 
 
 def frames(seed: int, count: int) -> list[np.ndarray]:
@@ -70,15 +69,15 @@ def parts_of(pipe: Live2DiffPipeline) -> dict[str, nn.Module]:
         "camera": pipe.vae.encoder,
         "depth": pipe.depth_estimator.head,
         "unet": pipe.unet,
-        "memory": pipe.unet.down_blocks[0].motion_modules[0].temporal_transformer.proj_in,
-        "picture": pipe.vae.decoder,
+        "motion": pipe.unet.down_blocks[0].motion_modules[0].temporal_transformer.proj_in,
+        "image": pipe.vae.decoder,
     }
 
 
 @pytest.mark.parametrize(
     ("number", "steps", "parts"),
     [
-        (float("nan"), 2, ("camera", "depth", "unet", "memory", "picture")),
+        (float("nan"), 2, ("camera", "depth", "unet", "motion", "image")),
         (float("inf"), 1, ("camera", "unet")),
     ],
 )
@@ -92,7 +91,7 @@ def test_one_bad_number_costs_no_frame_and_leaves_nothing_black(tiny_pipeline, n
             out = out_of(tiny_pipeline.stream(size=SIZE, steps=steps, seed=4), clip)
         assert once.calls > at and len(out) == len(expected), part
         for mine, good in zip(out, expected, strict=True):
-            # A picture of this scene in these colours; a black or a grey one is far away.
+            # An image of this scene in these colours; a black or a grey one is far away.
             assert mine.std() > good.std() / 2, part
             assert abs(mine.mean() - good.mean()) < 25, part
 
@@ -104,7 +103,7 @@ def test_one_bad_number_costs_no_frame_and_leaves_nothing_black(tiny_pipeline, n
         ("camera", 0, "VAE encoder"),
         ("depth", 10, "the depth"),
         ("unet", 5, "what the UNet made"),
-        ("picture", 0, "VAE decoder"),
+        ("image", 0, "VAE decoder"),
     ],
 )
 def test_bad_numbers_for_good_end_in_an_error_that_names_the_part(tiny_pipeline, part, at, words):
@@ -117,7 +116,7 @@ def test_bad_numbers_for_good_end_in_an_error_that_names_the_part(tiny_pipeline,
         stream.push(clip[0])
 
 
-def test_a_broken_frame_of_one_visitor_is_not_seen_by_another_in_the_same_batch(tiny_pipeline):
+def test_a_broken_frame_of_one_viewer_is_not_seen_by_another_in_the_same_batch(tiny_pipeline):
     engine = Engine(tiny_pipeline, capacity=2, together=True)
     clip, other = frames(3, 12), frames(4, 12)
     for key in ("ann", "bob"):
@@ -165,7 +164,7 @@ class Full:
 
 
 @pytest.mark.parametrize(("moment", "together"), [("open", False), ("warmup", True), ("stream", True)])
-def test_without_memory_one_visitor_is_told_what_to_lower_and_nobody_else_notices(
+def test_out_of_memory_tells_one_viewer_what_to_lower_and_nobody_else_notices(
     tiny_pipeline, moment, together
 ):
     pipe, engine = tiny_pipeline, Engine(tiny_pipeline, capacity=3, together=together)
@@ -183,7 +182,7 @@ def test_without_memory_one_visitor_is_told_what_to_lower_and_nobody_else_notice
     for number in range(pushed):
         engine.push("ann", mine[number]).result(PATIENCE)
         turn(number)
-    stream = None if moment == "open" else weakref.ref(engine._visitors["ann"].stream)
+    stream = None if moment == "open" else weakref.ref(engine.registry.get("ann").stream)
     module = pipe.text_encoder if moment == "open" else pipe.unet
     with (
         Full(module, lambda _: True) as full,
@@ -192,7 +191,7 @@ def test_without_memory_one_visitor_is_told_what_to_lower_and_nobody_else_notice
         if moment == "open":
             engine.open("ann", StreamSettings(size=SIZE, steps=2)).result(PATIENCE)
         engine.push("ann", mine[pushed]).result(PATIENCE)
-    assert full.calls and engine.session_keys() == {"bob"} and engine.capacity == 2
+    assert full.calls and engine.session_keys() == {"bob"} and engine.capacity == 3
     assert stream is None or stream() is None, "the stream's memory is still held"
     engine.open("ann", StreamSettings(size=SIZE, steps=1)).result(PATIENCE)  # a new one can start
     assert engine.push("ann", mine[0]).result(PATIENCE).frames_in == 1
@@ -205,7 +204,7 @@ def test_without_memory_one_visitor_is_told_what_to_lower_and_nobody_else_notice
 
 
 @pytest.mark.parametrize("moment", ["open", "warmup", "clip"])
-def test_where_the_gpu_is_lent_who_is_without_memory_is_told_so_as_well_and_can_begin_again(
+def test_out_of_memory_on_a_lent_gpu_is_reported_as_well_and_the_viewer_can_begin_again(
     tiny_pipeline, moment
 ):
     engine, frame = ZeroGpuEngine(tiny_pipeline, capacity=1), frames(9, 1)[0]
@@ -225,17 +224,15 @@ def test_where_the_gpu_is_lent_who_is_without_memory_is_told_so_as_well_and_can_
                     engine.push("ann", frame).result(PATIENCE)
             finally:
                 assert over.wait(PATIENCE), "the GPU was not given back"
-                with pytest.raises(GpuSessionOver):
+                with pytest.raises(StreamClosed):
                     engine.push("ann", frame)
-    engine.close("ann")
     engine.open("ann", StreamSettings(size=SIZE, steps=1))
     with visiting(engine, "ann"):
         assert engine.push("ann", frame).result(PATIENCE).frames_in == 1
-    assert len(engine._free) == len(engine._slots) - 1
     engine.shutdown()
 
 
-def test_without_memory_for_a_batch_its_streams_are_worked_on_one_by_one(tiny_pipeline):
+def test_out_of_memory_for_a_batch_its_streams_are_processed_one_by_one(tiny_pipeline):
     engine = Engine(tiny_pipeline, capacity=2, together=True)
     clips = {"ann": frames(7, 12), "bob": frames(8, 12)}
     given: dict[str, list[np.ndarray]] = {"ann": [], "bob": []}
@@ -256,11 +253,11 @@ def test_without_memory_for_a_batch_its_streams_are_worked_on_one_by_one(tiny_pi
             assert np.abs(out.astype(int) - good).max() <= 1
 
 
-def test_a_clip_without_memory_says_so_and_keeps_what_is_done(tiny_pipeline, tmp_path):
+def test_a_clip_out_of_memory_says_so_and_keeps_what_is_done(tiny_pipeline, tmp_path):
     engine = Engine(tiny_pipeline, capacity=2)
     jobs = ClipQueue(engine, tmp_path / "results")
     result = jobs.new_result()
-    settings = {"style": "pencil", "steps": 1}
+    settings = StreamSettings(style="pencil", steps=1)
     full = Full(tiny_pipeline.unet, lambda _: result.frames >= 8)  # the warmup is through
     with full, pytest.raises(ClipStopped, match="not enough memory"):
         for _ in jobs.run("clip/ann", ROOM, result, Cut(0, 1), settings):
@@ -274,7 +271,7 @@ def test_a_clip_without_memory_says_so_and_keeps_what_is_done(tiny_pipeline, tmp
 def held(engine: Engine) -> Iterator[None]:
     """The device waits until the block ends."""
     go_on = threading.Event()
-    engine._device.submit(go_on.wait, PATIENCE)
+    engine.submit(engine.registry.get("ann"), go_on.wait, PATIENCE)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Several visitors on one engine, who come, change their minds and go in any order: each gets, bit for bit,
+"""Several viewers on one engine, who come, change their minds and go in any order: each gets, bit for bit,
 what the same calls give a stream that has the model to itself."""
 
 from collections import Counter
@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.gpu_visits import Clock
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from live2diff import Live2DiffPipeline
 from live2diff.errors import EngineBusy, StreamClosed
-from live2diff.serving import sessions
-from live2diff.serving.engine import Engine
+from live2diff.serving.engine import QUIET_SECONDS, Engine
 from live2diff.streaming.settings import StreamSettings
 
 PATIENCE = 60.0  # seconds that an answer may take
-AGES = 1e6  # seconds: nobody falls silent for so long unless the test says so
 CAPACITY = 3
 NAMES = ("ann", "bob", "cid", "dan")  # one more than there are places
 FRAMES = [
@@ -47,7 +46,7 @@ changes = some.fixed_dictionaries({"style": styles, "prompt": prompts, "blend": 
 
 @dataclass
 class Life:
-    """One stream of a visitor: what was asked of it, what it gave, and what it still owes."""
+    """One stream of a viewer: its calls, its results, and the future of the last frame."""
 
     opening: dict[str, Any]
     calls: list[tuple[str, tuple, dict[str, Any]]] = field(default_factory=list)
@@ -74,13 +73,14 @@ class Life:
         stream.close()
 
 
-class Visitors(RuleBasedStateMachine):
-    """Every rule leaves the frames of the other visitors on their way: the engine has several at once."""
+class Viewers(RuleBasedStateMachine):
+    """Every rule leaves the frames of the other viewers on their way: the engine has several at once."""
 
     def __init__(self, pipe: Live2DiffPipeline, compared: Counter):
         super().__init__()
         self.pipe, self.compared = pipe, compared
-        self.engine = Engine(pipe, capacity=CAPACITY, idle_seconds=AGES)
+        self.clock = Clock()
+        self.engine = Engine(pipe, capacity=CAPACITY, clock=self.clock)
         self.lives: dict[str, Life] = {}
         self.past: list[Life] = []
 
@@ -106,9 +106,9 @@ class Visitors(RuleBasedStateMachine):
             for name in sorted(self.lives.keys() - left_out):
                 life = self.lives[name]
                 life.settle()
-                picture = np.roll(frame, turn, axis=1)
-                life.calls.append(("push", (picture,), {}))
-                life.owed = self.engine.push(name, picture)
+                image = np.roll(frame, turn, axis=1)
+                life.calls.append(("push", (image,), {}))
+                life.owed = self.engine.push(name, image)
 
     @precondition(lambda self: self.lives)
     @rule(name=inside)
@@ -144,8 +144,12 @@ class Visitors(RuleBasedStateMachine):
     @precondition(lambda self: self.lives)
     @rule(name=inside)
     def expire(self, name: str) -> None:
-        self.lives[name].settle()
-        self.engine._visitors[name].last_seen -= 2 * AGES
+        for life in self.lives.values():
+            life.settle()
+        self.clock.now += QUIET_SECONDS + 1
+        for other in self.lives.keys() - {name}:
+            self.lives[other].calls.append(("restart", (), {}))
+            self.engine.restart(other).result(PATIENCE)  # which says that it is there
         self.engine.make_room()
         self.end(name)
         with pytest.raises(StreamClosed):
@@ -162,18 +166,15 @@ class Visitors(RuleBasedStateMachine):
             assert len(alone) == len(life.given)
             for mine, other in zip(life.given, alone, strict=True):
                 np.testing.assert_array_equal(mine, other)
-            self.compared["pictures"] += len(alone)
+            self.compared["frames"] += len(alone)
         self.compared["streams"] += len(self.past)
         self.compared["sequences"] += 1
 
 
-def in_any_order(
-    pipe: Live2DiffPipeline, monkeypatch: pytest.MonkeyPatch, examples: int, rules: int, number: int
-) -> None:
-    monkeypatch.setattr(sessions, "QUIET_SECONDS", AGES)
+def in_any_order(pipe: Live2DiffPipeline, examples: int, rules: int, number: int) -> None:
     compared = Counter()
     run_state_machine_as_test(
-        seed(number)(lambda: Visitors(pipe, compared)),
+        seed(number)(lambda: Viewers(pipe, compared)),
         settings=settings(
             max_examples=examples,
             stateful_step_count=rules,
@@ -183,17 +184,15 @@ def in_any_order(
             suppress_health_check=list(HealthCheck),
         ),
     )
-    assert compared["pictures"], "nobody had one"
+    assert compared["frames"], "nobody had one"
     print(number, dict(compared))
 
 
-def test_visitors_in_any_order_get_what_each_would_get_alone(tiny_pipeline, monkeypatch):
-    in_any_order(tiny_pipeline, monkeypatch, examples=6, rules=15, number=0)
+def test_viewers_in_any_order_get_what_each_would_get_alone(tiny_pipeline):
+    in_any_order(tiny_pipeline, examples=6, rules=15, number=0)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", range(1, 5))
-def test_visitors_in_any_order_get_what_each_would_get_alone_many_times_over(
-    tiny_pipeline, monkeypatch, number
-):
-    in_any_order(tiny_pipeline, monkeypatch, examples=50, rules=25, number=number)
+def test_viewers_in_any_order_get_what_each_would_get_alone_many_times_over(tiny_pipeline, number):
+    in_any_order(tiny_pipeline, examples=50, rules=25, number=number)

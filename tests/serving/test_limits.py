@@ -24,9 +24,25 @@ HOME = "8.8.8.8"
     ],
     ids=["peer", "made up", "this machine", "space", "space, made up", "nonsense", "a household", "nobody"],
 )
-def test_whom_a_request_comes_from(headers, peer, space, whose, monkeypatch):
+def test_the_address_of_a_request(headers, peer, space, whose, monkeypatch):
     monkeypatch.setenv("SPACE_ID", "somebody/live2diff" if space else "")
     assert visitor_address(headers, peer) == whose
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "proxies", "whose"),
+    [
+        ("8.8.8.8", 1, "8.8.8.8"),
+        ("9.9.9.9, 8.8.8.8", 1, "8.8.8.8"),
+        ("8.8.8.8, 1.1.1.1", 2, "8.8.8.8"),
+        ("9.9.9.9, 8.8.8.8, 1.1.1.1, 10.0.0.7", 2, "8.8.8.8"),
+        ("8.8.8.8", 2, "8.8.8.8"),
+    ],
+    ids=["one", "one, made up", "two", "two, made up", "fewer than trusted"],
+)
+def test_a_proxy_that_appends_its_own_address_is_counted(forwarded, proxies, whose, monkeypatch):
+    monkeypatch.setenv("SPACE_ID", "somebody/live2diff")
+    assert visitor_address({"x-forwarded-for": forwarded}, "10.0.0.1", proxies) == whose
 
 
 def test_an_address_has_so_many_at_once_and_a_tunnel_any_number():

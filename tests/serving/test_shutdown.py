@@ -1,4 +1,4 @@
-"""The real server, told to stop while a clip runs: it ends soon and says so, and its log tells what was."""
+"""A server that is stopped ends soon, exit functions and all, and its log says what ran."""
 
 import logging
 import re
@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from helpers.browser import PATIENCE, wait_for
-from helpers.gpu_visits import visiting
+from helpers.gpu_visits import Clock, visiting
 from helpers.paths import ROOT
 
 from live2diff.errors import ServerStopping
 from live2diff.serving.engine import Engine
 from live2diff.streaming.settings import StreamSettings
-from live2diff.zerogpu import worker
 from live2diff.zerogpu.engine import ZeroGpuEngine
+from live2diff.zerogpu.worker import SILENCE_SECONDS
 
 CLIP = ROOT / "examples" / "room.mp4"
 FRAME = np.zeros((32, 32, 3), np.uint8)
@@ -39,8 +39,8 @@ def test_a_server_that_is_stopped_ends_soon_and_its_clip_says_that_it_was_cut(tm
     server = subprocess.Popen(
         [sys.executable, "app.py", *options], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
-    told: list[str] = []
-    reader = threading.Thread(target=lambda: told.extend(server.stderr), daemon=True)
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(server.stderr), daemon=True)
     reader.start()
 
     def answers() -> bool:
@@ -60,22 +60,52 @@ def test_a_server_that_is_stopped_ends_soon_and_its_clip_says_that_it_was_cut(tm
     finally:
         server.kill()
     reader.join(PATIENCE)
-    log = "".join(told)
+    log = "".join(lines)
     assert re.search(r"INFO opened kind=clip id=\w{8} style=oil", log), log
     assert re.search(r"INFO closed kind=clip id=\w{8} reason=stopped frames_in=\d+ .*seconds=\d", log), log
     assert "stopped clips_cut=1" in log and "secret" not in log and "Traceback" not in log, log
 
 
+CHILD = """
+import atexit, os, signal, sys, threading
+from live2diff.serving import event_log
+from live2diff.serving.shutdown import serve_until_stopped
+
+class Engine:
+    def end(self, clips=True): print("end", clips)
+    def shutdown(self): print("shutdown")
+    def stats(self): return {"streams": 0, "clips": 0}
+
+class Page:
+    def close(self, verbose=True): print("closed")
+
+atexit.register(print, "tunnel stopped")  # as Gradio does with that of --share
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+signal.setitimer(signal.ITIMER_REAL, 0.01)
+signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+event_log.configure()
+serve_until_stopped(Page(), Engine())
+"""
+
+
+def test_what_is_registered_for_the_end_runs_when_the_server_is_stopped():
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert child.stdout.split("\n") == ["end False", "end True", "closed", "shutdown", "tunnel stopped", ""]
+    assert child.returncode == 0 and "stopped clips_cut=0" in child.stderr, child.stderr
+
+
 def test_a_line_for_each_stream_opened_and_closed_and_nothing_of_what_anybody_said(tiny_pipeline, caplog):
+    clock = Clock()
     with caplog.at_level(logging.INFO, logger="live2diff"):
-        engine = Engine(tiny_pipeline, capacity=2)
-        engine.open("live/token", StreamSettings(prompt="a secret of mine", style="neon", steps=1)).result(
-            PATIENCE
-        )
+        engine = Engine(tiny_pipeline, capacity=2, clock=clock)
+        settings = StreamSettings(prompt="a secret of mine", style="neon", steps=1)
+        engine.open("live/token", settings).result(PATIENCE)
         for _ in range(9):
             engine.push("live/token", FRAME).result(PATIENCE)
         engine.open("live/token", StreamSettings(style="comic")).result(PATIENCE)
-        engine._visitors["live/token"].last_seen -= 1000
+        clock.now += 1000
         engine.make_room()
         with engine.clip("clip/token", StreamSettings(style="neon")) as stream:
             stream.push(FRAME)
@@ -91,50 +121,78 @@ def test_a_line_for_each_stream_opened_and_closed_and_nothing_of_what_anybody_sa
 
 
 def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was written down, without what is never the same, and without anybody's secrets."""
+    """Return the log without what is never the same, and assert that it holds no secrets."""
     lines = [record.getMessage() for record in caplog.records]
     assert not any("token" in line or "secret" in line for line in lines)
     return [re.sub(r"id=\w{8} | seconds=\d+\.\d\d", "", line) for line in lines]
 
 
-def test_where_the_gpu_is_lent_the_log_has_a_line_for_each_visit_and_clip(tiny_pipeline, caplog, monkeypatch):
+def test_where_the_gpu_is_lent_the_log_has_a_line_for_each_session_and_clip(tiny_pipeline, caplog):
+    clock = Clock()
     with caplog.at_level(logging.INFO, logger="live2diff"):
-        engine = ZeroGpuEngine(tiny_pipeline, capacity=2)
-        engine.open("live/token", StreamSettings(prompt="a secret of mine", style="neon", steps=1))
+        engine = ZeroGpuEngine(tiny_pipeline, capacity=2, clock=clock)
+        one_step = StreamSettings(prompt="a secret of mine", style="neon", steps=1)
+        engine.open("live/token", one_step)
         with visiting(engine, "live/token"):
             for _ in range(9):
                 engine.push("live/token", FRAME).result(PATIENCE)
             engine.open("live/token", StreamSettings(style="comic")).result(PATIENCE)
-        engine.open("live/token", StreamSettings(style="neon", steps=1))
-        monkeypatch.setattr(worker, "SILENCE_SECONDS", 0.3)
-        with visiting(engine, "live/token") as over:
-            wait_for(over.is_set)  # no frame comes
-        engine.visit_seconds = 0.2
-        with visiting(engine, "live/token") as over:
-            wait_for(over.is_set)
-        with engine.clip("clip/token", StreamSettings(style="neon", steps=1)) as stream:
+        engine.open("live/token", one_step)
+        for seconds in (SILENCE_SECONDS + 1, engine.gpu_seconds):
+            with visiting(engine, "live/token") as over:
+                wait_for(lambda: engine.registry.get("live/token").stream is not None)
+                clock.now += seconds  # no frame comes
+                assert over.wait(PATIENCE)
+        with engine.clip("clip/token", one_step) as stream:
             for _ in range(9):
                 stream.push(FRAME)
             stream.flush()
         with pytest.raises(ServerStopping), engine.clip("clip/token", StreamSettings(style="neon")) as stream:
-            stream.push(FRAME)
             engine.end()
-            stream.push(FRAME)
+            stream.flush()
         with pytest.raises(ServerStopping), engine.clip("clip/token", StreamSettings(style="neon")):
             pass
         engine.shutdown()
-    *lines, last = lines_of(caplog)
-    assert last.startswith("closed kind=clip reason=stopped frames_in=")  # maybe in the middle of a frame
-    assert lines == [
+    assert lines_of(caplog) == [
         "opened kind=live style=neon steps=1 size=None",
         "closed kind=live reason=replaced frames_in=9 frames_out=9",
         "opened kind=live style=comic steps=None size=None",
         "closed kind=live reason=closed frames_in=0 frames_out=0",
         "opened kind=live style=neon steps=1 size=None",
-        "closed kind=live reason=silent frames_in=0 frames_out=0",
+        "closed kind=live reason=silent frames_in=8 frames_out=8",
         "opened kind=live style=neon steps=1 size=None",
-        "closed kind=live reason='time over' frames_in=0 frames_out=0",
+        "closed kind=live reason='time over' frames_in=8 frames_out=8",
         "opened kind=clip style=neon steps=1 size=None",
         "closed kind=clip reason=closed frames_in=9 frames_out=9",
         "opened kind=clip style=neon steps=None size=None",
+        "closed kind=clip reason=stopped frames_in=0 frames_out=0",
     ]
+
+
+def test_a_clip_is_closed_when_its_context_ends(tiny_pipeline):
+    """Even if the device is slow to close it: the next clip opens after."""
+    engine, order = Engine(tiny_pipeline), []
+    closing, go_on = threading.Event(), threading.Event()
+
+    def run() -> None:
+        with engine.clip("clip", StreamSettings(style="neon")) as stream:
+            stream.push(FRAME)
+            opened = engine.registry.get("clip").stream
+            close = opened.close
+
+            def close_slowly() -> None:
+                closing.set()
+                go_on.wait(PATIENCE)
+                close()
+                order.append("closed")
+
+            opened.close = close_slowly
+        order.append("ended")
+
+    clip = threading.Thread(target=run)
+    clip.start()
+    assert closing.wait(PATIENCE)
+    go_on.set()
+    clip.join(PATIENCE)
+    assert order == ["closed", "ended"]
+    engine.shutdown()

@@ -1,44 +1,64 @@
-"""Between a visitor's process and the one that has the GPU: the newest letter, whole, to its owner."""
+"""Pipes between the process of a session and the one that has the GPU."""
 
 import multiprocessing
 
+import numpy as np
 import pytest
 
-from live2diff.zerogpu.channel import LARGEST_FRAME, Slot, make_slots
+from live2diff.errors import EngineBusy
+from live2diff.zerogpu.channel import PipeEnd, PipePool
+
+LARGE = np.arange(3_000_000, dtype=np.uint8)  # more than any socket's buffer holds
 
 
-def test_of_several_letters_the_newest_is_read_and_never_half_of_one():
-    (slot,) = make_slots(1)
-    owner, count, size = 7, 3000, 20_000
+def never() -> bool:
+    return False
 
-    def write() -> None:
-        for number in range(1, count + 1):
-            slot.frames.write(owner, bytes([number % 251]) * size)
 
-    process = multiprocessing.get_context("fork").Process(target=write)
+def receive(end: PipeEnd, run: int) -> object:
+    """Wait for the next message of a run."""
+    while (message := end.receive(run)) is None:
+        pass
+    return message
+
+
+def test_messages_of_any_size_cross_a_fork_whole_and_in_order():
+    pool = PipePool(1)
+    here, there = pool.ends[0]
+
+    def echo() -> None:
+        for _ in range(3):
+            there.send(7, receive(there, 7), never)
+
+    process = multiprocessing.get_context("fork").Process(target=echo)
     process.start()
-    last, seen = 0, 0
-    while last < count:
-        letter = slot.frames.read(owner, last)
-        if letter is not None:
-            number, data = letter
-            assert number > last and len(data) == size and set(data) == {number % 251}
-            last, seen = number, seen + 1
-        assert process.is_alive() or slot.frames.newest == count
+    for message in ("open", LARGE, {"frames_in": 1}):
+        assert here.send(7, message, never)
+        np.testing.assert_array_equal(receive(here, 7), message)
     process.join()
-    assert 0 < seen <= count and slot.frames.read(owner, last) is None
+    assert process.exitcode == 0
 
 
-def test_a_slot_is_read_by_its_owner_alone_and_zeroed_for_the_next():
-    (slot,) = make_slots(1)
-    slot.hand_over(1)
-    slot.frames.write(1, b"secret")
-    slot.note_taken(1, 1)
-    assert slot.frames.read(2) is None and slot.taken(2) == 0
-    assert slot.frames.read(1) == (1, b"secret") and slot.taken(1) == 1
-    with pytest.raises(ValueError, match="limit"):
-        slot.frames.write(1, bytes(LARGEST_FRAME + 1))
-    slot.hand_over(2)
-    assert slot.frames.read(1) is None and slot.frames.newest == 0
-    assert not any(any(half) for half in slot.frames._halves)
-    assert Slot.size() * 10 < 110e6  # what ten visitors may take at most
+def test_messages_of_another_run_are_discarded():
+    here, there = PipePool(1).ends[0]
+    here.send(1, "a secret", never)
+    here.send(2, "mine", never)
+    assert receive(there, 2) == "mine"
+    assert there.receive(1) is None
+
+
+def test_a_pipe_is_empty_for_its_next_run_even_of_half_a_message():
+    pool = PipePool(1)
+    number, index = pool.take()
+    here, there = pool.ends[index]
+    assert not here.send(number, LARGE, lambda: True), "the other end reads nothing, and the run is over"
+    assert there.receive(number) is None
+    there.send(number, "an answer that nobody reads", never)
+    with pytest.raises(EngineBusy):
+        pool.take()
+    pool.give_back(index)
+    again, index = pool.take()
+    assert again != number
+    here.send(again, "mine", never)
+    there.send(again, "yours", never)
+    assert (receive(there, again), receive(here, again)) == ("mine", "yours")

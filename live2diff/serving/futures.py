@@ -1,0 +1,30 @@
+"""Helpers for `concurrent.futures.Future`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, suppress
+from typing import Any
+
+
+def resolved(result: Any) -> Future:
+    """Return a future that has this result."""
+    future: Future = Future()
+    future.set_result(result)
+    return future
+
+
+def fail(future: Future, error: BaseException) -> None:
+    """Set the exception of a future, unless it is done."""
+    with suppress(InvalidStateError):
+        future.set_exception(error)
+
+
+@contextmanager
+def delivering(future: Future) -> Iterator[None]:
+    """Route exceptions to the given future, as an executor does."""
+    try:
+        yield
+    except BaseException as error:
+        fail(future, error)
