@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from .pipeline import Live2DiffPipeline
+from .pipeline import Live2DiffPipeline, to_channels_last
 from .styles import STYLES, Style
 from .weights.checkpoints import read_published, read_tensors
 from .weights.convert import PUBLISHED, Sources, converted_folder, load_components, new_folder, quiet, reading
@@ -107,8 +107,7 @@ def read_pipeline(folder: Path, device: str, dtype: torch.dtype | None, report: 
         check_gpu_memory(device)
     report(f"Moving the weights to {device}")
     pipeline.to(device)
-    for module in (pipeline.vae, pipeline.unet, pipeline.depth_estimator):
-        module.to(memory_format=torch.channels_last)
+    to_channels_last(pipeline.vae, pipeline.unet, pipeline.depth_estimator)
     return pipeline
 
 

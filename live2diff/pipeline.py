@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
 from .model.attention import Window
@@ -300,3 +301,9 @@ class Live2DiffPipeline(DiffusionPipeline):
         runtime = self.runtime
         predict = runtime.predict if runtime is not None and runtime.takes(window, cache) else self.unet
         return predict(sample, timestep, prompt_embeds, depth_latents, window, cache)
+
+
+def to_channels_last(*modules: nn.Module) -> None:
+    """Lay out the weights of modules as convolutions read them fastest, in place."""
+    for module in modules:
+        module.to(memory_format=torch.channels_last)  # pyright: ignore  # missing in torch's overloads

@@ -21,7 +21,7 @@ from transformers import (
 from ..loading import NANO, best_device, load
 from ..model.lcm import build_scheduler
 from ..model.unet import StreamUNet
-from ..pipeline import Live2DiffPipeline
+from ..pipeline import Live2DiffPipeline, to_channels_last
 from ..runtime import cuda_graphs
 from ..streaming.content_filter import ContentFilter
 from ..weights.convert import PUBLISHED, converted_folder
@@ -82,8 +82,7 @@ def random_model(device: str) -> Live2DiffPipeline:
             depth_estimator=DPTForDepthEstimation(hybrid),
         )
     pipeline.to(device, torch.float32 if cpu else torch.float16)
-    for module in (pipeline.vae, pipeline.unet, pipeline.depth_estimator):
-        module.to(memory_format=torch.channels_last)
+    to_channels_last(pipeline.vae, pipeline.unet, pipeline.depth_estimator)
     for module in (pipeline.vae, pipeline.text_encoder, pipeline.unet, pipeline.depth_estimator):
         module.eval()
     return pipeline

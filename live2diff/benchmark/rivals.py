@@ -16,7 +16,7 @@ from ..config import WINDOW
 from ..model.attention import Window
 from ..model.lcm import Schedule
 from ..model.vae import patch_side, vae_scale_factor
-from ..pipeline import Live2DiffPipeline
+from ..pipeline import Live2DiffPipeline, to_channels_last
 from ..weights.convert import quiet
 from ..weights.swap import is_added
 
@@ -87,8 +87,7 @@ def stock_pipeline(pipeline: Live2DiffPipeline) -> Any:
     )
     if patch_side(vae) > 1:
         vae = share_weights(lambda: PatchVAE.from_config(vae.config), vae.state_dict())
-    for module in (stock, vae):
-        module.to(memory_format=torch.channels_last)
+    to_channels_last(stock, vae)
     parts: dict[str, Any] = {
         "vae": vae,
         "text_encoder": pipeline.text_encoder,

@@ -171,7 +171,7 @@ def write_graphs(pipeline: Live2DiffPipeline, ranges: Ranges, folder: Path) -> N
     height, width = pipeline.working_size(3, 4)
     images = torch.rand(2, 3, height, width) * 2 - 1
     latents = pipeline.encode(images)[:1]
-    cache = pipeline.unet.new_cache(1, *latents.shape[2:])
+    cache = pipeline.unet.new_cache(1, latents.shape[2], latents.shape[3])
     embeds, timestep = pipeline.encode_prompt("", "")[None], torch.tensor([1])
     inputs = (latents, timestep, embeds, latents.clone(), cache.count, *entries_of(cache))
     vae, depth_estimator = pipeline.vae, pipeline.depth_estimator

@@ -22,8 +22,9 @@ from ..config import WINDOW
 from ..model.attention import Window
 from ..model.depth import DepthRange, depth_pictures, inverse_depth
 from ..model.unet import StreamUNet
-from ..pipeline import LONGEST_PROMPT, Live2DiffPipeline
+from ..pipeline import Live2DiffPipeline
 from ..streaming.images import download
+from ..streaming.settings import LONGEST_PROMPT
 from ..weights.convert import added_weights
 from .loop import LoopSettings, Losses, fit, write_atomically
 from .videos import Clip, VideoFolder
@@ -165,8 +166,8 @@ def preview_image(pipeline: Live2DiffPipeline, clip: Clip) -> np.ndarray:
     inputs, scheduler = encode(pipeline, [clip]), pipeline.scheduler
     noise = torch.randn(inputs.latents.shape, generator=torch.Generator().manual_seed(0)).to(inputs.latents)
     timesteps = torch.full((WINDOW,), PREVIEW_TIMESTEP, device=noise.device)
-    sample = scheduler.add_noise(inputs.latents, noise, timesteps)
     alpha_bar = scheduler.alphas_cumprod[PREVIEW_TIMESTEP].item()
+    sample = alpha_bar**0.5 * inputs.latents + (1 - alpha_bar) ** 0.5 * noise
     output = predict_noise(pipeline.unet, sample, timesteps, inputs)
     clean = (sample - (1 - alpha_bar) ** 0.5 * output) / alpha_bar**0.5
     decoded = torch.cat([pipeline.decode(frames) for frames in clean[::2].split(FEW)])

@@ -1,7 +1,7 @@
 """Translate a clip: decode it, push each frame through a stream, encode the results with times and sound."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -44,7 +44,7 @@ def translate(
     cut: Cut = WHOLE,
     keep: bool = False,
     quality: int = QUALITY,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Push the frames of `source`, or of a `cut` of it, through `stream` and write the results to `target`.
 
     Yields a `Progress` after each push, and one more when the file is complete. The result is an mp4 with the
