@@ -134,7 +134,10 @@ def build_pipeline() -> Live2DiffPipeline:
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     shape = pipe.unet.get_submodule(layer).weight.shape
     lora = write(kohya_lora(random_lora({("unet", layer): shape})), folder / "felt.safetensors")
-    pipe.styles |= {"felt": Style("Felt", "felt, {}", loras=((str(lora), 1.0),)), "plain": Style("Plain", "felt, {}")}
+    pipe.styles |= {
+        "felt": Style("Felt", "felt, {}", loras=((str(lora), 1.0),)),
+        "plain": Style("Plain", "felt, {}"),
+    }
     pipe.weight_swapper = WeightSwapper(parts, folder / "model", Path)
     return pipe.to("cuda")
 
