@@ -102,7 +102,7 @@ def test_one_bad_number_costs_no_frame_and_leaves_nothing_black(tiny_pipeline, n
         ("camera", 10, "VAE encoder"),
         ("camera", 0, "VAE encoder"),
         ("depth", 10, "the depth"),
-        ("unet", 5, "what the UNet made"),
+        ("unet", 5, "the UNet"),
         ("image", 0, "VAE decoder"),
     ],
 )

@@ -67,7 +67,7 @@ def test_a_server_that_is_stopped_ends_soon_and_its_clip_says_that_it_was_cut(tm
 
 
 CHILD = """
-import atexit, os, signal, sys, threading
+import atexit, os, signal, threading, time
 from live2diff.serving import event_log
 from live2diff.serving.shutdown import serve_until_stopped
 
@@ -81,8 +81,13 @@ class Page:
 
 atexit.register(print, "tunnel stopped")  # as Gradio does with that of --share
 threading.Thread(target=threading.Event().wait, daemon=True).start()
-signal.setitimer(signal.ITIMER_REAL, 0.01)
-signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+
+def stop():
+    while signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # until it waits for signals
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=stop, daemon=True).start()
 event_log.configure()
 serve_until_stopped(Page(), Engine())
 """
