@@ -116,7 +116,7 @@ class ClipQueue:
                         if stream.ignored_words:
                             yield stream.ignored_words
                         options = {"limits": self.limits, "cut": cut, "keep": True}
-                        with closing(translate(stream, clip, result.path, **options)) as steps:  # pyright: ignore
+                        with closing(translate(stream, clip, result.path, **options)) as steps:
                             for step in steps:
                                 result.frames = step.written
                                 yield step

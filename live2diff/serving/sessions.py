@@ -31,7 +31,6 @@ class FrameResult:
     tag: Any
     frames_in: int
     warm: bool
-    jpeg: bytes | None = None  # the last frame, from engines that encode it where it is made
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..serving.sessions import EngineProtocol, FrameResult
-from .live_protocol import RESULT, decode_frame, encode_frame
+from ..streaming.images import encode_jpeg
+from .live_protocol import JPEG_QUALITY, RESULT, decode_frame
 
 FRAMES_IN_ENGINE = 2  # one being processed, and one that waits for it
 LARGEST_MICROSECONDS = 2**32 - 1
@@ -95,9 +96,10 @@ class FrameRelay:
         while True:
             pending = await self.pending.get()
             result = await asyncio.wrap_future(pending.result)
-            jpeg = result.jpeg or b""
-            if result.frames and not jpeg:
-                jpeg = await loop.run_in_executor(jpeg_threads, encode_frame, result.frames[-1])
+            jpeg = b""
+            if result.frames:
+                last = result.frames[-1]
+                jpeg = await loop.run_in_executor(jpeg_threads, encode_jpeg, last, JPEG_QUALITY)
             await self.send(self.header(result, pending.frame) + jpeg)
             for _ in range(pending.count):
                 self.in_engine.release()

@@ -6,19 +6,17 @@ To the page: JSON texts, and results as `RESULT` and a JPEG, which is empty wher
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 from collections.abc import Iterable
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-import cv2
 import numpy as np
-from PIL import Image
 from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
 from starlette.datastructures import Headers
 
+from ..streaming.images import decode_jpeg
 from ..streaming.settings import StreamSettings
 
 FRAME = struct.Struct("<I")  # number of the frame
@@ -110,20 +108,4 @@ def decode_frame(data: bytes) -> np.ndarray:
     """
     if len(data) > LARGEST_FRAME:
         raise ValueError(f"The camera frame has {len(data)} bytes, the limit is {LARGEST_FRAME}.")
-    try:
-        # Read the header first: a few bytes may claim an image that does not fit into memory.
-        width, height = Image.open(io.BytesIO(data), formats=["JPEG"]).size
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError("The camera frame is not a readable JPEG.") from error
-    if max(width, height) > LONGEST_SIDE:
-        raise ValueError(f"The camera frame is {width}x{height}, the limit is {LONGEST_SIDE} pixels a side.")
-    frame = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if frame is None:
-        raise ValueError("The camera frame is not a readable JPEG.")
-    return frame
-
-
-def encode_frame(frame: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
-    """Encode a uint8 `[height, width, 3]` RGB image as a JPEG."""
-    pixels = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-    return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+    return decode_jpeg(data, LONGEST_SIDE)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import gradio as gr
 import numpy as np
 from gradio.components import Component
@@ -22,12 +21,12 @@ from ..errors import ClipError, ClipStopped
 from ..serving.clip_queue import LIMITS, ClipQueue, Result, Waiting
 from ..serving.limits import visitor_address
 from ..serving.sessions import EngineProtocol
+from ..streaming.images import encode_jpeg, limit_side
 from ..streaming.settings import StreamSettings
 from ..styles import thumbnail_of
 from ..video.reader import Cut, Limits, probe
 from ..video.translate import Progress
 from .examples import EXAMPLES, RESULTS_BY, example_gallery, presets, result_of
-from .live_protocol import encode_frame
 from .theme import STATIC, file_url
 
 UPLOAD_MEGABYTES = 200
@@ -81,9 +80,8 @@ def time_left(progress: Progress) -> str:
 
 def preview_url(frame: np.ndarray) -> str:
     """Return the frame as a data URL of a small JPEG."""
-    scale = min(1.0, PREVIEW_SIDE / max(frame.shape[:2]))
-    small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return "data:image/jpeg;base64," + base64.b64encode(encode_frame(small, PREVIEW_QUALITY)).decode()
+    jpeg = encode_jpeg(limit_side(frame, PREVIEW_SIDE), PREVIEW_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def parse_inputs(
