@@ -1,7 +1,7 @@
-"""Render the images and clips that the page shows at once: one of each style, one of each preset.
+"""Render the images and clips that the page shows at once, and the README's moving picture.
 
-`python -m examples.render` renders all with the nano model, `... thumbnails` and `... results` a part. Run it
-again when the model was trained again.
+`python -m examples.render` renders all with the nano model; `thumbnails`, `results`, `moving` render a part.
+Run it again when the model was trained again.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 import live2diff
 from live2diff.pipeline import Live2DiffPipeline
@@ -25,6 +26,8 @@ BUST = slice(72, 360), slice(None)
 WARM = 14  # frames before the one that is shown: the stream's cache is full by then
 RESULT_BYTES = 400_000
 QUALITIES = range(22, 40, 2)  # x264's crf, best first
+MOVING_STYLES = "pencil", "comic"
+MOVING_SIZE = 270, 360  # of each part: width, height
 
 
 class RenderedStream:
@@ -81,6 +84,21 @@ def results(pipeline: Live2DiffPipeline) -> None:
         write_image(path.with_suffix(".jpg"), poster(clip, path), (320, 240))
 
 
+def moving(pipeline: Live2DiffPipeline) -> None:
+    """Write a clip beside its translations as an animated WebP, every second frame."""
+    frames = [frame for frame, _ in read_frames(CLIP)]
+    parts = [frames, *(pipeline(frames, style=style) for style in MOVING_STYLES)]
+    rows = [
+        Image.fromarray(
+            np.hstack([cv2.resize(part, MOVING_SIZE, interpolation=cv2.INTER_AREA) for part in row])
+        )
+        for row in zip(*parts, strict=True)
+    ][::2]
+    path = EXAMPLES / "results" / "moving.webp"
+    rows[0].save(path, save_all=True, append_images=rows[1:], duration=80, loop=0, quality=70, method=6)
+    print(f"{path}: {path.stat().st_size / 1e3:.1f} kB", flush=True)
+
+
 def poster(clip: Path, result: Path) -> np.ndarray:
     """Return the middle frame of both, half of one and half of the other, cropped to 4:3."""
     before, after = ([frame for frame, _ in read_frames(path)] for path in (clip, result))
@@ -93,6 +111,6 @@ def poster(clip: Path, result: Path) -> np.ndarray:
 
 if __name__ == "__main__":
     pipeline = live2diff.load("nano")
-    for render in (thumbnails, results):
+    for render in (thumbnails, results, moving):
         if not sys.argv[1:] or render.__name__ in sys.argv[1:]:
             render(pipeline)
