@@ -20,6 +20,12 @@ class NoMemory:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.60 GiB.")
 
 
+@pytest.fixture(autouse=True)
+def temporary_files(monkeypatch, tmp_path):
+    """Keep the folder that `main` sets for uploads from the tests that follow in this process."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+
+
 @pytest.fixture
 def on_space(monkeypatch):
     monkeypatch.setattr(app, "on_zero_gpu", lambda: True)

@@ -106,7 +106,6 @@ def serve(
                 reply, heard = callee.answer(*call), clock()
                 if not end.send(job.number, reply, is_silent):
                     return
-                heard = clock()
             elif is_silent() and not job.is_clip:
                 yield "silent"
                 return

@@ -50,12 +50,15 @@ def test_programs_read_the_styles_and_the_state_of_the_server(client, engine):
     assert {"model", "streams", "clips", "fps", "delay_p50", "delay_p95"} <= set(health)
 
 
-def test_the_health_is_reported_while_a_clip_runs(client, tmp_path):
+def test_the_health_is_reported_while_a_clip_runs(client, engine, tmp_path):
     clip = write_clip(tmp_path / "long.mp4", 1400)
     job = client.submit(clip=handle_file(clip), style="pencil", api_name="/translate")
     while client.predict(api_name="/health")["clips"] == 0:
         assert not job.done(), "the clip was done before its health was reported"
-    job.cancel()
+    for session in engine.registry.all():
+        engine.close(session.key)
+    with pytest.raises(AppError):
+        job.result()
 
 
 def test_the_endpoints_describe_their_parameters(client):
