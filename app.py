@@ -177,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Load a model and serve the page until the process is told to stop."""
+    """Load a model and serve the page until the process is stopped."""
     if options.mcp and importlib.util.find_spec("mcp") is None:
         raise ValueError(f"--mcp needs another package: pip install 'gradio[mcp]=={gr.__version__}'")
     user = os.getuid() if hasattr(os, "getuid") else "files"  # a folder of another user is not writable

@@ -18,7 +18,7 @@ LIVE_FIELDS = ("style", "prompt", "lora_scale")  # what `Stream.update` can chan
 
 Integer = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
-RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # what a value must fulfil, and how to say so
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # what a value must satisfy, and the message
     "seed": (lambda n: -(2**63) <= n < 2**63, "fit into 64 bits"),
     "steps": (lambda n: 1 <= n <= MAX_DENOISING_STEPS, "be 1, 2, 3 or 4"),
     "strength": (lambda x: 0 < x <= 1, "be above 0 and at most 1"),

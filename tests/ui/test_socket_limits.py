@@ -128,7 +128,7 @@ def test_a_client_that_answers_no_ping_is_disconnected(demo, address, engine, mo
 
 
 def test_a_client_that_reads_nothing_is_cut_off(monkeypatch):
-    """Fails if Gradio's server no longer tells its connections."""
+    """Fails if Gradio's server no longer lists its connections."""
     monkeypatch.setattr(live_session, "TAKEN_SECONDS", 0.5)
     engine = Engine(Identity())  # its results are so large that they fill every buffer
     demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
