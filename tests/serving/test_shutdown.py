@@ -83,7 +83,7 @@ atexit.register(print, "tunnel stopped")  # as Gradio does with that of --share
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 
 def stop():
-    while signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # until it waits for signals
+    while not callable(signal.getsignal(signal.SIGTERM)):  # until there is a handler
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGTERM)
 
