@@ -44,7 +44,8 @@ def live(page: Page) -> None:
     # Past the warmup, over the camera's own image: until the frame rate is shown.
     page.wait_for_function(PAINTED)
     expect(page.locator("#live")).not_to_contain_text(re.compile("warming|waiting|starting", re.IGNORECASE))
-    expect(page.locator("#live").get_by_text(re.compile(r"\d ms"))).to_be_visible()
+    expect(page.locator("#live .fps")).to_have_text(re.compile(r"\d"))
+    page.wait_for_timeout(6000)  # the figures are averages of the last seconds
     # Chromium's stand-in for a camera bears the name of its file.
     page.locator("#live option", has_text=CAMERA_FILE).evaluate(
         "option => { option.textContent = 'Camera'; }"
