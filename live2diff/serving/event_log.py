@@ -37,4 +37,4 @@ def quoted(value: Any) -> str:
     """Return a value on one line, in quotes where it has spaces."""
     if isinstance(value, float):
         return f"{value:.2f}"
-    return shlex.quote("".join(letter if letter.isprintable() else "?" for letter in str(value)))
+    return shlex.quote("".join(each if each.isprintable() else "?" for each in str(value)))
