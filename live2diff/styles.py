@@ -90,12 +90,14 @@ STYLES: dict[str, Style] = {
     "pencil": Style("Pencil", "a pencil drawing, {}"),
     "ink": Style("Ink wash", "an ink wash painting, {}"),
     "watercolour": Style("Watercolour", "a watercolour painting, {}"),
+    "pastel": Style("Pastel", "a soft pastel drawing, {}"),
     "oil": Style("Oil paint", "an oil painting, {}"),
+    "starry": Style("Starry night", "a starry night painting, {}"),
+    "woodblock": Style("Woodblock", "a woodblock print, {}"),
+    "print": Style("Screen print", "a navy screen print, {}"),
+    "splash": Style("Colour splash", "a bright colour splash, {}"),
     "comic": Style("Comic", "a comic book picture, {}"),
     "neon": Style("Neon", "glowing neon lights, {}"),
-    "pixel": Style("Pixel art", "pixel art, {}"),
-    "woodcut": Style("Woodcut", "a woodcut print, {}"),
-    "blueprint": Style("Blueprint", "a white on blue blueprint, {}"),
     # Weights that the Hub serves without a token.
     "dreamshaper": Style("DreamShaper", QUALITY + ", {}", base="Lykon/dreamshaper-8", clip_skip=2),
     "modern-disney": Style(

@@ -10,14 +10,15 @@ from typing import Any
 import cv2
 import numpy as np
 
+from .photographs import view_of
 from .scenes import sample_scene
-from .targets import TARGETS
+from .targets import PAINTED, TARGETS
 from .text import sample_mixture, sample_prompt, sample_subject
 
 # Styles whose strokes follow the image alone. A dab of paint jumps when a pixel changes; here it has to stay
 # on the thing it was put on, so each target keeps most of the one before, warped by the clip's motion. The
 # other styles have a pattern that belongs to the paper and may not be warped.
-CARRIED = ("ink", "watercolour", "neon")
+CARRIED = (*PAINTED, "neon")
 KEPT = 0.7  # share of the warped target; older strokes fade within three frames or so
 
 
@@ -71,14 +72,13 @@ StyledClip = tuple[np.ndarray, np.ndarray, np.ndarray, str]  # camera, clean and
 
 
 def sample_styled(random: np.random.Generator, frames: int, size: int) -> list[StyledClip]:
-    """Return a clip of `frames` in a style; for single images four neighbours in a style each.
-
-    Most of the work is in setting up a scene.
-    """
+    """Return a clip of `frames` in a style; for single images a photograph, or two frames of a scene."""
     if frames > 1:
         return [in_some_style(random, sample_clip(random, size, frames)[0])]
+    if random.random() < 0.6:
+        return [in_some_style(random, view_of(random, size).astype(np.uint8)[None])]
     clip, _ = sample_clip(random, size, 4)
-    return [in_some_style(random, clip[i : i + 1]) for i in range(4)]
+    return [in_some_style(random, clip[i : i + 1]) for i in (0, 3)]
 
 
 def in_some_style(random: np.random.Generator, clip: np.ndarray) -> StyledClip:

@@ -25,18 +25,24 @@ from ..model.unet import StreamUNet
 from ..model.vae import decode, encode
 from ..streaming.images import download
 from .loop import LoopSettings, Losses, fit
+from .losses import CELL, Critic, Perception, contrast, image_loss, seam_loss
 from .pool import Pool
-from .vae import image_loss, to_tensor
+from .vae import to_tensor
 
 # A stream may start anywhere in this range, more often at its lower end. It lies below SD's: a latent of
 # 32 x 32 cells is drowned by the noise that one of 64 x 64 bears.
 FIRST_TIMESTEPS = (4, 64)
 LAST_TIMESTEP = 4
-LATENT_WEIGHT = 0.1  # the latents' finest channels count as much as the coarsest, but nobody sees them
-FLICKER_WEIGHT = 5.0  # a flicker of a tenth of the error is what the eye goes to
-CONTRAST_WEIGHT = 1.0  # an unsure model draws the mean, which is grey where there should be a line
+# What each loss counts. An unsure model draws the mean of what it is unsure of, grey where there should be a
+# line: contrast, perception and the critic see that. The finest latents nobody sees.
+WEIGHTS = {
+    "latent": 0.1, "pixel": 0.5, "seam": 1.0, "contrast": 1.0, "perception": 0.5, "fooled": 0.08, "critic": 1.0,
+    "flicker": 5.0,
+}  # fmt: skip
 SECOND_STEPS = 0.3  # share of batches; the others learn the first step, which is the harder one
-SLOW_CLIPS = 0.5  # share of clips; in front of a webcam most things hardly move
+SLOW_CLIPS = 0.45  # share of clips; in front of a webcam most things hardly move
+CUT_CLIPS = 0.06  # share of clips that go over to another one
+FASTEST_PAN = 8.0  # pixels a frame
 SIMILARITY_GAIN = 1.2  # the same frame then weighs 50 times one that has nothing in common with it
 FULL_STRENGTH = 9  # from this first timestep on the target is all style; below, the camera shows through
 # The model predicts the clean latents themselves. Where little noise is added, a prediction of the noise
@@ -113,6 +119,7 @@ class Denoiser(nn.Module):
     def __init__(self, unet: StreamUNet, text_encoder: CLIPTextModel, vae: AutoencoderTiny):
         super().__init__()
         self.unet, self.text_encoder, self.vae = unet, text_encoder, vae
+        self.perception, self.critic = Perception(), Critic(text_encoder.config.hidden_size)
         alpha_bar = build_scheduler(PREDICTION_TYPE).alphas_cumprod.clone()
         self.register_buffer("alpha_bar", alpha_bar, persistent=False)
 
@@ -122,40 +129,71 @@ class Denoiser(nn.Module):
         text_model = getattr(self.text_encoder, "text_model", self.text_encoder)
         return text_model.final_layer_norm(hidden)
 
-    def add_noise(self, latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    def add_noise(self, latents: torch.Tensor, timesteps: torch.Tensor, amount: float = 1.0) -> torch.Tensor:
         """Noise each of the latents to its timestep."""
         alpha_bar = self.get_buffer("alpha_bar")[timesteps].view(-1, 1, 1, 1)
-        return alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * torch.randn_like(latents)
+        return alpha_bar.sqrt() * latents + amount * (1 - alpha_bar).sqrt() * torch.randn_like(latents)
 
 
-def sample_batch(random: np.random.Generator, pool: Pool, clips: int) -> Batch:
-    """Sample clips of the pool, some slowed down, with errors of scale and haze in each frame's depth."""
-    rows = np.sort(random.choice(len(pool["tokens"]), clips, replace=len(pool["tokens"]) < clips))
-    frames = np.stack([sample_pace(random, pool["camera"].shape[1]) for _ in rows])  # [clips, frames]
-    parts = {name: pool[name][rows[:, None], frames] for name in ("camera", "clean", "target", "depth")}
-    depth = torch.from_numpy(parts.pop("depth").astype(np.float32)).flatten(0, 1)
-    batch = {name: to_tensor(np.concatenate(part)) for name, part in parts.items()}
+def sample_batch(random: np.random.Generator, pool: Pool, clips: int, side: int) -> Batch:
+    """Sample parts of `side` x `side` pixels of clips, with errors of scale and haze in each frame's depth."""
+    total, length, size, *_ = pool["camera"].shape
+    rows = np.sort(random.choice(total, clips, replace=total < clips))
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("camera", "clean", "target", "depth")}
+    for row in rows:
+        shown, places = sample_pace(random, length), sample_path(random, length, size - side)
+        shown_rows = np.full(length, row)
+        if length > 1 and random.random() < CUT_CLIPS:
+            shown_rows[random.integers(1, length) :] = random.integers(total)
+        for name, part in parts.items():
+            if name in pool:
+                scale = pool[name].shape[2] / size
+                for clip, frame, place in zip(shown_rows, shown, places, strict=True):
+                    (top, left), wide = (place * scale).astype(int), int(side * scale)
+                    part.append(pool[name][clip, frame, top : top + wide, left : left + wide])
+    depth = torch.from_numpy(np.stack(parts.pop("depth")).astype(np.float32))
+    batch = {name: to_tensor(np.stack(part)) for name, part in parts.items() if part}
     haze = torch.from_numpy(random.normal(0, 0.08, (len(depth), 1, 4, 4)).astype(np.float32))
     haze = functional.interpolate(haze, depth.shape[1:], mode="bilinear")[:, 0]
     scale = torch.from_numpy(random.normal(1, 0.04, (len(depth), 1, 1)).astype(np.float32))
-    height, width = batch["camera"].shape[2:]
-    depth = depth_pictures((depth * scale + haze).clamp(-1, 1), (height, width))
+    depth = depth_pictures((depth * scale + haze).clamp(-1, 1), (side, side))
     return batch | {"depth": depth, "tokens": torch.from_numpy(pool["tokens"][rows])}
 
 
 def sample_pace(random: np.random.Generator, frames: int) -> np.ndarray:
-    """Return which frame of a clip is shown when: all in order, or slowed down to a still."""
+    """Return which frame of a clip is shown when: all in order, slowed down to a still, or with stops."""
     if frames == 1 or random.random() > SLOW_CLIPS:
         return np.arange(frames)
+    if random.random() < 0.4:  # stop and go
+        moves = np.repeat(random.integers(0, 2, frames // 4 + 1), 4)[:frames]
+        return np.cumsum(moves) - moves[0]
     pace = random.choice([0, 0.25, 0.5])
     start = random.integers(0, frames - int(pace * (frames - 1)))
     return start + (pace * np.arange(frames)).astype(int)
+
+
+def sample_path(random: np.random.Generator, frames: int, margin: int) -> np.ndarray:
+    """Return the corner (y, x) of the part that each frame shows, from 0 to `margin`, `[frames, 2]`.
+
+    Single images are cut at the borders of cells, which patterns on the paper keep to; the camera of a clip
+    may pan and shake.
+    """
+    if frames == 1:
+        return CELL * random.integers(0, margin // CELL + 1, (1, 2))
+    speed = random.uniform(-FASTEST_PAN, FASTEST_PAN, 2) * (random.random() < 0.4)
+    shake = random.choice([0.0, 0.0, 0.6, 2.0])
+    path = random.uniform(0, margin, 2) + speed * np.arange(frames)[:, None]
+    path += shake * random.standard_normal((frames, 2))
+    return np.abs((path + margin) % (2 * margin) - margin) if margin else np.zeros((frames, 2))
 
 
 def denoise_batch(
     denoiser: Denoiser, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Take one step from the camera's latents, or a second one from its result, as a stream does.
+
+    The target of a clip is what the image layers alone make of each clean frame without noise: as sharp as
+    without memory, and calm where nothing moves.
 
     Returns:
         The predicted clean latents and images, and the latents and images that they should be.
@@ -164,49 +202,52 @@ def denoise_batch(
     frames = len(batch["camera"]) // clips
     first = torch.rand(clips, device=device).square()
     first = (FIRST_TIMESTEPS[0] + first * (FIRST_TIMESTEPS[1] - FIRST_TIMESTEPS[0])).long()
-    strength = ((first + 1) / (FULL_STRENGTH + 1)).clamp(max=1)  # how much of the style such a stream shows
-    with torch.no_grad():
-        strength = strength.repeat_interleave(frames).view(-1, 1, 1, 1)
-        target = torch.lerp(batch["clean"], batch["target"], strength)
-        images = torch.cat([batch["camera"], target, batch["depth"]])
-        camera, target_latents, depth_latents = encode(vae, images).chunk(3)
+    timesteps = first.repeat_interleave(frames)
     embeds = denoiser.embed(batch["tokens"]).repeat_interleave(frames, dim=0)
     window = Window.clip(frames, device) if frames > 1 else None
-    timesteps = first.repeat_interleave(frames)
+    with torch.no_grad():
+        camera, depth = encode(vae, batch["camera"]), encode(vae, batch["depth"])
+        if window is None:
+            # How much of the style a stream from this timestep shows.
+            strength = ((first + 1) / (FULL_STRENGTH + 1)).clamp(max=1).view(-1, 1, 1, 1)
+            target = torch.lerp(batch["clean"], batch["target"], strength)
+            target_latents = encode(vae, target)
+        else:
+            calm = denoiser.add_noise(encode(vae, batch["clean"]), timesteps, amount=0)
+            target_latents = denoiser.unet(calm, timesteps, embeds, depth, None)
+            target = decode(vae, target_latents)
     sample = denoiser.add_noise(camera, timesteps)
     if torch.rand(()) < SECOND_STEPS:
         with torch.no_grad():
-            clean = denoiser.unet(sample, timesteps, embeds, depth_latents, window)
+            clean = denoiser.unet(sample, timesteps, embeds, depth, window)
         second = LAST_TIMESTEP + torch.rand(clips, device=device) * (first - 4 - LAST_TIMESTEP)
         timesteps = second.long().repeat_interleave(frames)
         sample = denoiser.add_noise(clean, timesteps)
-    clean = denoiser.unet(sample, timesteps, embeds, depth_latents, window)
+    clean = denoiser.unet(sample, timesteps, embeds, depth, window)
     return clean, decode(vae, clean), target_latents, target
 
 
-def contrast(images: torch.Tensor) -> torch.Tensor:
-    """Return the deviation of the pixels in each small square, `[n, 3, squares, squares]`."""
-    mean, square = (functional.avg_pool2d(power, 8, stride=4) for power in (images, images.square()))
-    return ((square - mean.square()).clamp(min=0) + 1e-3).sqrt()
-
-
 def denoising_loss(
-    denoiser: Denoiser, batch: Batch, flicker_weight: float = FLICKER_WEIGHT
+    denoiser: Denoiser, batch: Batch, weights: dict[str, float] = WEIGHTS
 ) -> dict[str, torch.Tensor]:
-    """Return the error of latents, images and contrast, for clips of flicker too; "loss" is their sum."""
+    """Return the losses by name, those of single images or of clips; "loss" is their weighted sum."""
     latents, output, target_latents, target = denoise_batch(denoiser, batch)
+    frames = len(output) // len(batch["tokens"])
     losses = {
         "latent": (latents - target_latents).square().mean(),
         "pixel": image_loss(output, target),
+        "seam": seam_loss(output, target),
         "contrast": (contrast(output) - contrast(target)).abs().mean(),
     }
-    loss = LATENT_WEIGHT * losses["latent"] + losses["pixel"] + CONTRAST_WEIGHT * losses["contrast"]
-    if (frames := len(output) // len(batch["tokens"])) > 1:
+    if frames > 1:
         # What changes from frame to frame must be what changes in the target: anything else is flicker.
         error = (output - target).unflatten(0, (-1, frames))
         losses["flicker"] = (error[:, 1:] - error[:, :-1]).abs().mean()
-        loss = loss + flicker_weight * losses["flicker"]
-    return {"loss": loss, **losses}
+    else:
+        losses["perception"] = denoiser.perception(output, target)
+        text = denoiser.embed(batch["tokens"]).mean(dim=1)
+        losses["fooled"], losses["critic"] = denoiser.critic.losses(batch["camera"], output, target, text)
+    return {"loss": sum(weights[name] * value for name, value in losses.items()), **losses}
 
 
 @torch.no_grad()
@@ -214,7 +255,7 @@ def preview_image(denoiser: Denoiser, batch: Batch) -> np.ndarray:
     """Draw the batch's first eight images: the camera's, the targets, the results."""
     _, output, _, target = denoise_batch(denoiser, batch)
     height, width = target.shape[2:]
-    rows = [images[:8] for images in (batch["camera"], target, output)]
+    rows = [images[:8].float() for images in (batch["camera"], target, output)]
     rows = [np.concatenate(download(row, [(height, width)] * len(row)), axis=1) for row in rows]
     return np.concatenate(rows)
 
@@ -222,17 +263,17 @@ def preview_image(denoiser: Denoiser, batch: Batch) -> np.ndarray:
 def train_denoiser(
     name: str,
     denoiser: Any,
-    sources: Sequence[tuple[Pool, int]],
+    sources: Sequence[tuple[Pool, int, int]],
     trains: Callable[[str], bool],
     settings: LoopSettings,
     work: Path,
     accelerator: Accelerator,
-    flicker_weight: float = FLICKER_WEIGHT,
+    weights: dict[str, float] = WEIGHTS,
 ) -> Iterator[tuple[int, Losses]]:
     """Train one stage.
 
-    Each step takes its clips from the next of `sources`, pools with the number of clips to sample. `trains`
-    says, by name, which parameters move.
+    Each step takes its clips from the next of `sources`: a pool, the number of clips to sample, and the side
+    of the part that is shown. `trains` says, by name, which parameters move.
     """
     trained = {key: parameter for key, parameter in denoiser.named_parameters() if trains(key)}
     for key, parameter in denoiser.named_parameters():
@@ -247,7 +288,7 @@ def train_denoiser(
         return sample_batch(random, *sources[step % len(sources)])
 
     def loss_of(denoiser: Denoiser, batch: Batch) -> dict[str, torch.Tensor]:
-        return denoising_loss(denoiser, to_device(batch), flicker_weight)
+        return denoising_loss(denoiser, to_device(batch), weights)
 
     def to_device(batch: Batch) -> Batch:
         return {key: tensor.to(accelerator.device) for key, tensor in batch.items()}

@@ -127,7 +127,8 @@ def train_step(
     losses: Losses = {}
     for batch in batches:
         with accelerator.accumulate(module):  # the optimizer steps at the last batch only
-            parts = loss_of(module, batch)
+            with accelerator.autocast():
+                parts = loss_of(module, batch)
             accelerator.backward(parts["loss"])
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(weights, 1.0)

@@ -21,7 +21,7 @@ PHOTOGRAPHS = {
     "china": 4,
     "flower": 3,
 }
-folder: Path | None = None  # of more images, if the recipe is given one
+material: Path | None = None  # the folder of photographs and teachers that `fetch.py` writes, if there is one
 
 
 def bundled(name: str) -> np.ndarray:
@@ -35,24 +35,24 @@ def bundled(name: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def photographs(folder: Path | None = None) -> tuple[list[np.ndarray], np.ndarray]:
+def photographs(material: Path | None = None) -> tuple[list[np.ndarray], np.ndarray]:
     """Return the photographs, each uint8 `[height, width, 3]` RGB, and the probability of each.
 
-    The images of `folder` are used as often as all others together.
+    The images of `material` are used three times as often as all others together.
 
     Raises:
         ValueError: A file of the folder is not an image.
     """
     images = [bundled(name) for name in PHOTOGRAPHS]
     chances = np.array(list(PHOTOGRAPHS.values())) / sum(PHOTOGRAPHS.values())
-    files = sorted(folder.glob("*.[jp][pn]g")) if folder else []
+    files = sorted((material / "photographs").glob("*.[jp][pn]g")) if material else []
     for file in files:
         image = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)
         if image is None:
             raise ValueError(f"{file.name} cannot be read as an image; remove it from {file.parent.name}.")
         images.append(image)
     if files:
-        chances = np.concatenate([chances, np.full(len(files), 1 / len(files))]) / 2
+        chances = np.concatenate([chances / 4, np.full(len(files), 0.75 / len(files))])
     return images, chances
 
 
@@ -69,7 +69,7 @@ def recolour(random: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 def view_of(random: np.random.Generator, side: int) -> np.ndarray:
     """Return a recoloured square part of a photograph, float32 `[side, side, 3]`."""
-    images, chances = photographs(folder)
+    images, chances = photographs(material)
     image = images[random.choice(len(images), p=chances)]
     part = int(min(image.shape[:2]) * random.uniform(0.5, 1))
     top, left = (random.integers(0, length - part + 1) for length in image.shape[:2])

@@ -45,7 +45,7 @@ def open_pool(
         pool = {name: open_memmap(folder / f"{name}.npy", "w+", *kind) for name, kind in layout.items()}
         tasks = [(start, min(CHUNK, count - start), frames, size, seed) for start in range(0, count, CHUNK)]
         context = multiprocessing.get_context("spawn")
-        with context.Pool(initializer=init_worker, initargs=(photographs.folder,)) as workers:
+        with context.Pool(initializer=init_worker, initargs=(photographs.material,)) as workers:
             for (start, number, *_), clips in zip(tasks, workers.imap(make_chunk, tasks), strict=True):
                 chunk = slice(start, start + number)
                 for name, part in zip(("camera", "clean", "target"), zip(*clips, strict=True), strict=False):
@@ -67,10 +67,10 @@ def estimate_depth(estimator: DPTForDepthEstimation, clips: np.ndarray) -> np.nd
     return ((depth - low) / (high - low).clamp(min=1e-6) * 2 - 1).cpu().numpy()
 
 
-def init_worker(folder: Path | None) -> None:
+def init_worker(material: Path | None) -> None:
     """Prepare a process for `make_chunk`."""
     cv2.setNumThreads(1)
-    photographs.folder = folder
+    photographs.material = material
 
 
 def make_chunk(task: tuple[int, int, int, int, int]) -> list[StyledClip]:

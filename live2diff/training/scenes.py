@@ -36,9 +36,9 @@ class Scene:
 
 
 def smooth_path(random: Random, amplitude: float) -> Callable[[float], float]:
-    """Return a random smooth function of time (in frames): slow drift and swing of about `amplitude`."""
-    speed, phase = random.uniform([0.02, 0], [0.25, 2 * np.pi])
-    swing, drift = amplitude * random.uniform([0, -0.06], [1, 0.06])
+    """Return a random smooth function of time (in frames): drift and swing of about `amplitude`."""
+    speed, phase = random.uniform([0.02, 0], [0.5, 2 * np.pi])
+    swing, drift = amplitude * random.uniform([0, -0.2], [1, 0.2])
     return lambda time: swing * np.sin(speed * time + phase) + drift * time
 
 

@@ -15,6 +15,7 @@ from ..model.depth import depth_pictures
 from ..model.vae import decode, encode, patch_side
 from ..streaming.images import upload
 from .loop import LoopSettings, Losses, fit
+from .losses import image_loss
 from .pool import Pool
 
 LIFT = 4.0  # standard deviations
@@ -82,13 +83,6 @@ def sample_images(random: np.random.Generator, pool: Pool, count: int) -> torch.
     size = images.shape[2], images.shape[3]
     depth_images = depth_pictures(torch.from_numpy(depth.astype(np.float32)), size)
     return torch.where(torch.from_numpy(kind > 0.88), depth_images, images)
-
-
-def image_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the mean absolute error of pixels and, for sharp edges, of their differences."""
-    error = output - target
-    across, down = error[..., :, 1:] - error[..., :, :-1], error[..., 1:, :] - error[..., :-1, :]
-    return error.abs().mean() + 0.7 * (across.abs().mean() + down.abs().mean())
 
 
 def vae_loss(vae: AutoencoderTiny, images: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,0 +1,108 @@
+"""Losses on images `[n, 3, height, width]` in `[-1, 1]`, from single pixels to what a critic learns to see."""
+
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from .teachers import teacher_file
+
+CELL = 8  # pixels: the side of a cell of the latents
+VGG_LAYERS = ("conv1_1", "conv1_2", "pool", "conv2_1", "conv2_2", "pool", "conv3_1")
+VGG_MEAN = (104.007, 116.669, 122.679)  # of blue, green, red
+
+
+def image_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the mean absolute error of pixels and, for sharp edges, of their differences."""
+    error = output - target
+    across, down = error[..., :, 1:] - error[..., :, :-1], error[..., 1:, :] - error[..., :-1, :]
+    return error.abs().mean() + 0.7 * (across.abs().mean() + down.abs().mean())
+
+
+def seam_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the mean absolute error of the differences across the borders of cells: steps in plain areas."""
+    error = output - target
+    across = error[..., :, CELL::CELL] - error[..., :, CELL - 1 : -1 : CELL]
+    down = error[..., CELL::CELL, :] - error[..., CELL - 1 : -1 : CELL, :]
+    return across.abs().mean() + down.abs().mean()
+
+
+def contrast(images: torch.Tensor) -> torch.Tensor:
+    """Return the deviation of the pixels in each small square, `[n, 3, squares, squares]`."""
+    mean, square = (functional.avg_pool2d(power, 8, stride=4) for power in (images, images.square()))
+    return ((square - mean.square()).clamp(min=0) + 1e-3).sqrt()
+
+
+class Perception(nn.Module):
+    """Features of the first blocks of a VGG16, for a perceptual loss (Johnson et al., 2016).
+
+    It sees each image at half its size, or a quarter of it, by turns: whole forms, or every stroke.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, tensor in load_file(teacher_file("vgg16_edges.*")).items():
+            self.register_buffer(name.replace(".", "_"), tensor, persistent=False)
+        self.register_buffer("mean", torch.tensor(VGG_MEAN).view(1, 3, 1, 1), persistent=False)
+
+    def features(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the features of each block's last layer."""
+        x, found = images.flip(1) * 127.5 + 127.5 - self.get_buffer("mean"), []
+        for name in VGG_LAYERS:
+            if name == "pool":
+                found.append(x)
+                x = functional.max_pool2d(x, 2)
+            else:
+                weight, bias = (self.get_buffer(f"{name}_{part}") for part in ("weight", "bias"))
+                x = functional.conv2d(x, weight, bias, padding=1).relu()
+        return [*found, x]
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the mean absolute difference of the features, each relative to the target's mean."""
+        if torch.rand(()) < 0.5:
+            output, target = functional.avg_pool2d(output, 2), functional.avg_pool2d(target, 2)
+        else:
+            half = output.shape[-1] // 2
+            top, left = (CELL * int(torch.randint(half // CELL + 1, ())) for _ in range(2))
+            output, target = (part[..., top : top + half, left : left + half] for part in (output, target))
+        with torch.no_grad():
+            wanted = self.features(target)
+        loss: Any = 0.0
+        for own, other in zip(self.features(output), wanted, strict=True):
+            loss = loss + (own - other).abs().mean() / other.abs().mean().clamp(min=1e-3)
+        return loss / len(wanted)
+
+
+class Critic(nn.Module):
+    """Judge patches of an image beside the camera's, for a style: above 0 for real targets.
+
+    A projection discriminator (Miyato and Koyama, 2018) of patches of 22 pixels.
+    """
+
+    def __init__(self, text_channels: int, channels: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(6, channels // 2, 4, 2, 1), nn.LeakyReLU(0.2),
+            nn.Conv2d(channels // 2, channels, 4, 2, 1), nn.LeakyReLU(0.2),
+            nn.Conv2d(channels, channels, 3, 1, 1), nn.LeakyReLU(0.2),
+        )  # fmt: skip
+        self.score = nn.Conv2d(channels, 1, 1)
+        self.style = nn.Linear(text_channels, channels, bias=False)
+
+    def forward(self, camera: torch.Tensor, images: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Return a score for each patch, `[n, 1, h, w]`; `text` is `[n, text_channels]`."""
+        features = self.layers(torch.cat([camera, images], dim=1))
+        return self.score(features) + (features * self.style(text)[..., None, None]).mean(1, keepdim=True)
+
+    def losses(
+        self, camera: torch.Tensor, output: torch.Tensor, target: torch.Tensor, text: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of the output, which leaves the critic as it is, and the critic's own (hinge)."""
+        frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        text = text.detach()
+        fooled = -functional_call(self, frozen, (camera, output, text)).mean()
+        real, made = self(camera, target, text), self(camera, output.detach(), text)
+        return fooled, (1 - real).relu().mean() + (1 + made).relu().mean()
