@@ -50,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     nano.add_argument("--work", type=Path, default=Path("training-work"), help="folder of the checkpoints")
     nano.add_argument("--out", type=Path, default=NANO, help="folder of the finished model")
     nano.add_argument("--scale", type=float, default=1.0, help="fraction of the recipe's steps, for a trial")
-    nano.add_argument("--photographs", type=Path, help="a folder of .jpg and .png to train on as well")
+    nano.add_argument(
+        "--material", type=Path, required=True, help="teachers and photographs, fetched by training.fetch"
+    )
     nano.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
 
     motion = commands.add_parser("motion", help="motion modules and depth mapping for a frozen SD 1.5")
@@ -83,11 +85,12 @@ def nano_steps(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Losses
     cv2.setNumThreads(1)  # the batches are small, and torch needs the other cores
     torch.set_flush_denormal(True)
     sys.setswitchinterval(1e-4)  # the thread that makes batches must not delay the one that trains
-    if arguments.photographs and not arguments.photographs.is_dir():
-        raise ValueError(f"There is no folder {arguments.photographs}.")
+    if not (arguments.material / "teachers").is_dir():
+        command = f"python -m live2diff.training.fetch {arguments.material}"
+        raise ValueError(f"There are no teachers in {arguments.material}: run `{command}` first.")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("PyTorch finds no CUDA device here; leave --device out to train on the CPU.")
-    names = ("scale", "seed", "photographs", "device")
+    names = ("material", "scale", "seed", "device")
     return train_nano(arguments.work, arguments.out, **{name: getattr(arguments, name) for name in names})
 
 

@@ -1,25 +1,17 @@
-"""One training clip: a scene in motion, the camera's degraded view of it, and its styled target.
+"""One training clip: a scene in motion, the camera's degraded view of it, and an image's styled target.
 
-The target is made of the clean clip, and what the model sees is not clean: sensor noise, exposure that jumps,
-compression, lost frames. So it learns to look at the things and not at the noise; and as the noise differs
-from frame to frame, it learns that earlier frames help.
+The target is made of the clean image, and what the model sees is not clean: sensor noise, exposure that
+jumps, compression, lost frames. So it learns to look at the things and not at the noise; and as the noise
+differs from frame to frame, it learns that earlier frames help.
 """
-
-from typing import Any
 
 import cv2
 import numpy as np
 
 from .photographs import view_of
 from .scenes import sample_scene
-from .targets import PAINTED, TARGETS
+from .targets import TARGETS
 from .text import sample_mixture, sample_prompt, sample_subject
-
-# Styles whose strokes follow the image alone. A dab of paint jumps when a pixel changes; here it has to stay
-# on the thing it was put on, so each target keeps most of the one before, warped by the clip's motion. The
-# other styles have a pattern that belongs to the paper and may not be warped.
-CARRIED = (*PAINTED, "neon")
-KEPT = 0.7  # share of the warped target; older strokes fade within three frames or so
 
 
 def sample_clip(random: np.random.Generator, size: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,51 +41,32 @@ def through_camera(random: np.random.Generator, clip: np.ndarray) -> np.ndarray:
     return np.stack(frames)
 
 
-def styled(clip: np.ndarray, style: str) -> np.ndarray:
-    """Return the clip's target in a style, uint8 `[frames, height, width, 3]`."""
-    targets = [TARGETS[style](frame) for frame in clip]
-    if style in CARRIED and len(clip) > 1:
-        flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-        greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
-        y, x = np.mgrid[: clip.shape[1], : clip.shape[2]].astype(np.float32)
-        for i in range(1, len(clip)):
-            motion = flow.calc(greys[i], greys[i - 1], None)  # where each pixel was one frame ago
-            where = (x + motion[..., 0], y + motion[..., 1])
-            before = cv2.remap(greys[i - 1], *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            carried = cv2.remap(targets[i - 1], *where, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-            # Trust the motion where it explains the image; what comes into view keeps its own target.
-            error = cv2.blur(cv2.absdiff(before, greys[i]), (3, 3)).astype(np.float32)
-            trust = KEPT * np.clip(1.5 - error / 12, 0, 1)[..., None]
-            targets[i] = np.rint(trust * carried + (1 - trust) * targets[i]).astype(np.uint8)
-    return np.stack(targets)
+Styled = dict[str, np.ndarray | str]  # "camera", "clean" and, of single images, "target" clips; "prompt"
 
 
-StyledClip = tuple[np.ndarray, np.ndarray, np.ndarray, str]  # camera, clean and styled clip, prompt
-
-
-def sample_styled(random: np.random.Generator, frames: int, size: int) -> list[StyledClip]:
-    """Return a clip of `frames` in a style; for single images a photograph, or two frames of a scene."""
-    if frames > 1:
-        return [in_some_style(random, sample_clip(random, size, frames)[0])]
-    if random.random() < 0.6:
-        return [in_some_style(random, view_of(random, size).astype(np.uint8)[None])]
-    clip, _ = sample_clip(random, size, 4)
-    return [in_some_style(random, clip[i : i + 1]) for i in (0, 3)]
-
-
-def in_some_style(random: np.random.Generator, clip: np.ndarray) -> StyledClip:
-    """Return the clip as the camera gives it, clean and styled, and a prompt for that style.
+def sample_styled(random: np.random.Generator, frames: int, size: int) -> list[Styled]:
+    """Return a clip of `frames`; for single images a photograph or two frames of a scene, with targets.
 
     One in twenty has no style: a prompt without style words leaves the image as it is. One in ten has two.
     """
-    chance = random.random()
-    if chance < 0.05:
-        target, prompt = clip, sample_subject(random)
-    elif chance < 0.15:
-        first, second = random.choice(list(TARGETS), 2, replace=False)
-        target = ((styled(clip, first).astype(np.uint16) + styled(clip, second)) // 2).astype(np.uint8)
-        prompt = sample_mixture(random, first, second)
+    if frames > 1:
+        clips, has_target = [sample_clip(random, size, frames)[0]], False
+    elif random.random() < 0.6:
+        clips, has_target = [view_of(random, size).astype(np.uint8)[None]], True
     else:
-        style = random.choice(list(TARGETS))
-        target, prompt = styled(clip, style), sample_prompt(random, style)
-    return through_camera(random, clip), clip, target, prompt
+        clip, has_target = sample_clip(random, size, 4)[0], True
+        clips = [clip[:1], clip[3:]]
+    found = []
+    for clip in clips:
+        chance, styles = random.random(), random.choice(list(TARGETS), 2, replace=False)
+        styles = styles[: 0 if chance < 0.05 else 2 if chance < 0.15 else 1]
+        if len(styles) == 2:
+            prompt = sample_mixture(random, *styles)
+        else:
+            prompt = sample_prompt(random, *styles) if len(styles) else sample_subject(random)
+        styled: Styled = {"camera": through_camera(random, clip), "clean": clip, "prompt": prompt}
+        if has_target:
+            targets = [TARGETS[style](clip[0]) for style in styles] or [clip[0]]
+            styled["target"] = np.mean(targets, axis=0).astype(np.uint8)[None]
+        found.append(styled)
+    return found

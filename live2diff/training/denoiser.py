@@ -36,8 +36,8 @@ LAST_TIMESTEP = 4
 # What each loss counts. An unsure model draws the mean of what it is unsure of, grey where there should be a
 # line: contrast, perception and the critic see that. The finest latents nobody sees.
 WEIGHTS = {
-    "latent": 0.1, "pixel": 0.5, "seam": 1.0, "contrast": 1.0, "perception": 0.5, "fooled": 0.08, "critic": 1.0,
-    "flicker": 5.0,
+    "latent": 0.1, "pixel": 0.5, "seam": 1.0, "contrast": 1.0, "perception": 0.5, "fooled": 0.08,
+    "critic": 1.0, "flicker": 5.0,
 }  # fmt: skip
 SECOND_STEPS = 0.3  # share of batches; the others learn the first step, which is the harder one
 SLOW_CLIPS = 0.45  # share of clips; in front of a webcam most things hardly move
@@ -136,7 +136,7 @@ class Denoiser(nn.Module):
 
 
 def sample_batch(random: np.random.Generator, pool: Pool, clips: int, side: int) -> Batch:
-    """Sample parts of `side` x `side` pixels of clips, with errors of scale and haze in each frame's depth."""
+    """Sample parts of `side` x `side` pixels of clips, with errors of scale and haze in the depth."""
     total, length, size, *_ = pool["camera"].shape
     rows = np.sort(random.choice(total, clips, replace=total < clips))
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("camera", "clean", "target", "depth")}

@@ -1,4 +1,4 @@
-"""Losses on images `[n, 3, height, width]` in `[-1, 1]`, from single pixels to what a critic learns to see."""
+"""Losses on images `[n, 3, height, width]` in `[-1, 1]`, from single pixels to what a critic sees."""
 
 from typing import Any
 

@@ -12,12 +12,12 @@ from transformers import CLIPTokenizer, DPTForDepthEstimation
 
 from ..model.depth import inverse_depth
 from . import photographs
-from .clips import StyledClip, sample_styled
+from .clips import Styled, sample_styled
 
 CHUNK = 8  # clips that a worker makes at a time
 
 # `count` clips in files that are mapped into memory:
-#   camera, clean, target  uint8 `[count, frames, size, size, 3]` RGB
+#   camera, clean, target  uint8 `[count, frames, size, size, 3]` RGB; a target of single images only
 #   depth                  float16 `[count, frames, H, W]`, as estimated from `camera`, each clip in `[-1, 1]`
 #   tokens                 int64 `[count, 77]`, a prompt for each clip
 Pool = dict[str, np.ndarray]
@@ -38,7 +38,8 @@ def open_pool(
     The clips are a function of `seed`. An unfinished pool is made again.
     """
     side: Any = estimator.config.image_size
-    layout = {name: (np.uint8, (count, frames, size, size, 3)) for name in ("camera", "clean", "target")}
+    images = ("camera", "clean", "target")[: 2 if frames > 1 else 3]
+    layout = {name: (np.uint8, (count, frames, size, size, 3)) for name in images}
     layout |= {"depth": (np.float16, (count, frames, side, side)), "tokens": (np.int64, (count, 77))}
     if not (folder / "finished").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,10 +49,10 @@ def open_pool(
         with context.Pool(initializer=init_worker, initargs=(photographs.material,)) as workers:
             for (start, number, *_), clips in zip(tasks, workers.imap(make_chunk, tasks), strict=True):
                 chunk = slice(start, start + number)
-                for name, part in zip(("camera", "clean", "target"), zip(*clips, strict=True), strict=False):
-                    pool[name][chunk] = np.stack(part)
+                for name in images:
+                    pool[name][chunk] = np.stack([clip[name] for clip in clips])
                 pool["depth"][chunk] = estimate_depth(estimator, pool["camera"][chunk])
-                prompts = [prompt for *_, prompt in clips]
+                prompts = [clip["prompt"] for clip in clips]
                 tokens = tokenizer(prompts, padding="max_length", max_length=77, truncation=True)
                 pool["tokens"][chunk] = tokens.input_ids
         (folder / "finished").touch()
@@ -73,7 +74,7 @@ def init_worker(material: Path | None) -> None:
     photographs.material = material
 
 
-def make_chunk(task: tuple[int, int, int, int, int]) -> list[StyledClip]:
+def make_chunk(task: tuple[int, int, int, int, int]) -> list[Styled]:
     """Make the styled clips of `(start, count, frames, size, seed)`."""
     start, count, frames, size, seed = task
     random, clips = np.random.default_rng([seed, start]), []

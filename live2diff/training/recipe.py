@@ -29,13 +29,12 @@ from .vae import build_vae, train_vae
 DEPTH_STEPS = 700  # by then the loss of a step says more about its scenes than about what was learnt
 VAE_STEPS = 900  # it starts with the principal components of patches, so little is left to learn
 
-# Clips in each pool: single images, those at the default size, and clips in motion. Each is sampled a few
-# times, with new noise, depth errors and timesteps: too seldom to be memorised.
+# Clips in each pool: single images with targets, and clips in motion. Each is sampled a few times, in parts,
+# with new noise, depth errors and timesteps: too seldom to be memorised.
 # name: (count, frames, size, seed); no clip may be in two pools
 POOLS = {
-    "images": (12000, 1, 128, 1000),
-    "large": (1600, 1, 256, 2000),
-    "clips": (400, WINDOW, 128, 3000),
+    "images": (3200, 1, 256, 1000),
+    "clips": (320, WINDOW, 192, 3000),
 }
 
 SIZE = 256  # default working size
@@ -53,17 +52,17 @@ def train_nano(
     work: Path,
     target: Path,
     *,
+    material: Path,
     scale: float = 1.0,
     seed: int = 0,
-    photographs: Path | None = None,
     device: str = "cpu",
 ) -> Iterator[tuple[str, int, Losses]]:
     """Train the nano model, yielding `(stage, step, losses)`, and save it to `target`.
 
     `work` holds checkpoints and previews: if it is stopped, the same call resumes from the last checkpoint.
-    `photographs` is a folder of images to train on besides those that Python packages contain.
+    `material` is the folder that `fetch.py` writes.
     """
-    library.folder = photographs
+    library.material = material
     accelerator = Accelerator(cpu=device == "cpu")
     torch.manual_seed(seed)
     vae, estimator = build_vae(), build_depth_estimator()
@@ -86,10 +85,9 @@ def train_nano(
     for step, losses in train_depth(estimator, settings(DEPTH_STEPS, 1e-3), **run):
         yield "depth", step, losses
     estimator.eval()
-    pools = {"images": pool("images")}
+    pools = {name: pool(name) for name in POOLS}
     for step, losses in train_vae(vae, pools["images"], settings(VAE_STEPS, 1e-3), **run):
         yield "vae", step, losses
-    pools |= {name: pool(name) for name in ("large", "clips")}
     for name, stage in stages(**pools).items():
         stage["settings"] = settings(*stage["settings"])
         for step, losses in train_denoiser(name, denoiser, **stage, **run):
@@ -97,36 +95,22 @@ def train_nano(
     save(denoiser, tokenizer, estimator, target, scale, seed)
 
 
-def stages(images: Pool, large: Pool, clips: Pool) -> dict[str, dict[str, Any]]:
+def stages(images: Pool, clips: Pool) -> dict[str, dict[str, Any]]:
     """Return the denoiser's stages in order, as arguments of `train_denoiser`.
 
     `settings` are the number of steps and the learning rate.
     """
     return {
-        # Most of the time: the styles, and then the small features, come from here. Few images a step, for
-        # more steps in the same time.
+        # Most of the time: the styles come from here, with the decoder that draws them. Parts of 128 pixels,
+        # for more steps in the same time; by turns the whole, for the attention of the coarsest level.
         "image": dict(
-            trains=lambda name: not name.startswith("vae.") and not is_motion(name),
-            sources=[(images, 6)], settings=(8500, 8e-4),
-        ),
-        # At the default size: what fills a cell there, and how far the attention of the coarsest level sees.
-        # Enough steps for that level to get used to four times its cells.
-        "large": dict(
             trains=lambda name: not name.startswith("vae.encoder") and not is_motion(name),
-            sources=[(large, 4)], settings=(400, 4e-4),
+            sources=[(images, 8, 128), (images, 8, 128), (images, 2, 256), (images, 8, 128)],
+            settings=(12000, 7e-4),
         ),
-        # Clips that fill the window of 16 under the warmup/causal mask; the image layers are frozen. Starts
-        # as an average of like frames: most of the flicker is gone after 200 steps.
-        "motion": dict(trains=is_motion, sources=[(clips, 1)], settings=(400, 2e-3)),
-        # Everything together, gently, with the decoder: it learns what predicted latents look like. By turns:
-        # clips alone would make it forget the default size, and the large images are few. Its loss still
-        # falls at the end.
-        "joint": dict(
-            trains=lambda name: not name.startswith("vae.encoder"),
-            sources=[(large, 4), (clips, 1), (large, 4), (images, 12)], settings=(4800, 6e-4),
-        ),
-        # A model that has learnt to draw lines flickers more: the motion modules have to catch up.
-        "steady": dict(trains=is_motion, sources=[(clips, 1)], settings=(300, 1e-3), flicker_weight=12.0),
+        # Clips that fill the window of 16 under the warmup/causal mask; all other layers are frozen, and are
+        # the teacher. Starts as an average of like frames.
+        "motion": dict(trains=is_motion, sources=[(clips, 2, 128), (clips, 1, 192)], settings=(700, 1.5e-3)),
     }  # fmt: skip
 
 

@@ -95,7 +95,8 @@ def neon(image: np.ndarray) -> np.ndarray:
 RULES = {rule.__name__: rule for rule in (pencil, comic, neon)}
 # Painted styles, by the number that the teacher has for them.
 PAINTED = {
-    "ink": 2, "watercolour": 14, "pastel": 12, "oil": 5, "starry": 19, "woodblock": 18, "print": 24, "splash": 8,
+    "ink": 2, "watercolour": 14, "pastel": 12, "oil": 5, "starry": 19, "woodblock": 18, "print": 24,
+    "splash": 8,
 }  # fmt: skip
 TARGETS: dict[str, Callable[[np.ndarray], np.ndarray]] = RULES | {
     style: partial(paint, number=number) for style, number in PAINTED.items()

@@ -15,10 +15,11 @@ from ..model.depth import depth_pictures
 from ..model.vae import decode, encode, patch_side
 from ..streaming.images import upload
 from .loop import LoopSettings, Losses, fit
-from .losses import image_loss
+from .losses import CELL, image_loss
 from .pool import Pool
 
 LIFT = 4.0  # standard deviations
+SIDE = 128  # pixels of the parts of images that are compressed
 
 
 def build_vae() -> AutoencoderTiny:
@@ -74,15 +75,15 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
 
 
 def sample_images(random: np.random.Generator, pool: Pool, count: int) -> torch.Tensor:
-    """Sample `[count, 3, size, size]` to compress: 30 % camera, 58 % styled and 12 % depth images."""
-    frame = random.integers(pool["camera"].shape[1])
+    """Sample parts `[count, 3, SIDE, SIDE]` to compress: 30 % camera, 58 % styled and 12 % depth images."""
     rows = np.sort(random.choice(len(pool["tokens"]), count, replace=len(pool["tokens"]) < count))
-    camera, target, depth = (pool[name][rows, frame] for name in ("camera", "target", "depth"))
+    size, places = pool["camera"].shape[2], pool["depth"].shape[2]
+    top, left = (CELL * random.integers(0, (size - SIDE) // CELL + 1, 2)).tolist()
+    part = (rows, 0, slice(top, top + SIDE), slice(left, left + SIDE))
     kind = random.random((count, 1, 1, 1))
-    images = to_tensor(np.where(kind < 0.3, camera, target))
-    size = images.shape[2], images.shape[3]
-    depth_images = depth_pictures(torch.from_numpy(depth.astype(np.float32)), size)
-    return torch.where(torch.from_numpy(kind > 0.88), depth_images, images)
+    images = to_tensor(np.where(kind < 0.3, pool["camera"][part], pool["target"][part]))
+    depth = torch.from_numpy(pool["depth"][rows, 0, : places // 2, : places // 2].astype(np.float32))
+    return torch.where(torch.from_numpy(kind > 0.88), depth_pictures(depth, (SIDE, SIDE)), images)
 
 
 def vae_loss(vae: AutoencoderTiny, images: torch.Tensor) -> dict[str, torch.Tensor]:
