@@ -25,7 +25,7 @@ from ..model.unet import StreamUNet
 from ..model.vae import decode, encode
 from ..streaming.images import download
 from .loop import LoopSettings, Losses, fit
-from .losses import CELL, Critic, Perception, contrast, image_loss, seam_loss
+from .losses import CELL, Critic, Perception, border_loss, contrast, image_loss, make_plain, seam_loss
 from .pool import Pool
 from .vae import to_tensor
 
@@ -37,7 +37,7 @@ LAST_TIMESTEP = 4
 # line: contrast, perception and the critic see that. The finest latents nobody sees.
 WEIGHTS = {
     "latent": 0.1, "pixel": 0.5, "seam": 1.0, "contrast": 1.0, "perception": 0.5, "fooled": 0.08,
-    "critic": 1.0, "flicker": 5.0,
+    "critic": 1.0, "flicker": 5.0, "border": 0.1,
 }  # fmt: skip
 SECOND_STEPS = 0.3  # share of batches; the others learn the first step, which is the harder one
 SLOW_CLIPS = 0.45  # share of clips; in front of a webcam most things hardly move
@@ -199,6 +199,7 @@ def denoise_batch(
         The predicted clean latents and images, and the latents and images that they should be.
     """
     vae, clips, device = denoiser.vae, len(batch["tokens"]), batch["tokens"].device
+    make_plain(vae.decoder.layers[-1])
     frames = len(batch["camera"]) // clips
     first = torch.rand(clips, device=device).square()
     first = (FIRST_TIMESTEPS[0] + first * (FIRST_TIMESTEPS[1] - FIRST_TIMESTEPS[0])).long()
@@ -238,6 +239,7 @@ def denoising_loss(
         "pixel": image_loss(output, target),
         "seam": seam_loss(output, target),
         "contrast": (contrast(output) - contrast(target)).abs().mean(),
+        "border": border_loss(denoiser.vae.decoder.layers[-1].weight),
     }
     if frames > 1:
         # What changes from frame to frame must be what changes in the target: anything else is flicker.

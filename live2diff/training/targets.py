@@ -1,8 +1,7 @@
 """The target of each style of the nano model: functions from image to image, without randomness.
 
-Painted styles come from a teacher. The others are local rules, whose strokes follow the image (its edges, its
-tones). What stays on the paper (hatching, dots) has a period of 8 pixels: the cells of the nano VAE's
-latents. The UNet can know its phase from nothing else.
+Painted styles come from a teacher. The others are local rules, whose strokes follow the image: its edges, its
+tones. Nothing has a pattern that stays on the paper, which `losses.make_plain` could not give.
 """
 
 from collections.abc import Callable
@@ -12,8 +11,6 @@ import cv2
 import numpy as np
 
 from .teachers import paint
-
-PATTERN_PERIOD = 8
 
 
 def luminance(image: np.ndarray) -> np.ndarray:
@@ -42,19 +39,12 @@ def saturate(image: np.ndarray, factor: float) -> np.ndarray:
     return np.clip(grey + (image - grey) * factor, 0, 255)
 
 
-def waves(shape: tuple[int, int], along: tuple[int, int]) -> np.ndarray:
-    """Return a line screen, `[0, 1]`, of PATTERN_PERIOD pixels in the direction `along` = (x, y)."""
-    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
-    return 0.5 + 0.5 * np.cos(2 * np.pi * (along[0] * x + along[1] * y) / PATTERN_PERIOD)
-
-
 def pencil(image: np.ndarray) -> np.ndarray:
-    """Draw graphite on warm paper: outlines, soft tone, diagonal hatching in the shadows."""
+    """Draw graphite on warm paper: outlines, and soft tone rubbed into the shadows."""
     grey = luminance(image)
     dodge = np.clip(grey / (cv2.GaussianBlur(grey, (0, 0), 4) + 0.02), 0, 1)
     shadow = np.clip(0.62 - cv2.GaussianBlur(grey, (0, 0), 1.5), 0, 1)
-    hatching = np.clip(shadow * 2.6 - waves(grey.shape, (1, 1)) * 0.9, 0, 1)
-    ink = np.clip((1 - dodge) * 2.2 + hatching * 0.5 + shadow * 0.25 + lines(grey) * 0.8, 0, 1)
+    ink = np.clip((1 - dodge) * 2.4 + shadow * 0.75 + lines(grey) * 0.9, 0, 1)
     return mix(ink, (250, 245, 233), (84, 82, 88))
 
 
@@ -64,20 +54,18 @@ def rise(values: np.ndarray | float, at: np.ndarray | float, gain: float) -> np.
 
 
 def comic(image: np.ndarray) -> np.ndarray:
-    """Draw strong colours in three steps, printed with dots where it is darker, under black ink."""
+    """Draw strong flat colours in four steps of light, under black ink."""
     smooth = image
     for _ in range(2):
         smooth = cv2.bilateralFilter(smooth, 7, 40, 4)
-    colour = saturate(smooth, 1.9)
+    colour = saturate(smooth, 2.1)
     hue = colour / (colour.max(axis=2, keepdims=True) + 1)
     grey = luminance(image)
     tone = cv2.GaussianBlur(grey, (0, 0), 1.2)
-    light = (0.55 + 0.25 * rise(tone, 0.3, 40) + 0.2 * rise(tone, 0.5, 40))[..., None]
-    white = 0.8 * rise(tone, 0.78, 40)[..., None]
-    dots = (waves(grey.shape, (1, 1)) + waves(grey.shape, (1, -1))) / 2
-    dots = rise(dots, np.clip(0.05 + 1.5 * tone, 0.2, 1), 14) * rise(0.5, tone, 30)
-    flat = 255 * light * (hue * (1 - white) + white) * (1 - 0.45 * dots[..., None])
-    return mix(np.clip(lines(grey, 1.4, 24, 0.01) + rise(0.11, tone, 60), 0, 1), flat, (14, 12, 20))
+    light = (0.45 + 0.3 * rise(tone, 0.28, 40) + 0.25 * rise(tone, 0.5, 40))[..., None]
+    white = 0.8 * rise(tone, 0.76, 40)[..., None]
+    flat = 255 * light * (hue * (1 - white) + white)
+    return mix(np.clip(lines(grey, 1.4, 24, 0.01) + rise(0.13, tone, 60), 0, 1), flat, (14, 12, 20))
 
 
 def neon(image: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ def build_vae() -> AutoencoderTiny:
     """Return an untrained VAE of the shipped model's shape: a patch of 8 x 8 pixels is a cell.
 
     All of it works on cells, so it costs no more than a few of the UNet's layers. A decoder that doubles the
-    resolution step by step loses patterns whose period is a cell, such as a woodcut's, in plain areas.
+    resolution step by step loses patterns whose period is a cell, such as a comic's dots, in plain areas.
     """
     config: Any = AutoencoderTiny.load_config(NANO / "vae")
     del config["block_out_channels"]  # which the class adds itself

@@ -5,9 +5,11 @@ An operation on tensors of two devices fails there as it does between the CPU an
 
 import pytest
 import torch
+from helpers.material import write_material
 from torch.overrides import TorchFunctionMode
 
 from live2diff.config import WINDOW
+from live2diff.training import photographs
 from live2diff.training.denoiser import Denoiser, build_unet, denoising_loss
 from live2diff.training.depth import build_depth_estimator, depth_loss
 from live2diff.training.text import build_text_encoder, build_tokenizer
@@ -29,7 +31,9 @@ class NoTensorsOfTheCpu(TorchFunctionMode):
 @pytest.fixture(scope="module")
 def denoiser(tmp_path_factory) -> Denoiser:
     tokenizer = build_tokenizer(tmp_path_factory.mktemp("words"))
-    return Denoiser(build_unet(), build_text_encoder(tokenizer), build_vae()).to("meta")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(photographs, "material", write_material(tmp_path_factory.mktemp("material")))
+        return Denoiser(build_unet(), build_text_encoder(tokenizer), build_vae()).to("meta")
 
 
 @pytest.mark.parametrize("frames", [1, WINDOW], ids=["images", "clips"])

@@ -144,7 +144,7 @@ def test_the_style_changes_while_it_runs_and_two_viewers_have_one_each(browser, 
     start(nano_page, "pencil")
     reach(nano_page, "running")
     with opened(browser, nano[1]) as other:
-        start(other, "blueprint")
+        start(other, "print")
         reach(other, "running")
         assert nano[0].stats()["streams"] == 2
 
@@ -152,7 +152,7 @@ def test_the_style_changes_while_it_runs_and_two_viewers_have_one_each(browser, 
             return pixels(page, "#live canvas").mean(axis=(0, 1))
 
         wait_for(lambda: np.abs(colour(nano_page) - colour(other)).mean() > 12)
-        nano_page.locator("#live .styles label:has(input[value=blueprint])").click()
+        nano_page.locator("#live .styles label:has(input[value=print])").click()
         wait_for(lambda: np.abs(colour(nano_page) - colour(other)).mean() < 6)
         expect(nano_page.locator("#live .message")).to_be_hidden()
     streams(nano[0])(1)
@@ -165,7 +165,7 @@ LOADED = """ending => {
 
 
 def test_a_sample_of_the_style_is_shown_before_the_start(page):
-    for style in ("neon", "woodcut"):
+    for style in ("neon", "woodblock"):
         page.locator(f"#live .styles label:has(input[value={style}])").click()
         page.wait_for_function(LOADED, arg=f"/{style}.jpg")
     start(page)
