@@ -1,6 +1,6 @@
 """The page: a Live tab (camera in, images out) and a Video tab (clip in, clip out).
 
-    python app.py [--model auto] [--style pencil] [--host 127.0.0.1] [--port 7860] [--share] [--mcp]
+    python app.py [--model auto] [--style pencil] [--size auto] [--host 127.0.0.1] [--port 7860] [--share]
 
 Importing this loads no model, except on ZeroGPU. `build(engine)` makes the page for any engine; `main` loads
 a model and serves the page for it.
@@ -34,6 +34,7 @@ from live2diff.serving.limits import VisitorLimits
 from live2diff.serving.sessions import EngineProtocol
 from live2diff.serving.shutdown import GRACE_SECONDS, serve_until_stopped
 from live2diff.serving.temp_files import KEPT_SECONDS, MOST_BYTES, keep_tidy
+from live2diff.serving.working_size import measure_size, set_size
 from live2diff.styles import THUMBNAILS, thumbnail_of
 from live2diff.ui.api import add_endpoints
 from live2diff.ui.examples import EXAMPLES
@@ -60,16 +61,34 @@ LAUNCH = {
 }
 
 
+def number_or_auto(text: str) -> int | None:
+    """Parse a number, or `auto` for what fits the machine."""
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto")
+    return None if text == "auto" else int(text)
+
+
+def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the model and its working size."""
+    add_model_options(parser)
+    sizes = "nano 256 to 448, as much as is fast enough when this starts; the full model 512"
+    size_help = f"work at about N x N pixels (default: {sizes})"
+    parser.add_argument("--size", type=number_or_auto, metavar="N|auto", help=size_help)
+
+
 def space_engine() -> ZeroGpuEngine | None:
     """Load the model of LIVE2DIFF_OPTIONS, or else nano, on ZeroGPU; return None elsewhere."""
     if not on_zero_gpu():
         return None
     parser = argparse.ArgumentParser()
-    add_model_options(parser)
+    add_pipeline_options(parser)
     options, _ = parser.parse_known_args(operator_options())
     # Eager: this process has no GPU, and each GPU session would capture its graphs again.
     try:
-        return ZeroGpuEngine(load_model(options, device="cuda", eager=True))
+        pipe = load_model(options, device="cuda", eager=True)
+        if options.size is not None:  # else the model's own: there is no GPU yet to measure on
+            set_size(pipe, options.size)
+        return ZeroGpuEngine(pipe)
     except LOAD_ERRORS as error:  # a Space that does not start helps nobody
         event_log.log.exception("the model %s cannot be loaded", options.model)
         pipe = load_model(parser.parse_args(["--model", "nano"]), device="cuda", eager=True)
@@ -125,11 +144,6 @@ def serve(engine: EngineProtocol, limits: VisitorLimits = DEFAULT_LIMITS, **opti
     return demo
 
 
-def streams_of(text: str) -> int | None:
-    """Parse a number of streams, or `auto` for as many as fit."""
-    return None if text == "auto" else int(text)
-
-
 def start_engine(options: argparse.Namespace) -> Engine:
     """Load the model of the options, start an engine on it, and print how many viewers fit.
 
@@ -143,7 +157,13 @@ def start_engine(options: argparse.Namespace) -> Engine:
         pipe = load_model(options)
         from torch import int8  # loaded with the model; before, it takes seconds
 
-        engine = Engine(pipe, options.streams, cache_dtype=int8 if options.small_memory else None)
+        size, cache_dtype = options.size, int8 if options.small_memory else None
+        if size is None:
+            size, sentence = measure_size(pipe, cache_dtype)
+            pipe.about += f" {sentence}"
+            print(sentence)
+        set_size(pipe, size)
+        engine = Engine(pipe, options.streams, cache_dtype=cache_dtype)
     print(engine.room)
     return engine
 
@@ -151,14 +171,14 @@ def start_engine(options: argparse.Namespace) -> Engine:
 def build_parser() -> argparse.ArgumentParser:
     """Create the parser of the command line."""
     parser = argparse.ArgumentParser(description="Serve the page.")
-    add_model_options(parser)
+    add_pipeline_options(parser)
     parser.add_argument("--host", help="address to listen on; 0.0.0.0 for all (default: this machine only)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio's tunnel")
     parser.add_argument("--mcp", action="store_true", help="serve the endpoints as MCP tools as well")
     parser.add_argument(
         "--streams",
-        type=streams_of,
+        type=number_or_auto,
         metavar="N|auto",
         help="live viewers at once (default: as many as fit into a GPU's memory, up to 8; on a CPU 4)",
     )

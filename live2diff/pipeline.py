@@ -36,6 +36,7 @@ class FrameRuntime(FrameNetworks, Protocol):
     """A faster implementation of the networks."""
 
     takes: Callable[[Window, KVCache], bool]  # whether `predict` can be called with these
+    forget: Callable[[], None]  # drops what was compiled for the shapes met so far
 
 
 class Live2DiffPipeline(DiffusionPipeline):

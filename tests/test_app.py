@@ -2,18 +2,25 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 import torch
 
 import app
+from live2diff.serving.engine import Engine
 from live2diff.serving.limits import VisitorLimits
 from live2diff.ui import examples
 
 
 class NoMemory:
     """A pipeline that needs more memory than there is."""
+
+    config = SimpleNamespace(size=256)
+
+    def stream(self, **_: object) -> None:
+        return self.unet
 
     @property
     def unet(self) -> None:
@@ -29,6 +36,7 @@ def temporary_files(monkeypatch, tmp_path):
 @pytest.fixture
 def on_space(monkeypatch):
     monkeypatch.setattr(app, "on_zero_gpu", lambda: True)
+    monkeypatch.setattr(app, "measure_size", None)  # there is no GPU yet
     monkeypatch.setenv("LIVE2DIFF_OPTIONS", "--model live2diff --style 'ink' --streams 3 --no-safety-checker")
 
 
@@ -38,6 +46,7 @@ def on_space(monkeypatch):
         (["--model", "no-such-model"], "no-such-model"),
         (["--styles", "no-such-file.json"], "no-such-file.json"),
         (["--model", "nano", "--visits-per-address", "0"], "must be above 0"),
+        (["--model", "nano", "--eager", "--size", "4096"], "size 4096 is out of range"),
     ],
 )
 def test_bad_options_end_in_one_line_and_code_2(arguments, message, capsys):
@@ -100,6 +109,33 @@ def test_a_space_whose_model_cannot_be_loaded_serves_nano_and_says_so(
     assert "nano" in engine.about and str(error) in engine.about
     assert str(error) in caplog.text
     engine.shutdown()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--size", "auto"]])
+def test_the_working_size_is_measured_by_default_and_told(arguments, tiny_pipeline, monkeypatch, capsys):
+    monkeypatch.setattr(app, "measure_size", lambda pipe, cache_dtype: (64, "Working size: 64."))
+    engine = started(arguments, tiny_pipeline, monkeypatch)
+    assert engine.size == 64 and engine.about.endswith("Working size: 64.")
+    assert "Working size: 64." in capsys.readouterr().out.splitlines()
+
+
+def test_a_size_that_is_given_is_not_measured(tiny_pipeline, monkeypatch):
+    monkeypatch.setattr(app, "measure_size", None)
+    engine = started(["--size", "48"], tiny_pipeline, monkeypatch)
+    assert engine.size == 48 and "size" not in engine.about
+    with pytest.raises(SystemExit):
+        app.build_parser().parse_args(["--size", "640x360"])  # cameras have aspects of their own
+
+
+def started(arguments: list[str], pipeline, monkeypatch) -> Engine:
+    """Start and end an engine on the pipeline, which is left as it was."""
+    monkeypatch.setattr(app, "load_model", lambda _: pipeline)
+    about, size = pipeline.about, pipeline.config.size
+    engine = app.start_engine(app.build_parser().parse_args(arguments))
+    engine.shutdown()
+    pipeline.about = about
+    pipeline.register_to_config(size=size)
+    return engine
 
 
 def test_the_limits_are_on_the_page(engine):

@@ -122,6 +122,10 @@ class CudaRuntime:
         """True if `predict` can be called: one frame a row."""
         return window.frames == 1
 
+    def forget(self) -> None:
+        """Free the graphs captured so far."""
+        self.graphs = GraphCache()  # a memory pool that no graph uses any more cannot be captured into
+
     def predict(
         self,
         sample: torch.Tensor,

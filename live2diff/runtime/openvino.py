@@ -62,6 +62,11 @@ class CompiledPart:
             request.infer()
             return [torch.tensor(output.data) for output in request.output_tensors]
 
+    def forget(self) -> None:
+        """Free what was compiled."""
+        with self._lock:
+            self._request.cache_clear()
+
     def _compile(self, shapes: tuple[tuple[int, ...], ...]) -> ov.InferRequest:
         graph = self._graph.clone()
         graph.reshape(dict(enumerate(shapes)))
@@ -91,6 +96,11 @@ class OpenVINORuntime:
     def takes(self, window: Window, cache: KVCache) -> bool:
         """True if `predict` can be called: one frame a row, keys and values in float32."""
         return window.frames == 1 and cache.keys[0].dtype == torch.float32
+
+    def forget(self) -> None:
+        """Free what was compiled for the sizes so far."""
+        for part in self._parts.values():
+            part.forget()
 
     def predict(
         self,

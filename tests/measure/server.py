@@ -31,7 +31,7 @@ def served(folder: Path) -> Iterator[tuple[int, str]]:
     port = free_port()
     address = f"http://127.0.0.1:{port}/"
     server = subprocess.Popen(
-        [sys.executable, ROOT / "app.py", "--model", "nano", "--port", str(port)],
+        [sys.executable, ROOT / "app.py", "--model", "nano", "--size", "256", "--port", str(port)],
         env=os.environ | {"TMPDIR": str(folder), "GRADIO_TEMP_DIR": str(folder / "gradio")},
     )
 

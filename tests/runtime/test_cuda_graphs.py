@@ -164,6 +164,12 @@ class TestOnGpu:
         accelerate(on_cuda, report=reported.append)
         assert on_cuda.runtime is None and len(reported) == 1
 
+    def test_after_forgetting_graphs_are_captured_again(self, fast):
+        before = fast(frames(5), seed=1)
+        fast.runtime.forget()
+        assert len(fast.runtime.graphs) == 0
+        assert near(fast(frames(5), seed=1), before)
+
     def test_another_thread_may_make_the_graphs(self, fast):
         """The engine's thread warms up, captures and replays."""
         from live2diff.serving.engine import Engine

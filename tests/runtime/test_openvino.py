@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -18,6 +18,7 @@ from helpers.paths import EXAMPLES, ROOT
 import live2diff
 from live2diff import Live2DiffPipeline
 from live2diff.loading import NANO, RANGES
+from live2diff.serving import working_size
 from live2diff.video.reader import read_frames
 
 pytest.importorskip("openvino", reason="on PCs only")
@@ -132,6 +133,17 @@ def test_graphs_deleted_while_they_are_in_use_still_serve_other_sizes(
     accelerate(compiled_pipeline, cache_folder=tmp_path / "graphs")
     shutil.rmtree(tmp_path / "graphs")
     assert len(compiled_pipeline(frames(9), size=(64, 64))) == 9
+
+
+def test_measuring_the_working_size_leaves_no_compiled_graphs(compiled_pipeline, monkeypatch):
+    monkeypatch.setattr(working_size, "SIZES", (32,))
+    compile_model = Mock(side_effect=openvino.ov.compile_model)
+    monkeypatch.setattr(openvino.ov, "compile_model", compile_model)
+    compiled = []
+    for _ in range(2):
+        assert working_size.measure_size(compiled_pipeline, clock=count(step=0.001).__next__)[0] == 32
+        compiled.append(compile_model.call_count)
+    assert compiled[1] == 2 * compiled[0] > 0  # the second time all is compiled again
 
 
 @pytest.fixture(scope="module")

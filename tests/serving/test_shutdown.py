@@ -35,7 +35,7 @@ def free_port() -> int:
 @pytest.mark.long
 def test_a_server_that_is_stopped_ends_soon_and_its_clip_says_that_it_was_cut(tmp_path):
     port = free_port()
-    options = ["--model", "nano", "--port", str(port), "--grace-seconds", "0.5"]
+    options = ["--model", "nano", "--size", "256", "--port", str(port), "--grace-seconds", "0.5"]
     server = subprocess.Popen(
         [sys.executable, "app.py", *options], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
