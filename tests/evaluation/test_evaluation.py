@@ -197,7 +197,7 @@ def test_the_target_itself_and_the_source_itself_get_perfect_figures(tiny_pipeli
 
 
 def test_an_output_without_memory_has_seen_no_other_frame(tiny_pipeline, moving):
-    settings = StreamSettings(style=STYLE, size=SIDE)
+    settings = StreamSettings(style=STYLE, size=32)
     scene = make_scene(tiny_pipeline, moving, settings)
     alone = translate_alone(tiny_pipeline, scene, settings, 2)
     assert list(alone) == [8, 9, 10, 11]  # two pairs after the warmup
@@ -210,11 +210,11 @@ def test_an_output_without_memory_has_seen_no_other_frame(tiny_pipeline, moving)
 def test_a_style_without_a_target_goes_without_its_figures(tiny_pipeline, moving, monkeypatch):
     others = {name: target for name, target in TARGETS.items() if name != STYLE}
     monkeypatch.setattr(measuring, "TARGETS", others)
-    scene = make_scene(tiny_pipeline, moving, StreamSettings(size=SIDE))
+    scene = make_scene(tiny_pipeline, moving, StreamSettings(size=32))
     found = list(evaluate_style(tiny_pipeline, scene, STYLE, StreamSettings(), ["model"], 1))
     assert [name for name, *_ in found] == ["model"]  # and no target
     record = {"clip": "clip.mp4", "style": STYLE, "variant": "model", **found[0][1]}
-    assert record["seams"] > 0 and record["lag"] in range(9) and "moving_structure" in record
+    assert record["seams"] > 0 and {"lag", "moving_structure"} <= record.keys()
     assert not {"style_distance", "perceptual_distance", "own_style_nearest"} & record.keys()
     assert record_row(record).endswith("no target")
     (average,), (summary, _) = averages([record]), summaries([record], [])
