@@ -16,12 +16,10 @@ from ..benchmark.command import Record, add_options, check_options, settings_of,
 from ..cli import run_main, t_index_list_of
 from ..config import WARMUP_FRAMES
 from ..streaming.settings import StreamSettings
-from ..styles import STYLES
-from ..training.targets import TARGETS
 from ..video.reader import probe, read_frames
-from .figures import DEFINITIONS, DRIFT_FRAMES
+from .figures import DRIFT_FRAMES
 from .measure import SOURCE, TARGET, describe, evaluate_style, make_scene, measure_drift
-from .report import HEADER, averages, clip_line, record_row, summaries, summary_rows
+from .report import HEADER, SUMMARY, averages, clip_line, record_row, summaries, summary_rows
 from .sheet import SUFFIXES, Sheet
 from .variants import VARIANTS
 
@@ -41,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--model", default="auto", help="nano, live2diff, a folder or a Hub name (default: %(default)s)"
     )
     add_options(parser)
-    parser.add_argument("--styles", metavar="A,B", help="which styles (default: all that have a target)")
+    parser.add_argument("--styles", metavar="A,B", help="which styles (default: all of the model)")
     parser.add_argument("--prompt", default="", help="what the clip shows, in words")
     parser.add_argument(
         "--frames", type=int, default=64, metavar="N", help="frames of each clip (default: 64)"
@@ -53,6 +51,15 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="measure drift over N frames, 0 for not at all; takes longer than all the rest (default: 600)",
     )
+    parser.add_argument(
+        "--moments",
+        type=int,
+        default=6,
+        metavar="N",
+        help="compare at N moments of a clip with streams of their own, each as much work as 16 frames; 0: "
+        "measure neither moving nor still (default: %(default)s)",
+    )
+    parser.add_argument("--quick", action="store_true", help="the model as it is only, no drift")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--strength", type=float, help="above 0 (a touch of the style) up to 1 (all of it)")
     parser.add_argument(
@@ -72,6 +79,7 @@ def check(arguments: argparse.Namespace) -> None:
     for name, value, least in (
         ("--frames", arguments.frames, FEWEST_FRAMES),
         ("--drift", arguments.drift or SHORTEST_DRIFT, SHORTEST_DRIFT),
+        ("--moments", arguments.moments, 0),
     ):
         if value < least:
             raise ValueError(f"{name} {value} is too few: at least {least} are needed.")
@@ -84,20 +92,6 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.sheet} must end in one of {', '.join(SUFFIXES)}.")
 
 
-def choose_styles(names: str | None) -> list[str]:
-    """Return the styles to measure.
-
-    Raises:
-        ValueError: one has no preset or no target.
-    """
-    known = [style for style in STYLES if style in TARGETS]
-    styles = known if names is None else [name.strip() for name in names.split(",")]
-    for style in styles:
-        if style not in known:
-            raise ValueError(f"There is no style {style!r} with a target. Choose from: {', '.join(known)}.")
-    return styles
-
-
 def evaluate_clip(
     pipeline: Live2DiffPipeline,
     path: Path,
@@ -108,18 +102,20 @@ def evaluate_clip(
 ) -> tuple[Record, list[Record], list[Record]]:
     """Return records of a clip, of its styles and variants, and of its drift; print them as they come."""
     records, drifts = [], []
-    frames = [frame for frame, _ in islice(read_frames(path), arguments.frames)]
-    scene = make_scene(pipeline, frames, settings)
+    frames = islice(read_frames(path), arguments.frames)
+    scene = make_scene(pipeline, (frame for frame, _ in frames), settings)
     clip = {"clip": str(path), **describe(pipeline, scene)}
     print(clip_line(clip), HEADER, sep="\n", flush=True)
     sheet.add_clip(path.stem, len(scene.images))
     sheet.add(SOURCE, scene.images)
     for style in styles:
-        for name, measured, outputs in evaluate_style(pipeline, scene, style, settings):
+        variants = ["model"] if arguments.quick else VARIANTS
+        found = evaluate_style(pipeline, scene, style, settings, variants, arguments.moments)
+        for name, measured, outputs in found:
             records.append({"clip": str(path), "style": style, "variant": name, **measured})
             print(record_row(records[-1]), flush=True)
             sheet.add(row_label(style, name), outputs)
-        if arguments.drift:
+        if arguments.drift and not arguments.quick:
             measured = measure_drift(pipeline, scene, style, settings, arguments.drift)
             drifts.append({"clip": str(path), "style": style, **measured})
     print()
@@ -138,8 +134,11 @@ def run(arguments: argparse.Namespace) -> None:
         ValueError, OSError: bad input; the message says what to do.
     """
     check(arguments)
-    styles, settings = choose_styles(arguments.styles), settings_of(arguments)
-    pipeline = load(arguments.model, arguments.device)
+    pipeline, settings = load(arguments.model, arguments.device), settings_of(arguments)
+    names = arguments.styles
+    styles = list(pipeline.styles) if names is None else [name.strip() for name in names.split(",")]
+    for style in styles:
+        pipeline.preset(style)  # one that it does not have fails here
     with closing(pipeline.stream(settings, style=styles[0])) as stream:  # bad settings fail here
         timesteps = stream.schedule.timesteps.tolist()
     variants = [row_label(styles[0], name) for name in (*VARIANTS, TARGET) if name != "model"]
@@ -157,7 +156,7 @@ def run(arguments: argparse.Namespace) -> None:
         "threads": torch.get_num_threads(),
         "frames_per_second": 1 / seconds,
         "settings": {**settings.model_dump(exclude_unset=True), "timesteps": timesteps},
-        "definitions": DEFINITIONS,
+        "aims": {name: aim for name, (_, _, aim) in SUMMARY.items() if aim},
         "clips": clips,
         "records": records,
         "drift": drifts,

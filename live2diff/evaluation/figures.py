@@ -1,42 +1,30 @@
 """Compute what is measured from arrays: images are uint8 `[height, width, 3]` RGB, figures are floats.
 
-Lengths (of the optical flow, of blurs) are in pixels of the working size, colours in `[0, 1]`.
+Lengths (of the optical flow, of blurs) are in pixels of the working size, colours in `[0, 1]`. "Memory" is
+what a stream has seen before: the warmup frames and the latest ones. A figure that has nothing to be measured
+on (no pixel moves, say) is None.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from ..config import WARMUP_FRAMES
+from ..config import RECENT_FRAMES, WARMUP_FRAMES
 from ..video.reader import Image
 
 FLOW_TOLERANCE = (0.01, 0.5)  # there and back may differ by sqrt(0.01 * squared lengths + 0.5) pixels
 CELLS = 16  # style is compared in 16 x 16 cells of an image
 GREY_BLUR, EDGE_BLUR = 1.0, 2.0  # standard deviations of the Gaussians before and after the edge filter
 DRIFT_FRAMES = 32
-
-DEFINITIONS = {
-    "warp_error": "mean |output - previous output moved along the optical flow of the source|, 0 to 1, over "
-    "the valid pixels",
-    "optical_flow": "OpenCV DIS, PRESET_MEDIUM, on grey at the working size",
-    "valid": "inside the previous image, and |there + back|^2 <= a (|there|^2 + |back|^2) + b",
-    "valid_a_b": FLOW_TOLERANCE,
-    "depth_error": "mean squared difference of inverse depth, that of the source scaled to 0..1, that of the "
-    "output fitted to it (least squares, scale >= 0, shift)",
-    "edge_agreement": "correlation of output and source in the root of the slope (Sobel) of grey, blurred "
-    "before and after",
-    "edge_blurs": (GREY_BLUR, EDGE_BLUR),
-    "style_distance": "mean |difference| from the target of the same frame in mean colour and contrast of "
-    "each cell, 0 to 1",
-    "style_cells": (CELLS, CELLS),
-    "drift": "percent by which mean and deviation of each colour channel change from the first frames to the "
-    "last, in which the source is the same",
-    "drift_first_frames": (WARMUP_FRAMES, WARMUP_FRAMES + DRIFT_FRAMES),
-    "drift_last_frames": DRIFT_FRAMES,
-}
+CHANGE_BLUR = 2.0  # before images are compared, so that camera noise neither moves nor hides what stands
+MOVED, STOOD = 0.05, 0.015  # mean |difference| of colours: moving pixels are above, still ones below
+STILL_FLOW = 0.25  # still pixels have a shorter flow
+FEWEST_PIXELS = 64  # of a frame, to be measured on
+SCALES = 4  # of the perceptual distance: 1, 1/2, 1/4, 1/8
+SIMILARITY_FLOOR = 0.0026  # of squared slopes in [0, 1]: weaker ones are alike (Xue et al., TIP 2014)
 
 
 class Motion(NamedTuple):
@@ -76,6 +64,7 @@ def warp_error(images: Sequence[Image], motions: Sequence[Motion]) -> float:
 
     1/3 for independent uniform noise. The mean over all valid pixels of all pairs, and over the channels, of
     the absolute difference in `[0, 1]`; 0 if no pixel is valid. `motions[i]` is that of image i + 1.
+    Fooled by blur and smearing, which lower it.
     """
     total, pixels = 0.0, 0
     for (before, after), motion in zip(pairwise(images), motions, strict=True):
@@ -90,7 +79,8 @@ def depth_error(source: np.ndarray, output: np.ndarray) -> float:
     """Return the mean squared difference of two maps of inverse depth `[H, W]`, up to scale and shift.
 
     The source's is scaled to `[0, 1]`, the output's fitted to it by least squares with a scale >= 0. 0 for
-    the same shape, the variance of the source's map (about 0.1) for an unrelated or inverted one.
+    the same shape, the variance of the source's map (about 0.1) for an unrelated or inverted one. Fooled by
+    an estimator that sees the place of a pixel rather than what is there.
     """
     expected = (source - source.min()) / max(float(np.ptp(source)), 1e-6)
     expected, output = expected - expected.mean(), output - output.mean()
@@ -112,11 +102,133 @@ def find_edges(image: Image) -> np.ndarray:
 def edge_agreement(source: np.ndarray, output: np.ndarray) -> float:
     """Correlate two maps of edges `[height, width]`: 1 for the same edges at whatever contrast.
 
-    About 0 for those of unrelated images, 0 if one has none.
+    About 0 for those of unrelated images, 0 if one has none. Fooled by a copy of the source, the best of all.
     """
     source, output = source - source.mean(), output - output.mean()
     power = float((source**2).mean() * (output**2).mean())
     return float((source * output).mean()) / power**0.5 if power > 1e-6 else 0.0
+
+
+def find_moving(images: Sequence[Image]) -> list[np.ndarray]:
+    """Return where each frame differs from any in the memory: bool `[height, width]` each.
+
+    There a ghost would show. The warmup frames have no moving pixels: they are translated together.
+    """
+    blurred = [cv2.GaussianBlur(image.astype(np.float32) / 255, (0, 0), CHANGE_BLUR) for image in images]
+    masks = [np.zeros(image.shape[:2], bool) for image in images]
+    for index in range(WARMUP_FRAMES, len(images)):
+        recent = range(max(WARMUP_FRAMES, index - RECENT_FRAMES + 1), index)
+        for before in (*range(WARMUP_FRAMES), *recent):
+            masks[index] |= np.abs(blurred[index] - blurred[before]).mean(axis=2) > MOVED
+    return masks
+
+
+def find_still(before: Image, after: Image, motion: Motion) -> np.ndarray:
+    """Return where hardly anything changes between two frames and nothing moves: bool `[height, width]`."""
+    difference = cv2.GaussianBlur(after.astype(np.float32) - before, (0, 0), CHANGE_BLUR) / 255
+    y, x = np.mgrid[: len(after), : after.shape[1]]
+    flow = np.linalg.norm(motion.origin - np.dstack([x, y]), axis=2)
+    return (np.abs(difference).mean(axis=2) < STOOD) & (flow < STILL_FLOW)
+
+
+def mean_agreement(
+    sources: Iterable[np.ndarray], outputs: Iterable[np.ndarray], masks: Iterable[np.ndarray]
+) -> float | None:
+    """Average the edge agreement within the masks over the frames, each weighed by its pixels."""
+    frames = [f for f in zip(sources, outputs, masks, strict=True) if np.count_nonzero(f[2]) >= FEWEST_PIXELS]
+    if not frames:
+        return None
+    agreements = [edge_agreement(source[mask], output[mask]) for source, output, mask in frames]
+    return float(np.average(agreements, weights=[np.count_nonzero(mask) for *_, mask in frames]))
+
+
+def moving_structure(
+    source: Sequence[np.ndarray],
+    output: Sequence[np.ndarray],
+    alone: Mapping[int, np.ndarray],
+    moving: Sequence[np.ndarray],
+) -> float | None:
+    """Return the edge agreement with the source in moving pixels, with memory over without.
+
+    Maps of edges of all frames, and of some without memory by number of the frame. Below 1: ghosts and blur.
+    Fooled by a memory that draws less of the style: strokes that the source has not are counted as faults.
+    """
+    masks = [moving[index] for index in alone]
+    with_memory, without = (
+        mean_agreement((source[index] for index in alone), (edges[index] for index in alone), masks)
+        for edges in (output, alone)
+    )
+    return with_memory / without if with_memory is not None and without and without > 0 else None
+
+
+def lag(
+    source: Sequence[np.ndarray], output: Sequence[np.ndarray], moving: Sequence[np.ndarray]
+) -> int | None:
+    """Return how many frames ago, 0 to 8, the source's edges agreed best with the output's in moving pixels.
+
+    Maps of edges of all frames. Fooled by a ghost that is fainter than the image over it, and by motion that
+    returns within 8 frames or is slower than the blur of the edges.
+    """
+    first = WARMUP_FRAMES
+    agreements = [
+        mean_agreement(source[first - frames : len(source) - frames], output[first:], moving[first:]) or 0.0
+        for frames in range(first + 1)
+    ]
+    return int(np.argmax(agreements)) if max(agreements) > 0 else None
+
+
+def still_flicker(
+    output: Sequence[Image], alone: Mapping[int, Image], still: Sequence[np.ndarray]
+) -> float | None:
+    """Return the mean |difference| of successive outputs in still pixels, with memory over without.
+
+    Images of all frames, and of some without memory by number of the frame; `still[i]` is of frame i + 1.
+    Below 1 the memory calms. Fooled by an output that is frozen or flat: read it beside `moving_structure`.
+    """
+    ends = [index for index in alone if index - 1 in alone]
+    if sum(np.count_nonzero(still[index - 1]) for index in ends) < FEWEST_PIXELS:
+        return None
+    with_memory, without = (
+        np.concatenate([cv2.absdiff(images[i], images[i - 1])[still[i - 1]] for i in ends]).mean()
+        for images in (output, alone)
+    )
+    return float(with_memory / without) if without > 0 else None
+
+
+def seams(images: Sequence[Image], cell: int) -> float | None:
+    """Return the mean |step| between neighbours across borders of the latent cells over that inside them.
+
+    `cell` is their side in pixels. About 1.01 for photographs. Fooled by noise or detail inside the cells,
+    and by a pattern whose steps lie beside the borders.
+    """
+    across, inside = [], []
+    for image in images:
+        for axis in (0, 1):
+            steps = np.abs(np.diff(image.astype(np.int16), axis=axis)).mean(axis=(1 - axis, 2))
+            border = np.arange(1, len(steps) + 1) % cell == 0
+            across.append(steps[border])
+            inside.append(steps[~border])
+    steps = np.concatenate(inside)
+    return float(np.concatenate(across).mean() / steps.mean()) if steps.any() else None
+
+
+def perceptual_distance(image: Image, target: Image) -> float:
+    """Return 1 - the multi-scale gradient magnitude similarity of two images: 0 for the same, below 1.
+
+    With the slopes a and b (Prewitt, each channel) it is the mean of `1 - (2ab + c) / (a^2 + b^2 + c)` over
+    pixels, channels and the scales 1, 1/2, 1/4, 1/8; no network. Fooled by a wrong flat colour, which it does
+    not see, and by blur, which at the finest scale may cost less than strokes beside the target's.
+    """
+    kernel = np.array([[1, 0, -1]] * 3, np.float32) / 3
+    layers, distances = [each.astype(np.float32) / 255 for each in (image, target)], []
+    for _ in range(SCALES):
+        one, other = (
+            np.hypot(cv2.filter2D(layer, -1, kernel), cv2.filter2D(layer, -1, kernel.T)) for layer in layers
+        )
+        likeness = (2 * one * other + SIMILARITY_FLOOR) / (one**2 + other**2 + SIMILARITY_FLOOR)
+        distances.append(1 - float(likeness.mean()))
+        layers = [cv2.pyrDown(layer) for layer in layers]
+    return float(np.mean(distances))
 
 
 def style_features(images: Iterable[Image]) -> np.ndarray:
@@ -132,7 +244,10 @@ def style_features(images: Iterable[Image]) -> np.ndarray:
 
 
 def style_distances(own: np.ndarray, references: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the mean absolute difference of features `[n, features]` from each reference's: `[n]` each."""
+    """Return the mean absolute difference of features `[n, features]` from each reference's: `[n]` each.
+
+    Fooled by a tint: it sees colours and contrast of large cells, no strokes.
+    """
     return {name: np.abs(own - reference).mean(axis=1) for name, reference in references.items()}
 
 
@@ -143,7 +258,10 @@ def colour_statistics(image: Image) -> np.ndarray:
 
 
 def change_in_percent(first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Return the relative change of each element in percent; a first value under 1/255 counts as that."""
+    """Return the relative change of each element in percent; a first value under 1/255 counts as that.
+
+    Fooled by what leaves mean and deviation of a colour as they are: shapes that dissolve.
+    """
     return 100 * (last - first) / np.maximum(first, 1 / 255)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +14,7 @@ import torch
 from ..benchmark.command import Record
 from ..config import WARMUP_FRAMES
 from ..model.depth import inverse_depth
+from ..model.vae import vae_scale_factor
 from ..pipeline import Live2DiffPipeline
 from ..streaming.images import resize
 from ..streaming.settings import StreamSettings
@@ -28,6 +29,13 @@ from .figures import (
     edge_agreement,
     find_edges,
     find_motion,
+    find_moving,
+    find_still,
+    lag,
+    moving_structure,
+    perceptual_distance,
+    seams,
+    still_flicker,
     style_distances,
     style_features,
     there_and_back,
@@ -46,30 +54,41 @@ class Scene:
     Attributes:
         images: the frames.
         motions: of each frame but the first.
+        moving: the moving pixels of each frame.
+        still: the still pixels of each frame but the first.
         depths: inverse depth of each frame.
         edges: of each frame.
-        features: of each style's target of the frames and, under "source", of the frames themselves.
+        targets: each style's targets of the frames, for the styles that have one.
+        features: of the targets and, under "source", of the frames themselves.
     """
 
     images: list[Image]
     motions: list[Motion]
+    moving: list[np.ndarray]
+    still: list[np.ndarray]
     depths: list[np.ndarray]
     edges: list[np.ndarray]
+    targets: dict[str, list[Image]]
     features: dict[str, np.ndarray]
 
 
-def make_scene(pipeline: Live2DiffPipeline, frames: list[Image], settings: StreamSettings) -> Scene:
+def make_scene(pipeline: Live2DiffPipeline, frames: Iterable[Image], settings: StreamSettings) -> Scene:
     """Bring frames of any size to the working size, and analyse them."""
-    height, width, _ = frames[0].shape
-    size = pipeline.working_size(height, width, settings.size)
-    images = [resize(frame, size) for frame in frames]
+    images: list[Image] = []
+    for frame in frames:  # all of the size of the first
+        height, width, _ = frame.shape
+        images.append(resize(frame, pipeline.working_size(height, width, settings.size)))
+    motions = [find_motion(before, after) for before, after in pairwise(images)]
+    targets = {name: [target(image) for image in images] for name, target in TARGETS.items()}
     return Scene(
         images,
-        motions=[find_motion(before, after) for before, after in pairwise(images)],
+        motions,
+        moving=find_moving(images),
+        still=list(map(find_still, images, images[1:], motions)),
         depths=find_depths(pipeline, images),
         edges=[find_edges(image) for image in images],
-        features={name: style_features(map(target, images)) for name, target in TARGETS.items()}
-        | {SOURCE: style_features(images)},
+        targets=targets,
+        features={name: style_features(of) for name, of in {**targets, SOURCE: images}.items()},
     )
 
 
@@ -100,20 +119,45 @@ def describe(pipeline: Live2DiffPipeline, scene: Scene) -> Record:
         "size": list(scene.images[0].shape[:2]),
         "warp_error": warp_error(scene.images, scene.motions),
         "valid_share": fmean(float(motion.valid.mean()) for motion in scene.motions),
+        "moving_share": float(np.mean(scene.moving[WARMUP_FRAMES:])),
+        "still_share": float(np.mean(scene.still)),
+        "seams": seams(scene.images, vae_scale_factor(pipeline.vae)),
         "mirrored_depth_error": mean_depth_error(pipeline, scene, mirrored),
     }
 
 
-def measure(pipeline: Live2DiffPipeline, scene: Scene, style: str, outputs: list[Image]) -> Record:
-    """Measure a scene's outputs in a style, as `figures.py` defines it, averaged over the frames."""
+def measure(
+    pipeline: Live2DiffPipeline,
+    scene: Scene,
+    style: str,
+    outputs: list[Image],
+    alone: Mapping[int, Image] | None = None,
+) -> Record:
+    """Measure a scene's outputs in a style, as `figures.py` defines it, averaged over the frames.
+
+    `alone` holds outputs without memory by number of the frame. Figures that need what is not there are None,
+    those that compare with targets left out for a style without one.
+    """
+    alone, edges = alone or {}, [find_edges(output) for output in outputs]
+    figures = {
+        "warp_error": warp_error(outputs, scene.motions),
+        "depth_error": mean_depth_error(pipeline, scene, outputs),
+        "edge_agreement": fmean(map(edge_agreement, scene.edges, edges)),
+        "moving_structure": moving_structure(
+            scene.edges, edges, {index: find_edges(image) for index, image in alone.items()}, scene.moving
+        ),
+        "still_flicker": still_flicker(outputs, alone, scene.still),
+        "lag": lag(scene.edges, edges, scene.moving),
+        "seams": seams(outputs, vae_scale_factor(pipeline.vae)),
+    }
+    if style not in scene.targets:
+        return figures
     distances = style_distances(style_features(outputs), scene.features)
     nearest = np.array(list(distances))[np.argmin(list(distances.values()), axis=0)]  # [frames]
     means = {name: float(distance.mean()) for name, distance in distances.items()}
     nearest_on_average = min(means, key=means.__getitem__)
-    return {
-        "warp_error": warp_error(outputs, scene.motions),
-        "depth_error": mean_depth_error(pipeline, scene, outputs),
-        "edge_agreement": fmean(map(edge_agreement, scene.edges, map(find_edges, outputs))),
+    return figures | {
+        "perceptual_distance": fmean(map(perceptual_distance, outputs, scene.targets[style])),
         "style_distance": means[style],
         "own_style_nearest": float(nearest_on_average == style),
         "own_style_frames": float((nearest == style).mean()),
@@ -136,21 +180,51 @@ def translate(
         yield from stream.flush()
 
 
+def translate_alone(
+    pipeline: Live2DiffPipeline, scene: Scene, settings: StreamSettings, moments: int
+) -> dict[int, Image]:
+    """Return outputs without memory, by number of the frame: each from a stream that sees nothing else.
+
+    The frame is pushed until the stream has warmed up, so only so many pairs of successive frames are
+    translated, spread over the clip after its warmup.
+    """
+    later = len(scene.images) - WARMUP_FRAMES
+    ends = {WARMUP_FRAMES + int((i + 0.5) * later / moments) for i in range(moments)}
+    alone = {}
+    for index in sorted(ends | {end - 1 for end in ends}):
+        with closing(pipeline.stream(settings)) as stream:
+            outputs: list[Image] = []
+            while not outputs:
+                outputs = stream.push(scene.images[index])
+            alone[index] = outputs[-1]
+    return alone
+
+
 def evaluate_style(
-    pipeline: Live2DiffPipeline, scene: Scene, style: str, settings: StreamSettings
+    pipeline: Live2DiffPipeline,
+    scene: Scene,
+    style: str,
+    settings: StreamSettings,
+    variants: Iterable[str] = VARIANTS,
+    moments: int = 6,
 ) -> Iterator[tuple[str, Record, list[Image]]]:
-    """Yield each variant's name, figures and outputs; those of the model with `seconds_per_frame`."""
+    """Yield each variant's name, figures and outputs; those of the model with `seconds_per_frame`.
+
+    The last is the target, if the style has one. `moments` is as for `translate_alone`.
+    """
     settings = settings.updated(style=style, size=scene.images[0].shape[:2])
-    for name in VARIANTS:
+    alone = translate_alone(pipeline, scene, settings, moments)
+    for name in variants:
         seconds: list[float] = []
         with variant(pipeline, name):
             outputs = list(translate(pipeline, scene.images, settings, seconds))
-        figures = measure(pipeline, scene, style, outputs)
+        figures = measure(pipeline, scene, style, outputs, alone)
         if name == "model":
             figures["seconds_per_frame"] = median(seconds)
         yield name, figures, outputs
-    outputs = [TARGETS[style](image) for image in scene.images]
-    yield TARGET, measure(pipeline, scene, style, outputs), outputs
+    if style in scene.targets:
+        outputs = scene.targets[style]
+        yield TARGET, measure(pipeline, scene, style, outputs), outputs
 
 
 def measure_drift(

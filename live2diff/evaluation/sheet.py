@@ -23,7 +23,7 @@ class Sheet:
     """Collects images clip by clip, row by row.
 
     Args:
-        labels: of the rows, from the top.
+        labels: of the rows, from the top; a row without images is left out.
         clips: the number of clips to come.
     """
 
@@ -50,17 +50,18 @@ class Sheet:
             OSError: it cannot be written.
         """
         font = ImageFont.load_default(FONT_SIZE)
-        margin = max(round(font.getlength(label)) for label in self.rows) + 16
-        cells = next(iter(self.rows.values()))
+        rows = {label: images for label, images in self.rows.items() if images}
+        margin = max(round(font.getlength(label)) for label in rows) + 16
+        cells = next(iter(rows.values()))
         widths = [max(1, round(cell.shape[1] * CELL_HEIGHT / cell.shape[0])) for cell in cells]
         left = [margin + sum(widths[:column]) + GAP * column for column in range(len(widths))]
-        height = TITLE_HEIGHT + (CELL_HEIGHT + GAP) * len(self.rows)
+        height = TITLE_HEIGHT + (CELL_HEIGHT + GAP) * len(rows)
         sheet = Pillow.new("RGB", (left[-1] + widths[-1] + GAP, height), PAPER)
         draw = ImageDraw.Draw(sheet)
         for title, x, width in zip(self.titles, left, widths, strict=True):
             small = min(FONT_SIZE, FONT_SIZE * (width - 8) / font.getlength(title))
             draw.text((x + 4, TITLE_HEIGHT / 2), title, INK, ImageFont.load_default(small), anchor="lm")
-        for number, (label, images) in enumerate(self.rows.items()):
+        for number, (label, images) in enumerate(rows.items()):
             y = TITLE_HEIGHT + (CELL_HEIGHT + GAP) * number
             draw.text((4, y + CELL_HEIGHT / 2), label, INK, font, anchor="lm")
             for image, x, width in zip(images, left, widths, strict=True):

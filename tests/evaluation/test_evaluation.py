@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from live2diff.evaluation import measure as measuring
 from live2diff.evaluation.__main__ import main
 from live2diff.evaluation.figures import (
     change_in_percent,
@@ -22,8 +23,8 @@ from live2diff.evaluation.figures import (
     there_and_back,
     warp_error,
 )
-from live2diff.evaluation.measure import make_scene, measure, measure_drift
-from live2diff.evaluation.report import COLUMNS, averages, summaries
+from live2diff.evaluation.measure import evaluate_style, make_scene, measure, measure_drift, translate_alone
+from live2diff.evaluation.report import COLUMNS, averages, record_row, summaries, summary_rows
 from live2diff.evaluation.variants import VARIANTS, variant
 from live2diff.model.unet import StreamUNet
 from live2diff.streaming.images import resize
@@ -195,6 +196,34 @@ def test_the_target_itself_and_the_source_itself_get_perfect_figures(tiny_pipeli
     assert source["edge_agreement"] == pytest.approx(1) and source["depth_error"] < 1e-6
 
 
+def test_an_output_without_memory_has_seen_no_other_frame(tiny_pipeline, moving):
+    settings = StreamSettings(style=STYLE, size=32)
+    scene = make_scene(tiny_pipeline, moving, settings)
+    alone = translate_alone(tiny_pipeline, scene, settings, 2)
+    assert list(alone) == [8, 9, 10, 11]  # two pairs after the warmup
+    for index, image in alone.items():
+        outputs = tiny_pipeline([scene.images[index]] * 8, **settings.model_dump())
+        np.testing.assert_array_equal(image, outputs[7])
+    assert translate_alone(tiny_pipeline, scene, settings, 0) == {}
+
+
+def test_a_style_without_a_target_goes_without_its_figures(tiny_pipeline, moving, monkeypatch):
+    others = {name: target for name, target in TARGETS.items() if name != STYLE}
+    monkeypatch.setattr(measuring, "TARGETS", others)
+    scene = make_scene(tiny_pipeline, moving, StreamSettings(size=32))
+    found = list(evaluate_style(tiny_pipeline, scene, STYLE, StreamSettings(), ["model"], 1))
+    assert [name for name, *_ in found] == ["model"]  # and no target
+    record = {"clip": "clip.mp4", "style": STYLE, "variant": "model", **found[0][1]}
+    assert record["seams"] > 0 and {"lag", "moving_structure"} <= record.keys()
+    assert not {"style_distance", "perceptual_distance", "own_style_nearest"} & record.keys()
+    assert record_row(record).endswith("no target")
+    (average,), (summary, _) = averages([record]), summaries([record], [])
+    assert (
+        average["style_distance"] is summary["warp_error_to_target"] is summary["own_style_nearest"] is None
+    )
+    assert "- " in list(summary_rows([summary]))[1]
+
+
 def run(pipeline, frames, name: str = "model") -> np.ndarray:
     """Translate the clip by that variant of the pipeline."""
     with variant(pipeline, name):
@@ -286,6 +315,20 @@ def test_averages_and_ratios():
     assert everything["warp_error_to_without_motion"] == pytest.approx(0.6 / 0.9)
 
 
+def test_figures_that_were_not_measured_count_in_no_average():
+    figures = dict.fromkeys(COLUMNS, 1.0)
+    records = [
+        {"clip": clip, "style": "ink", "variant": "model", **figures, "lag": lag, "moving_structure": moving}
+        for clip, lag, moving in (("one", None, None), ("two", 3, 0.9), ("three", 1, 0.99), ("four", 0, 1.0))
+    ]
+    target = {**records[1], "variant": "target", "warp_error": 2.0}  # of one of the clips
+    (average, _), (ink, _) = averages([*records, target]), summaries([*records, target], [])
+    assert average["lag"] == pytest.approx(4 / 3)
+    assert ink["lag_worst"] == 3 and ink["warp_error_to_without_motion"] is None
+    assert ink["moving_structure"] == 0.99 and ink["moving_structure_worst"] == 0.9
+    assert ink["warp_error_to_target"] == 0.5
+
+
 @pytest.fixture(scope="module")
 def folder(tiny_pipeline, moving, tmp_path_factory):
     """A model in `model`, a clip `clip.mp4` and a too short one `short.mp4`."""
@@ -304,7 +347,18 @@ def folder(tiny_pipeline, moving, tmp_path_factory):
 def test_the_command_measures_every_variant(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     words = ["clip.mp4", "--model", "model", "--styles", STYLE, "--device", "cpu", "--size", "64x32"]
-    words += ["--frames", "10", "--drift", "72", "--sheet", "sheet.png", "--json", "report.json"]
+    words += [
+        "--frames",
+        "10",
+        "--drift",
+        "72",
+        "--moments",
+        "1",
+        "--sheet",
+        "sheet.png",
+        "--json",
+        "report.json",
+    ]
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
     report = json.loads(lines[-1])
@@ -315,11 +369,17 @@ def test_the_command_measures_every_variant(folder, capsys, monkeypatch):
         assert record["style"] == STYLE and set(record["distances"]) == {*TARGETS, "source"}
         assert 0 <= record["warp_error"] < 1 and -1 <= record["edge_agreement"] <= 1
         assert any(record["variant"] in line and f"{record['warp_error']:.4f}" in line for line in lines)
+        assert record["perceptual_distance"] >= 0 and record["seams"] > 0 and record["lag"] in range(9)
+        assert record["variant"] != "target" or record["moving_structure"] is record["still_flicker"] is None
     assert report["drift"][0]["frames"] >= 72
     assert report["summary"][0]["drift_percent"] == report["drift"][0]["drift_percent"]
     assert report["frames_per_second"] > 0 and report["threads"] == torch.get_num_threads()
     sheet = cv2.imread("sheet.png")
     assert sheet.shape[0] > 6 * 168 and sheet.std() > 10  # source, style, four variants of it
+    assert main([*words, "--quick"]) == 0
+    quick = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [record["variant"] for record in quick["records"]] == ["model", "target"] and not quick["drift"]
+    assert 2 * 168 < cv2.imread("sheet.png").shape[0] < sheet.shape[0]
 
 
 @pytest.mark.parametrize(
@@ -327,7 +387,8 @@ def test_the_command_measures_every_variant(folder, capsys, monkeypatch):
     [
         (["missing.mp4"], "no file"),
         (["short.mp4"], "at least 9"),
-        (["clip.mp4", "--styles", "crayon"], STYLE),
+        (["clip.mp4", "--model", "model", "--styles", "crayon"], STYLE),
+        (["clip.mp4", "--moments", "-1"], "at least 0"),
         (["clip.mp4", "--frames", "3"], "at least 9"),
         (["clip.mp4", "--drift", "50"], "at least 72"),
         (["clip.mp4", "--sheet", "sheet.gif"], ".png"),
