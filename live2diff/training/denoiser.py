@@ -36,7 +36,7 @@ LAST_TIMESTEP = 4
 # What each loss counts. An unsure model draws the mean of what it is unsure of, grey where there should be a
 # line: contrast, perception and the critic see that. The finest latents nobody sees.
 WEIGHTS = {
-    "latent": 0.1, "pixel": 0.5, "seam": 1.0, "contrast": 1.0, "perception": 0.5, "fooled": 0.08,
+    "latent": 0.1, "pixel": 0.4, "seam": 0.15, "contrast": 1.0, "perception": 0.8, "fooled": 0.12,
     "critic": 1.0, "flicker": 5.0, "border": 0.1,
 }  # fmt: skip
 SECOND_STEPS = 0.3  # share of batches; the others learn the first step, which is the harder one
@@ -111,6 +111,11 @@ def initialise_as_average(motion: Any) -> None:
         attention.to_out[0].bias.zero_()
     block.ff.net[2].weight.zero_()
     block.ff.net[2].bias.zero_()
+
+
+def is_motion(name: str) -> bool:
+    """Return whether a parameter of the denoiser belongs to a motion module."""
+    return ".motion_modules." in name
 
 
 class Denoiser(nn.Module):
@@ -278,11 +283,12 @@ def train_denoiser(
     of the part that is shown. `trains` says, by name, which parameters move.
     """
     trained = {key: parameter for key, parameter in denoiser.named_parameters() if trains(key)}
+    # All norms and what comes before the first get gradients, used or not: where only some of a group norm's
+    # are computed, the backward pass of PyTorch 2.13, channels last on the CPU, writes to a null pointer.
+    # Before the motion modules nothing has any where they alone are trained.
+    needed = ("conv_norm_out",) if all(map(is_motion, trained)) else ("norm", "unet.conv_in")
     for key, parameter in denoiser.named_parameters():
-        # All norms and what comes before the first get gradients, used or not: where only some of a group
-        # norm's are computed, the backward pass of PyTorch 2.13, channels last on the CPU, writes to a null
-        # pointer.
-        parameter.requires_grad_(key in trained or "norm" in key or key.startswith("unet.conv_in"))
+        parameter.requires_grad_(key in trained or any(part in key for part in needed))
     denoiser.to(memory_format=torch.channels_last)
 
     def batch_of(step: int) -> Batch:

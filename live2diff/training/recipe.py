@@ -17,7 +17,7 @@ from ..loading import RANGES
 from ..model.lcm import build_scheduler
 from ..pipeline import Live2DiffPipeline
 from . import photographs as library
-from .denoiser import PREDICTION_TYPE, Denoiser, build_unet, train_denoiser
+from .denoiser import PREDICTION_TYPE, Denoiser, build_unet, is_motion, train_denoiser
 from .depth import build_depth_estimator, train_depth
 from .loop import LoopSettings, Losses
 from .pool import Pool, open_pool
@@ -41,11 +41,6 @@ SIZE = 256  # default working size
 NUM_INFERENCE_STEPS = 200  # steps of 5 timesteps: there has to be one below full style, for a touch of it
 T_INDEX_LIST = [198]  # timestep 9, the least noise of full style; a second step costs a third more
 STRONGEST_INDEX = 188  # timestep 59: beyond it more noise makes blur, not style
-
-
-def is_motion(name: str) -> bool:
-    """Return whether a parameter of the denoiser belongs to a motion module."""
-    return ".motion_modules." in name
 
 
 def train_nano(

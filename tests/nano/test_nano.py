@@ -1,6 +1,7 @@
 """The shipped model does what it is shipped for."""
 
 from itertools import combinations, islice
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,12 +13,13 @@ from live2diff import Live2DiffPipeline
 from live2diff.evaluation.figures import style_distances
 from live2diff.evaluation.figures import style_features as look
 from live2diff.loading import NANO
-from live2diff.training.targets import TARGETS
 from live2diff.training.text import SYNONYMS
 from live2diff.video.reader import read_frames
 
 FRAMES = 9
 CLIP = EXAMPLES / "admiral.mp4"  # not among the training photographs
+with np.load(Path(__file__).parent / "targets.npz") as _file:
+    TARGETS = {style: _file[style].astype(np.float32) for style in _file.files}
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,8 @@ def translated(pipeline, source) -> tuple[list[np.ndarray], dict[str, list[np.nd
 
 
 def nearest(images: list[np.ndarray], source: list[np.ndarray]) -> str:
-    """The style whose targets they are nearest to, or the source."""
-    references = {name: look([target(frame) for frame in source]) for name, target in TARGETS.items()}
-    references["the source"] = look(source)
+    """The style to whose targets (of `measure/style_references.py`) they are nearest, or the source."""
+    references = {**TARGETS, "the source": look(source)}
     distances = style_distances(look(images), references)
     return min(distances, key=lambda name: distances[name].mean())
 
