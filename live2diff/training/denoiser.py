@@ -304,4 +304,5 @@ def train_denoiser(
     def preview(batch: Batch) -> np.ndarray:
         return preview_image(denoiser, to_device(batch))
 
-    return fit(name, denoiser, trained, batch_of, loss_of, settings, work, accelerator, preview=preview)
+    yield from fit(name, denoiser, trained, batch_of, loss_of, settings, work, accelerator, preview=preview)
+    make_plain(denoiser.vae.decoder.layers[-1])  # its moving average is not quite

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from helpers.paths import EXAMPLES
 
 import live2diff
@@ -13,6 +14,7 @@ from live2diff import Live2DiffPipeline
 from live2diff.evaluation.figures import style_distances
 from live2diff.evaluation.figures import style_features as look
 from live2diff.loading import NANO
+from live2diff.model.vae import decode
 from live2diff.training.text import SYNONYMS
 from live2diff.video.reader import read_frames
 
@@ -102,6 +104,15 @@ def test_words_for_things_do_no_harm(pipeline, source):
             differences[style, prompt] = float(np.abs(with_words - without).mean())
             assert nearest(list(with_words), source) == style, (style, prompt)
     print({key: round(value, 1) for key, value in differences.items()})
+
+
+def test_like_cells_have_one_colour(pipeline):
+    """No pattern of the period of a cell shows in plain areas."""
+    torch.manual_seed(0)
+    latents = torch.randn(8, 32, 1, 1).expand(8, 32, 12, 12)
+    with torch.no_grad():
+        images = decode(pipeline.vae, latents)[..., 40:-40, 40:-40]
+    assert images.std((2, 3)).max() < 1 / 127.5
 
 
 def test_it_is_small_and_safe():
