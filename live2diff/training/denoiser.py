@@ -204,7 +204,6 @@ def denoise_batch(
         The predicted clean latents and images, and the latents and images that they should be.
     """
     vae, clips, device = denoiser.vae, len(batch["tokens"]), batch["tokens"].device
-    make_plain(vae.decoder.layers[-1])
     frames = len(batch["camera"]) // clips
     first = torch.rand(clips, device=device).square()
     first = (FIRST_TIMESTEPS[0] + first * (FIRST_TIMESTEPS[1] - FIRST_TIMESTEPS[0])).long()
@@ -214,6 +213,7 @@ def denoise_batch(
     with torch.no_grad():
         camera, depth = encode(vae, batch["camera"]), encode(vae, batch["depth"])
         if window is None:
+            make_plain(vae.decoder.layers[-1])
             # How much of the style a stream from this timestep shows.
             strength = ((first + 1) / (FULL_STRENGTH + 1)).clamp(max=1).view(-1, 1, 1, 1)
             target = torch.lerp(batch["clean"], batch["target"], strength)
@@ -285,8 +285,11 @@ def train_denoiser(
     trained = {key: parameter for key, parameter in denoiser.named_parameters() if trains(key)}
     # All norms and what comes before the first get gradients, used or not: where only some of a group norm's
     # are computed, the backward pass of PyTorch 2.13, channels last on the CPU, writes to a null pointer.
-    # Before the motion modules nothing has any where they alone are trained.
-    needed = ("conv_norm_out",) if all(map(is_motion, trained)) else ("norm", "unet.conv_in")
+    # Where the motion module at the UNet's end is trained alone, the layer before it is the first.
+    needed = ("norm", "unet.conv_in")
+    if all(map(is_motion, trained)) and denoiser.unet.config.motion_module_last_only:
+        blocks = denoiser.unet.up_blocks
+        needed = ("conv_norm_out", f"up_blocks.{len(blocks) - 1}.resnets.{len(blocks[-1].resnets) - 1}.conv2")
     for key, parameter in denoiser.named_parameters():
         parameter.requires_grad_(key in trained or any(part in key for part in needed))
     denoiser.to(memory_format=torch.channels_last)

