@@ -1,7 +1,5 @@
 """Options, checks and output that the commands `benchmark` and `evaluation` share."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Time calls and stages of a pipeline, alone and in turns."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager

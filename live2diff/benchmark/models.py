@@ -1,7 +1,5 @@
 """Open the model to measure: speed does not depend on the values of the weights, so random ones do."""
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Rivals to measure a stream beside: the same model without its cache, and diffusers frame by frame."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -5,8 +5,6 @@ longest ago gives way when the slice is used up, and then waits like everybody e
 background: the line moves on with every call, and a waiting page calls about once a second.
 """
 
-from __future__ import annotations
-
 import heapq
 import threading
 import time

@@ -1,7 +1,5 @@
 """ClipQueue: viewers' clips one after the other, each cancelled at any time without losing what is done."""
 
-from __future__ import annotations
-
 import secrets
 import threading
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Limits on what one viewer may have of a server that others use too, and who counts as one viewer."""
 
-from __future__ import annotations
-
 import ipaddress
 import os
 import threading

@@ -1,7 +1,5 @@
 """The caches of several streams side by side in one allocation, so that one UNet call serves them all."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +13,7 @@ from ..model.unet import StreamUNet
 class CacheLease:
     """The rows of one stream: `pool.steps` of them, from `index * pool.steps` on."""
 
-    pool: CachePool
+    pool: "CachePool"
     index: int
 
     @property

@@ -1,7 +1,5 @@
 """Recover from NaN and infinity, which come from damaged weights or too narrow a float."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Detect scene changes: after one, the cache holds another scene and must be filled again."""
 
-from __future__ import annotations
-
 from collections import deque
 
 import cv2

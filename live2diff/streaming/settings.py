@@ -1,7 +1,5 @@
 """The settings of a stream, from a message of the page to `Stream`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Annotated, Any, Self
 

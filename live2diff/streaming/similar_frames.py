@@ -1,7 +1,5 @@
 """Skip frames that hardly differ from the last one used; the last output is shown again instead."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What one viewer's stream remembers, and what it calls of a model."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field

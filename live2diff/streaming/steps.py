@@ -3,8 +3,6 @@
 `collect` → `encode_inputs` → `warm_up_if_due` → `denoise_step` → `decode_outputs` → `return_outputs`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

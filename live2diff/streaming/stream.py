@@ -1,7 +1,5 @@
 """`Stream`: one viewer's stream of frames, restyled one for one."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The named endpoints for programs, which `--mcp` makes MCP tools as well."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -7,8 +7,6 @@ Why a WebSocket and not WebRTC (FastRTC):
 - It is fast enough: the whole way there and back adds 14 ms (median, tests/measure/delay.py).
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

@@ -3,8 +3,6 @@
 The browser's side is `static/*.js`; `live_session` is the server's.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from functools import partial

@@ -1,7 +1,5 @@
 """The Video tab: upload or record a clip, trim it, choose a style, compare the result with the original."""
 
-from __future__ import annotations
-
 import base64
 import json
 import logging

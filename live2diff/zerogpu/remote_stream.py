@@ -1,7 +1,5 @@
 """The side of the main process: a run on a lent GPU, and the stream that lives in it."""
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
