@@ -31,11 +31,7 @@ CPU_WARNING = (
 
 
 def open_model(name: str, device: str | None, eager: bool = False) -> tuple[Live2DiffPipeline, str]:
-    """Open a pipeline; its weights are "shipped", "published", "random", or "own" for a folder.
-
-    Raises:
-        ValueError, OSError: as `loading.load`.
-    """
+    """Open a pipeline; its weights are "shipped", "published", "random", or "own" for a folder."""
     device = device or best_device()
     if name != "live2diff":
         return load(name, device, eager=eager), "shipped" if name == "nano" else "own"
