@@ -167,8 +167,10 @@ class Engine:
 
     def close_idle(self, seconds: float) -> None:
         """Close the live sessions that have been silent for longer."""
-        for session in self.registry.idle(seconds):
-            self.close_session(session, "silent")
+        limit = self.registry.clock() - seconds
+        for session in self.registry.all():
+            if session.last_seen < limit and not session.is_clip and not session.is_busy():
+                self.close_session(session, "silent")
 
     def time_left(self, key: str) -> float | None:
         """Return the seconds until the stream ends by itself: None, as it does not."""

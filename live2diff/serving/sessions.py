@@ -131,11 +131,6 @@ class SessionRegistry:
         """Return the keys of the live sessions."""
         return {session.key for session in self.all() if not session.is_clip}
 
-    def idle(self, seconds: float) -> list[Session]:
-        """Return the live sessions that have been silent for longer."""
-        limit = self.clock() - seconds
-        return [s for s in self.all() if s.last_seen < limit and not s.is_clip and not s.is_busy()]
-
     def stats(self) -> dict[str, float]:
         """Return streams and clips open, frames a second, frames dropped, the delay of a frame in seconds."""
         streams, since = len(self.live_keys()), self.clock() - RATE_SECONDS
