@@ -31,14 +31,7 @@ class CachePool:
 
     The leases are always the first ones: when one is freed, the last moves into the gap. The allocation
     doubles when all rows are leased, up to `most` leases, and is freed with the last lease. Freed rows are
-    zeroed, so the next stream sees nothing of the last.
-
-    Args:
-        unet: the UNet whose cache it is.
-        steps: denoising steps, the rows of one stream.
-        size: (height, width) of the latents.
-        cache_dtype: as `StreamUNet.new_cache`.
-        most: expected number of streams.
+    zeroed, so the next stream sees nothing of the last. `size` is the (height, width) of the latents.
     """
 
     def __init__(
@@ -111,14 +104,10 @@ class CachePool:
 
 
 class CachePools:
-    """Pools by working size, number of steps and dtype; streams of one pool can be pushed together.
-
-    Args:
-        most: expected number of streams.
-    """
+    """Pools by working size, number of steps and dtype; streams of one pool can be pushed together."""
 
     def __init__(self, most: int = 1) -> None:
-        self._most = most
+        self._most = most  # expected number of streams
         self._pools: dict[tuple, CachePool] = {}
 
     @property
