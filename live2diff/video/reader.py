@@ -46,13 +46,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Cut:
-    """The part of a clip from `start` up to `end`, exclusive, in seconds from its first frame.
-
-    An `end` of None is the clip's end.
-    """
+    """The part of a clip from `start` up to `end`, exclusive, in seconds from its first frame."""
 
     start: float = 0.0
-    end: float | None = None
+    end: float | None = None  # the clip's end
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < float("inf"):
@@ -71,20 +68,16 @@ WHOLE = Cut()
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """A clip, or a cut of it, as it is shown (after its display rotation).
-
-    `frame_count` is the number of coded frames. `start` is the time of the first of them in the file, `tick`
-    the unit of the file's timestamps, both in seconds.
-    """
+    """A clip, or a cut of it, as it is shown (after its display rotation)."""
 
     width: int
     height: int
-    frame_count: int
+    frame_count: int  # of coded frames
     rate: Fraction
-    duration: float
+    duration: float  # seconds
     has_sound: bool
-    start: Fraction
-    tick: Fraction
+    start: Fraction  # seconds: the time of the first frame in the file
+    tick: Fraction  # seconds: the unit of the file's timestamps
 
 
 def probe(path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE) -> ClipInfo:
