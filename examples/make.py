@@ -43,10 +43,8 @@ def member(folder: Path, package: str, ending: str) -> np.ndarray:
 def read_photograph(name: str, material: Path) -> Image:
     """Read the photograph of a scene."""
     if name == "admiral":
-        photograph: Any = cv2.imdecode(
-            member(material, "matplotlib", "grace_hopper.jpg"), cv2.IMREAD_COLOR_RGB
-        )
-        return photograph
+        jpeg = member(material, "matplotlib", "grace_hopper.jpg")
+        return cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)
     if name == "traveller":
         return skimage.data.astronaut()[..., :3]
     if name == "raccoon":
@@ -148,10 +146,8 @@ def frames_of(name: str, photograph: Image) -> list[Image]:
     if name == "traveller":
         behind = sklearn.datasets.load_sample_image("china.jpg")
     figure = np.dstack([photograph.astype(np.float32), alpha * 255])
-    paths = {
-        key: smooth_noise(count, seconds, seed * 100 + n)
-        for n, (key, seconds) in enumerate(WAVELENGTHS.items())
-    }
+    lengths = enumerate(WAVELENGTHS.items(), seed * 100)
+    paths = {key: smooth_noise(count, seconds, number) for number, (key, seconds) in lengths}
     paths["path"] = eased(np.linspace(0, 1, count))
     zoom, at_x, at_y = (np.float32(value) for value in scene["background"])
     grain, frames = np.random.default_rng(seed), []

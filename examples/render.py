@@ -8,6 +8,7 @@ import json
 import sys
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -30,19 +31,10 @@ MOVING_STYLES = "pencil", "comic"
 MOVING_SIZE = 270, 360  # of each part: width, height
 
 
-class RenderedStream:
-    """Frames rendered before, as a stream for `translate`."""
-
-    def __init__(self, frames: list[np.ndarray]):
-        self.frames = iter(frames)
-
-    def push(self, frame: np.ndarray) -> list[np.ndarray]:
-        """Return the next frame."""
-        return [next(self.frames)]
-
-    def flush(self) -> list[np.ndarray]:
-        """Return nothing: no frame is held back."""
-        return []
+def replay(frames: list[np.ndarray]) -> SimpleNamespace:
+    """Return a stream for `translate` that gives out frames rendered before."""
+    rendered = iter(frames)
+    return SimpleNamespace(push=lambda frame: [next(rendered)], flush=list)
 
 
 def write_image(path: Path, image: np.ndarray, size: tuple[int, int] | None = None) -> None:
@@ -77,7 +69,7 @@ def results(pipeline: Live2DiffPipeline) -> None:
         frames = pipeline((frame for frame, _ in read_frames(clip)), **settings)
         path = EXAMPLES / "results" / f"{clip.stem}-{preset['style']}.mp4"
         for quality in QUALITIES:
-            for _ in translate(RenderedStream(frames), clip, path, quality=quality):
+            for _ in translate(replay(frames), clip, path, quality=quality):
                 pass
             if path.stat().st_size <= RESULT_BYTES:
                 break
@@ -88,12 +80,10 @@ def moving(pipeline: Live2DiffPipeline) -> None:
     """Write a clip beside its translations as an animated WebP, every second frame."""
     frames = [frame for frame, _ in read_frames(CLIP)]
     parts = [frames, *(pipeline(frames, style=style) for style in MOVING_STYLES)]
-    rows = [
-        Image.fromarray(
-            np.hstack([cv2.resize(part, MOVING_SIZE, interpolation=cv2.INTER_AREA) for part in row])
-        )
-        for row in zip(*parts, strict=True)
-    ][::2]
+    rows = []
+    for row in islice(zip(*parts, strict=True), 0, None, 2):
+        small = [cv2.resize(part, MOVING_SIZE, interpolation=cv2.INTER_AREA) for part in row]
+        rows.append(Image.fromarray(np.hstack(small)))
     path = EXAMPLES / "results" / "moving.webp"
     rows[0].save(path, save_all=True, append_images=rows[1:], duration=80, loop=0, quality=70, method=6)
     print(f"{path}: {path.stat().st_size / 1e3:.1f} kB", flush=True)

@@ -98,10 +98,9 @@ def read_pipeline(folder: Path, device: str, dtype: torch.dtype | None, report: 
     """Read the pipeline in `folder` and move it to `device`, with PyTorch's own kernels and no styles yet."""
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
+    options = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
     with reading(folder):
-        pipeline = Live2DiffPipeline.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=dtype
-        )
+        pipeline = Live2DiffPipeline.from_pretrained(folder, **options)
     pipeline.set_progress_bar_config(disable=True)
     if pipeline.config["few_step_lora"]:
         check_gpu_memory(device)

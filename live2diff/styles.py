@@ -83,99 +83,12 @@ class Style:
 
 THUMBNAILS = Path(__file__).parent / "ui" / "static" / "styles"  # NAME.jpg; made by examples/render.py
 SAMPLES = THUMBNAILS / "large"  # likewise; half an image as it was, half of it in the style
-QUALITY = "masterpiece, best quality"
-
-STYLES: dict[str, Style] = {
-    # Prompts alone: what the nano model was trained on.
-    "pencil": Style("Pencil", "a pencil drawing, {}"),
-    "ink": Style("Ink wash", "an ink wash painting, {}"),
-    "watercolour": Style("Watercolour", "a watercolour painting, {}"),
-    "pastel": Style("Pastel", "a soft pastel drawing, {}"),
-    "oil": Style("Oil paint", "an oil painting, {}"),
-    "starry": Style("Starry night", "a starry night painting, {}"),
-    "woodblock": Style("Woodblock", "a woodblock print, {}"),
-    "print": Style("Screen print", "a navy screen print, {}"),
-    "splash": Style("Colour splash", "a bright colour splash, {}"),
-    "comic": Style("Comic", "a comic book picture, {}"),
-    "neon": Style("Neon", "glowing neon lights, {}"),
-    # Weights that the Hub serves without a token.
-    "dreamshaper": Style("DreamShaper", QUALITY + ", {}", base="Lykon/dreamshaper-8", clip_skip=2),
-    "modern-disney": Style(
-        "Modern Disney", trigger_words="modern disney style", base="nitrosocke/mo-di-diffusion"
-    ),
-    "ghibli": Style("Ghibli", trigger_words="ghibli style", base="nitrosocke/Ghibli-Diffusion"),
-    "arcane": Style("Arcane", trigger_words="arcane style", base="nitrosocke/Arcane-Diffusion"),
-    "woolitize": Style("Woollen", trigger_words="woolitize", base="plasmo/woolitize"),
-    "van-gogh": Style("Van Gogh", trigger_words="lvngvncnt", base="dallinmackay/Van-Gogh-diffusion"),
-    # The published styles, for those who have the files (their site needs a token). `tests/test_styles.py`
-    # holds their prompts and settings to the published ones.
-    "disneyPixar": Style(
-        "Disney Pixar",
-        QUALITY + ", intricate, print, pattern, {}",
-        clip_skip=2,
-        base="disneyPixarCartoon_v10.safetensors",
-        t_index_list=(30, 36, 42),
-    ),
-    "felted": Style(
-        "Felted",
-        QUALITY + ", felted, {},",
-        clip_skip=2,
-        base="revAnimated_v2RebirthVAE.safetensors",
-        loras=(("kFeltedReV.safetensors", 1.0),),
-        t_index_list=(25, 34, 43),
-    ),
-    "moxin": Style(
-        "Moxin ink",
-        "shukezouma, negative space, shuimobysim, official art,extremely detailed CG,unity 8k wallpaper,"
-        "chinese ink painting, {}",
-        clip_skip=2,
-        base="3Guofeng3_v34.safetensors",
-        loras=(("MoXinV1.safetensors", 0.7),),
-        t_index_list=(30, 36, 42),
-    ),
-    "origami": Style(
-        "Origami",
-        "(masterpiece),best quality, a origami paper of {}",
-        clip_skip=2,
-        base="helloartdoor_V122p.safetensors",
-        loras=(("ral-origami-sd15.safetensors", 1.0),),
-        t_index_list=(30, 36, 42),
-    ),
-    "pixart": Style(
-        "PixArt",
-        "(masterpiece), best quality, {}",
-        clip_skip=2,
-        base="aziibpixelmix_v10.safetensors",
-        # The published setting is 4 LCM steps at strength 0.6: timesteps 499 and 259.
-        t_index_list=(25, 37),
-    ),
-    "toonyou": Style(
-        "ToonYou",
-        QUALITY + ", intricate, print, pattern, {}",
-        clip_skip=2,
-        base="toonyou_beta6.safetensors",
-        t_index_list=(25, 31, 37, 43),
-    ),
-}
 
 
 def thumbnail_of(name: str, style: Style) -> Path | None:
     """Return the path of the image to choose a style by, or None if there is none."""
     path = Path(style.thumbnail) if style.thumbnail else THUMBNAILS / f"{name}.jpg"
     return path.resolve() if path.is_file() else None
-
-
-def find_style(name: str | None, styles: dict[str, Style] = STYLES) -> Style:
-    """Return the preset `name` of `styles`; for None or "", one that leaves the viewer's words as they are.
-
-    Raises:
-        ValueError: there is no such preset; the message lists them all.
-    """
-    if not name:
-        return Style("None")
-    if name not in styles:
-        raise ValueError(f"There is no style {name[:40]!r}. Choose one of: {', '.join(styles)}.")
-    return styles[name]
 
 
 def read_styles(file: str | Path) -> dict[str, Style]:
@@ -232,3 +145,22 @@ def resolve_files(style: Style, folder: Path) -> Style:
 
     loras = tuple((full(lora), scale) for lora, scale in style.loras)
     return replace(style, base=full(style.base), loras=loras, thumbnail=full(style.thumbnail))
+
+
+# First the prompts that the nano model was trained on. Then weights that the Hub serves without a token.
+# Then the published styles, for those who have the files (their site needs a token); `tests/test_styles.py`
+# holds their prompts and settings to the published ones. Those of pixart are 4 LCM steps at strength 0.6.
+STYLES: dict[str, Style] = read_styles(Path(__file__).with_name("styles.json"))
+
+
+def find_style(name: str | None, styles: dict[str, Style] = STYLES) -> Style:
+    """Return the preset `name` of `styles`; for None or "", one that leaves the viewer's words as they are.
+
+    Raises:
+        ValueError: there is no such preset; the message lists them all.
+    """
+    if not name:
+        return Style("None")
+    if name not in styles:
+        raise ValueError(f"There is no style {name[:40]!r}. Choose one of: {', '.join(styles)}.")
+    return styles[name]

@@ -31,7 +31,7 @@ from .measure import (
 )
 from .models import open_model, random_filter
 from .report import lines
-from .rivals import FrameByFrame, unet_calls
+from .rivals import frame_by_frame, unet_calls
 
 CAMERA = (480, 640)
 FEWEST_ROUNDS = 2
@@ -62,11 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Check what can be checked before the model is loaded.
-
-    Raises:
-        ValueError: names the option and what is possible.
-    """
+    """Raise `ValueError` for options that can be refused before the model is loaded."""
     check_options(arguments)
     if min(arguments.streams) < 1:
         raise ValueError("--streams must be numbers of viewers like 1,2,4,8.")
@@ -100,9 +96,9 @@ def measure_one(pipeline: Live2DiffPipeline, settings: StreamSettings, rounds: i
             stream.push(frames[0])
         cache_bytes, schedule = stream.nbytes, stream.schedule
     size = pipeline.working_size(*CAMERA, settings.size)
-    stock = FrameByFrame(pipeline, schedule.steps, size)
+    stock = frame_by_frame(pipeline, schedule.steps, size)
     with viewers(pipeline, 1, settings, frames) as push:
-        calls = {"stream": push, "img2img": lambda: stock.push(frames[0])}
+        calls = {"stream": push, "img2img": partial(stock, frames[0])}
         if pipeline.runtime is not None:
             calls["eager"] = eagerly(pipeline, push)
         seconds = interleave(calls, rounds, device)
@@ -209,11 +205,7 @@ def measure_all(arguments: argparse.Namespace) -> Record:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure and print.
-
-    Raises:
-        ValueError, OSError: bad input, or too little memory; the message says what to do.
-    """
+    """Measure and print; raise `ValueError` or `OSError` for bad input and too little memory."""
     check(arguments)
     try:
         record = measure_all(arguments)

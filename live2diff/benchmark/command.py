@@ -1,7 +1,5 @@
 """Options, checks and output that the commands `benchmark` and `evaluation` share."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path
@@ -24,15 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_options(arguments: argparse.Namespace, *outputs: Path | None) -> None:
-    """Check what can be checked before the model is loaded.
-
-    Args:
-        arguments: with the options of `add_options`.
-        outputs: files to be written beside the JSON.
-
-    Raises:
-        ValueError: no such device, or no folder for an output.
-    """
+    """Raise `ValueError` if there is no such device, or no folder for the JSON or one of `outputs`."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(arguments.device, True):
         raise ValueError(f"There is no {arguments.device} device here; leave --device out.")
@@ -52,11 +42,10 @@ def settings_of(arguments: argparse.Namespace) -> StreamSettings:
 
 def table_row(*cells: str, widths: tuple[int, ...]) -> str:
     """Format a line of a table; negative widths align to the right."""
-    columns = [
-        f"{cell:<{width}}" if width >= 0 else f"{cell:>{-width}}"
-        for cell, width in zip(cells, widths, strict=True)
-    ]
-    return " ".join(columns).rstrip()
+    columns = zip(cells, widths, strict=True)
+    return " ".join(
+        cell.ljust(width) if width >= 0 else cell.rjust(-width) for cell, width in columns
+    ).rstrip()
 
 
 def write_record(record: Record, path: Path | None) -> None:

@@ -1,7 +1,5 @@
 """Time calls and stages of a pipeline, alone and in turns."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -79,11 +77,7 @@ def times_as_long(one: dict[str, float], other: dict[str, float]) -> float:
 def viewers(
     pipeline: Live2DiffPipeline, count: int, settings: StreamSettings, frames: list[np.ndarray]
 ) -> Iterator[Callable[..., list[Any]]]:
-    """Open viewers of an engine of their own and warm them up.
-
-    Yields:
-        a function that pushes a frame of all of them, or of the first n, and returns their results.
-    """
+    """Open viewers and warm them up; yield a function that pushes a frame of all, or of the first n."""
     engine, images = Engine(pipeline, capacity=count, idle_seconds=3600.0), cycle(frames)
 
     def push(first: int = count) -> list[Any]:

@@ -1,7 +1,5 @@
 """Open the model to measure: speed does not depend on the values of the weights, so random ones do."""
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 from typing import Any
@@ -33,11 +31,7 @@ CPU_WARNING = (
 
 
 def open_model(name: str, device: str | None, eager: bool = False) -> tuple[Live2DiffPipeline, str]:
-    """Open a pipeline; its weights are "shipped", "published", "random", or "own" for a folder.
-
-    Raises:
-        ValueError, OSError: as `loading.load`.
-    """
+    """Open a pipeline; its weights are "shipped", "published", "random", or "own" for a folder."""
     device = device or best_device()
     if name != "live2diff":
         return load(name, device, eager=eager), "shipped" if name == "nano" else "own"

@@ -1,7 +1,5 @@
 """Print the figures of a benchmark as a table."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

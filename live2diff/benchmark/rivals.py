@@ -1,7 +1,5 @@
 """Rivals to measure a stream beside: the same model without its cache, and diffusers frame by frame."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -100,27 +98,22 @@ def stock_pipeline(pipeline: Live2DiffPipeline) -> Any:
     return StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
 
 
-class FrameByFrame:
-    """diffusers' image-to-image pipeline with LCM steps on this model's weights: no depth, no cache.
+def frame_by_frame(
+    pipeline: Live2DiffPipeline, steps: int, size: tuple[int, int]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that translates a uint8 `[height, width, 3]` frame without depth and cache.
 
-    The prompt is encoded once.
+    It is diffusers' image-to-image pipeline with LCM steps on this model's weights, and encodes no prompt.
     """
+    (height, width), embeds = size, pipeline.encode_prompt("", "a house")[None]
+    with quiet():
+        stock = stock_pipeline(pipeline)
+    stock.set_progress_bar_config(disable=True)
+    options = {"strength": 1.0, "num_inference_steps": steps, "guidance_scale": 1.0}
 
-    def __init__(self, pipeline: Live2DiffPipeline, steps: int, size: tuple[int, int]):
-        self._steps, self._size = steps, size
-        self._embeds = pipeline.encode_prompt("", "a house")[None]
-        with quiet():
-            self._stock = stock_pipeline(pipeline)
-        self._stock.set_progress_bar_config(disable=True)
-
-    def push(self, frame: np.ndarray) -> np.ndarray:
-        """Translate a uint8 `[height, width, 3]` frame."""
-        height, width = self._size
-        (image,) = self._stock(
-            prompt_embeds=self._embeds,
-            image=Image.fromarray(frame).resize((width, height), Image.Resampling.BOX),
-            strength=1.0,
-            num_inference_steps=self._steps,
-            guidance_scale=1.0,
-        ).images
+    def push(frame: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(frame).resize((width, height), Image.Resampling.BOX)
+        (image,) = stock(prompt_embeds=embeds, image=image, **options).images
         return np.asarray(image.resize(frame.shape[1::-1], Image.Resampling.BICUBIC))
+
+    return push

@@ -5,8 +5,6 @@ longest ago gives way when the slice is used up, and then waits like everybody e
 background: the line moves on with every call, and a waiting page calls about once a second.
 """
 
-from __future__ import annotations
-
 import heapq
 import threading
 import time
@@ -47,12 +45,9 @@ class Queued:
 
 
 class WaitingLine:
-    """The line before an engine, which opens streams only for those that are admitted. Thread-safe.
+    """The line before an engine, whose `admission` it becomes. Thread-safe.
 
-    Args:
-        engine: whose `admission` this becomes.
-        slice_seconds: how long a viewer may stay while others wait.
-        clock: returns seconds.
+    A viewer may stay for `slice_seconds` while others wait.
     """
 
     def __init__(
@@ -149,10 +144,9 @@ class WaitingLine:
 
     def _deadlines(self) -> list[tuple[str, float]]:
         """Return who must give way and when, in order: the one admitted longest ago for the first in line."""
-        pairs = zip(self._admitted.items(), self._queue.values(), strict=False)
         return [
             (key, max(admitted.since + self.slice_seconds, queued.since + self._notice))
-            for (key, admitted), queued in pairs
+            for (key, admitted), queued in zip(self._admitted.items(), self._queue.values(), strict=False)
         ]
 
     def _expected_waits(self, now: float) -> list[float]:

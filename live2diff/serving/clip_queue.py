@@ -1,10 +1,8 @@
 """ClipQueue: viewers' clips one after the other, each cancelled at any time without losing what is done."""
 
-from __future__ import annotations
-
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import wait as wait_for
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -40,13 +38,8 @@ class Result:
 class ClipQueue:
     """Clips on an engine, one at a time, first come, first served.
 
-    Args:
-        engine: runs them.
-        folder: of the results, which stay for an hour.
-        limits: on the length of a clip.
-        per_address: how many clips may wait or run from one address.
-        most_bytes: if given, `folder.parent` belongs to the page, and the oldest files there are deleted
-            when there are more bytes.
+    Results stay in `folder` for an hour. `per_address` is how many clips may wait or run from one address.
+    With `most_bytes`, `folder.parent` belongs to the page: its oldest files are deleted when there are more.
     """
 
     def __init__(
@@ -105,8 +98,8 @@ class ClipQueue:
                     if stop.is_set():
                         raise ClipStopped
                 fetched.result()
-                with self._turn(stop) as clips_before:
-                    while before := clips_before():
+                with self._turn(stop):
+                    while before := self._line.index(stop):
                         yield Waiting(before)
                         if stop.wait(POLL_SECONDS):
                             raise ClipStopped
@@ -149,12 +142,12 @@ class ClipQueue:
                 del self._jobs[stop]
 
     @contextmanager
-    def _turn(self, ticket: threading.Event) -> Iterator[Callable[[], int]]:
-        """Stand in line; yields a function that returns how many are before."""
+    def _turn(self, ticket: threading.Event) -> Iterator[None]:
+        """Stand in line."""
         with self._lock:
             self._line.append(ticket)
         try:
-            yield lambda: self._line.index(ticket)
+            yield
         finally:
             with self._lock:
                 self._line.remove(ticket)

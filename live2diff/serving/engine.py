@@ -49,10 +49,6 @@ class Engine:
             differs by up to one grey level from that of a stream alone; without, it is the same to the bit.
         cache_dtype: of the streams' caches, as `Live2DiffPipeline.stream` takes it.
         clock: returns seconds.
-
-    Attributes:
-        room: for how many viewers there is room; as a string, a sentence with the reason.
-        registry: the sessions.
     """
 
     needs_gpu_session = False
@@ -116,7 +112,7 @@ class Engine:
             former, session.last_seen = session.waiting, now
             if former is not None and not former.result.cancelled():
                 session.waiting = QueuedFrame(frame, tag, now, former.result)
-                self.registry.count_dropped()
+                self.registry.dropped += 1
             else:
                 session.waiting = QueuedFrame(frame, tag, now, Future())
                 self.schedule(session)
@@ -171,8 +167,10 @@ class Engine:
 
     def close_idle(self, seconds: float) -> None:
         """Close the live sessions that have been silent for longer."""
-        for session in self.registry.idle(seconds):
-            self.close_session(session, "silent")
+        limit = self.registry.clock() - seconds
+        for session in self.registry.all():
+            if session.last_seen < limit and not session.is_clip and not session.is_busy():
+                self.close_session(session, "silent")
 
     def time_left(self, key: str) -> float | None:
         """Return the seconds until the stream ends by itself: None, as it does not."""
@@ -225,8 +223,7 @@ class Engine:
     def remove(self, session: Any, reason: str, error: BaseException | None = None) -> bool:
         """Give a session's place back; its waiting frame gets the error, or that the stream has ended.
 
-        Returns:
-            False if that was done before; otherwise the caller has to have the stream freed.
+        Return False if that was done before; otherwise the caller has to have the stream freed.
         """
         with self.registry.lock:
             if session.closed:
@@ -374,7 +371,8 @@ class Engine:
         shown = [session.in_flight.popleft() for _ in frames]
         last = shown[-1] if shown else None
         if last is not None:
-            self.registry.count_result(now - last.arrived)
+            with self.registry.lock:
+                self.registry.finished.append((now, now - last.arrived))
         queued.result.set_result(FrameResult(frames, last and last.tag, stream.frames_in, stream.warm))
 
     def _guarded(self, session: Session, function: Callable, *arguments: Any, **options: Any) -> Any:

@@ -4,8 +4,6 @@ No prompt, image or address is in it, and of a session's key, with which one cou
 only a few letters of its hash.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import shlex

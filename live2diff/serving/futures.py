@@ -1,7 +1,5 @@
 """Helpers for `concurrent.futures.Future`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """Limits on what one viewer may have of a server that others use too, and who counts as one viewer."""
 
-from __future__ import annotations
-
 import ipaddress
 import os
 import threading
@@ -26,23 +24,17 @@ TRUSTED_PROXIES = int(os.environ.get("LIVE2DIFF_TRUSTED_PROXIES", "1"))
 
 @dataclass(frozen=True)
 class VisitorLimits:
-    """The limits that the operator can set.
+    """The limits that the operator can set."""
 
-    Attributes:
-        visits: live sessions from one address at once, waiting ones included.
-        clips: clips from one address at once, likewise.
-        turn_seconds: how long a live session may last while others wait.
-    """
-
-    visits: int = 4
-    clips: int = 2
-    turn_seconds: float = 120.0
+    visits: int = 4  # live sessions from one address at once, waiting ones included
+    clips: int = 2  # clips from one address at once, likewise
+    turn_seconds: float = 120.0  # how long a live session may last while others wait
 
     def __post_init__(self) -> None:
         """Check the limits."""
-        for name in ("visits", "clips", "turn_seconds"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"The limit {name} is {getattr(self, name)}; it must be above 0.")
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ValueError(f"The limit {name} is {value}; it must be above 0.")
 
     def in_words(self) -> str:
         """Describe those of the Live tab."""
@@ -81,8 +73,7 @@ class Counts:
         finally:
             with self._lock:
                 self._counts[address] -= 1
-                if not self._counts[address]:
-                    del self._counts[address]
+                self._counts += Counter()  # keeps what is above 0
 
 
 def visitor_address(

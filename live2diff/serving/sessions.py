@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..errors import GONE, EngineBusy, ServerStopping, StreamClosed
-from ..streaming.settings import BLEND_FRAMES, StreamSettings
+from ..streaming.settings import StreamSettings
 from .event_log import log_event, log_id
 
 if TYPE_CHECKING:
@@ -45,30 +45,22 @@ class QueuedFrame:
 
 @dataclass(eq=False, kw_only=True)
 class Session:
-    """One viewer's or one clip's stream, and the latest frame that waits for it.
-
-    Attributes:
-        stream: a `Stream`, or another object with its methods and attributes; None before and after.
-        result: the future of the newest frame.
-        changes: how many updates and restarts the stream's thread has not come to.
-        in_flight: the frames that the stream has taken in and not given back.
-        freed: done when the stream of a closed session is freed.
-    """
+    """One viewer's or one clip's stream, and the latest frame that waits for it."""
 
     key: str
     settings: StreamSettings
     last_seen: float
     is_clip: bool = False
-    stream: Stream | None = None
+    stream: Stream | None = None  # or another object with its methods and attributes; None before and after
     waiting: QueuedFrame | None = None
-    result: Future[FrameResult] | None = None
-    changes: int = 0
-    in_flight: deque[QueuedFrame | None] = field(default_factory=deque)
+    result: Future[FrameResult] | None = None  # of the newest frame
+    changes: int = 0  # updates and restarts that the stream's thread has not come to
+    in_flight: deque[QueuedFrame | None] = field(default_factory=deque)  # taken in and not given back
     cache_bytes: int = 0
     opened: float = 0.0
     closed: bool = False
     reason: str = "closed"
-    freed: Future[None] = field(default_factory=Future)
+    freed: Future[None] = field(default_factory=Future)  # done when the stream of a closed session is freed
 
     def log(self, event: str, **values: Any) -> None:
         """Log that the stream is opened or closed."""
@@ -92,16 +84,17 @@ class SessionRegistry:
     """The sessions of an engine, by key. Thread-safe.
 
     Attributes:
-        lock: to be held while a session's waiting frame is read or changed.
-        clock: returns seconds.
+        lock: to be held while a session's waiting frame, or one of these counts, is read or changed.
+        finished: when the latest frames were finished, and how long each took, in seconds.
+        dropped: how many frames were replaced by newer ones.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.lock = threading.RLock()
         self.clock = clock
         self._sessions: dict[str, Session] = {}
-        self._finished: deque[tuple[float, float]] = deque(maxlen=512)  # (when, how long it took)
-        self._dropped = 0
+        self.finished: deque[tuple[float, float]] = deque(maxlen=512)
+        self.dropped = 0
 
     def get(self, key: str) -> Session:
         """Return a session; raise `StreamClosed` if there is none of this key."""
@@ -138,32 +131,17 @@ class SessionRegistry:
         """Return the keys of the live sessions."""
         return {session.key for session in self.all() if not session.is_clip}
 
-    def idle(self, seconds: float) -> list[Session]:
-        """Return the live sessions that have been silent for longer."""
-        limit = self.clock() - seconds
-        return [s for s in self.all() if s.last_seen < limit and not s.is_clip and not s.is_busy()]
-
-    def count_dropped(self) -> None:
-        """Count a frame that was replaced by a newer one."""
-        with self.lock:
-            self._dropped += 1
-
-    def count_result(self, seconds: float) -> None:
-        """Count a finished frame, and how long it took."""
-        with self.lock:
-            self._finished.append((self.clock(), seconds))
-
     def stats(self) -> dict[str, float]:
         """Return streams and clips open, frames a second, frames dropped, the delay of a frame in seconds."""
         streams, since = len(self.live_keys()), self.clock() - RATE_SECONDS
         with self.lock:
-            recent = [delay for when, delay in self._finished if when >= since]
+            recent = [delay for when, delay in self.finished if when >= since]
         p50, p95 = np.percentile(recent, [50, 95]).tolist() if recent else (0.0, 0.0)
         return {
             "streams": streams,
             "clips": len(self.all()) - streams,
             "fps": len(recent) / RATE_SECONDS,
-            "dropped": self._dropped,
+            "dropped": self.dropped,
             "delay_p50": p50,
             "delay_p95": p95,
         }
@@ -172,10 +150,8 @@ class SessionRegistry:
 class ClipStream:
     """The stream of a clip; `push` and `flush` wait for their turn on the device.
 
-    Args:
-        ignored_words: the end of the prompt that the model cannot read.
-        submit: calls a method of the stream, by name, on its thread.
-        ahead: return the frames of each call at the next one, so that the caller encodes meanwhile.
+    `submit` calls a method of the stream, by name, on its thread. With `ahead`, the frames of each call are
+    returned by the next one, so that the caller encodes meanwhile.
     """
 
     def __init__(self, ignored_words: str, submit: Callable[..., Future], ahead: bool = False) -> None:
@@ -195,82 +171,41 @@ class ClipStream:
         return frames + self._submit("flush").result()
 
 
-class EngineProtocol(Protocol):
-    """What the page, the waiting line and the clip queue call of an engine, wherever its streams run.
+class EngineInfo(Protocol):
+    """What the page shows of an engine."""
 
-    Attributes:
-        capacity: how many live sessions there may be; clips do not count.
-        admission: entered with a key while a session is given its place; may raise `EngineBusy`.
-        needs_gpu_session: whether frames are processed only while the page's `gpu_session` runs.
-        styles: the presets that viewers can choose from.
-        default_style: the style chosen at first.
-        about: which model this is, in a sentence.
-        size: the working size n: a frame is processed at about n x n pixels.
-    """
-
-    capacity: int
-    admission: Callable[[str], AbstractContextManager]
-    needs_gpu_session: bool
+    capacity: int  # how many live sessions there may be; clips do not count
+    needs_gpu_session: bool  # whether frames are processed only while the page's `gpu_session` runs
     styles: dict[str, Style]
     default_style: str
-    about: str
-    size: int
+    about: str  # which model this is, in a sentence
+    size: int  # the working size n: a frame is processed at about n x n pixels
 
     @property
     def device(self) -> str:
-        """Return the name of the GPU, or the kind of another device."""
+        """Return the name of the device."""
         ...
 
-    def fetch(self, style: str | None) -> Future[None]:
-        """Download what a style needs, before `open` or `update` with it."""
-        ...
 
-    def open(self, key: str, settings: StreamSettings) -> Future[str]:
-        """Open a stream; the result is the end of the prompt that the model cannot read."""
-        ...
+class EngineProtocol(EngineInfo, Protocol):
+    """What the page, the waiting line and the clip queue call of an engine; `Engine` documents it."""
 
-    def push(self, key: str, frame: np.ndarray, tag: Any = None) -> Future[FrameResult]:
-        """Translate a frame; a frame that still waits is replaced and shares this future."""
-        ...
-
-    def update(self, key: str, settings: StreamSettings, blend: int = BLEND_FRAMES) -> Future[str]:
-        """Change style, prompt and LoRA scale; the result is as `open`'s."""
-        ...
-
-    def restart(self, key: str) -> Future[str]:
-        """Warm up again from the last frames."""
-        ...
-
-    def close(self, key: str) -> Future[None]:
-        """Free the stream of a key, if there is one."""
-        ...
+    admission: Callable[[str], AbstractContextManager]  # entered to give a key its place; raises EngineBusy
+    fetch: Callable[[str | None], Future[None]]
+    open: Callable[[str, StreamSettings], Future[str]]
+    push: Callable[..., Future[FrameResult]]  # key, frame, tag=None
+    update: Callable[..., Future[str]]  # key, settings, blend=BLEND_FRAMES
+    restart: Callable[[str], Future[str]]
+    close: Callable[[str], Future[None]]
+    session_keys: Callable[[], set[str]]
+    make_room: Callable[[], None]
+    time_left: Callable[[str], float | None]
+    stats: Callable[[], dict[str, float]]
+    end: Callable[..., None]  # clips=True
+    shutdown: Callable[[], None]
 
     def clip(
         self, key: str, settings: StreamSettings, frames: int | None = None
     ) -> AbstractContextManager[ClipStream]:
         """Open a stream for a clip, closed with the context."""
-        ...
-
-    def session_keys(self) -> set[str]:
-        """Return the keys of the live sessions."""
-        ...
-
-    def make_room(self) -> None:
-        """Close live sessions that have been silent for a while."""
-        ...
-
-    def time_left(self, key: str) -> float | None:
-        """Return the seconds until the stream ends by itself; None if it does not."""
-        ...
-
-    def stats(self) -> dict[str, float]:
-        """Return the figures of the server, as `/health` shows them."""
-        ...
-
-    def end(self, clips: bool = True) -> None:
-        """Close every stream, without `clips` only the live ones; none begins from then on."""
-        ...
-
-    def shutdown(self) -> None:
-        """Close every stream and end all threads."""
         ...

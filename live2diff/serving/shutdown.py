@@ -1,7 +1,5 @@
 """A clean end: a server that is stopped lets clips finish for a while, and cuts the others short."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

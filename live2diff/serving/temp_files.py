@@ -1,7 +1,5 @@
 """The page's temporary files: how long uploads and results stay, and how many bytes of them."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time

@@ -1,7 +1,5 @@
 """The caches of several streams side by side in one allocation, so that one UNet call serves them all."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +13,7 @@ from ..model.unet import StreamUNet
 class CacheLease:
     """The rows of one stream: `pool.steps` of them, from `index * pool.steps` on."""
 
-    pool: CachePool
+    pool: "CachePool"
     index: int
 
     @property
@@ -33,14 +31,7 @@ class CachePool:
 
     The leases are always the first ones: when one is freed, the last moves into the gap. The allocation
     doubles when all rows are leased, up to `most` leases, and is freed with the last lease. Freed rows are
-    zeroed, so the next stream sees nothing of the last.
-
-    Args:
-        unet: the UNet whose cache it is.
-        steps: denoising steps, the rows of one stream.
-        size: (height, width) of the latents.
-        cache_dtype: as `StreamUNet.new_cache`.
-        most: expected number of streams.
+    zeroed, so the next stream sees nothing of the last. `size` is the (height, width) of the latents.
     """
 
     def __init__(
@@ -113,14 +104,10 @@ class CachePool:
 
 
 class CachePools:
-    """Pools by working size, number of steps and dtype; streams of one pool can be pushed together.
-
-    Args:
-        most: expected number of streams.
-    """
+    """Pools by working size, number of steps and dtype; streams of one pool can be pushed together."""
 
     def __init__(self, most: int = 1) -> None:
-        self._most = most
+        self._most = most  # expected number of streams
         self._pools: dict[tuple, CachePool] = {}
 
     @property

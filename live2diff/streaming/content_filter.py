@@ -1,7 +1,5 @@
 """Hide what Stable Diffusion's safety checker objects to: blurred beyond recognition and crossed out."""
 
-from __future__ import annotations
-
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import nn

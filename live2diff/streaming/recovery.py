@@ -1,7 +1,5 @@
 """Recover from NaN and infinity, which come from damaged weights or too narrow a float."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -21,17 +19,15 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 
 def non_finite_error(newest: Frame, latents: torch.Tensor) -> NonFiniteError:
     """Return the error that names the first part that failed, from the newest frame to these latents."""
-    part = "the output image (VAE decoder)"
-    for name, tensor in (
-        ("the prompt's embeddings (text encoder)", newest.prompt_embeds),
-        ("the latents of the camera (VAE encoder)", newest.latents),
-        ("the depth", newest.depth),
-        ("the latents of the depth (VAE encoder)", newest.depth_latents),
-        ("the UNet's output", latents),
-    ):
-        if tensor is not None and not tensor.isfinite().all():
-            part = name
-            break
+    parts = {
+        "the prompt's embeddings (text encoder)": newest.prompt_embeds,
+        "the latents of the camera (VAE encoder)": newest.latents,
+        "the depth": newest.depth,
+        "the latents of the depth (VAE encoder)": newest.depth_latents,
+        "the UNet's output": latents,
+    }
+    broken = (name for name, t in parts.items() if t is not None and not t.isfinite().all())
+    part = next(broken, "the output image (VAE decoder)")
     too_large = " (or too large for float16: load them as float32)" if latents.dtype == torch.float16 else ""
     return NonFiniteError(
         f"The model gave NaN or infinity in {part}, twice in a row. Its weights may be damaged{too_large}: "
@@ -50,10 +46,8 @@ def replace_non_finite(frames: list[Frame]) -> list[Frame]:
     if not good:
         raise non_finite_error(frames[-1], frames[-1].latents)
     nearest = [min(good, key=lambda i: (abs(i - index), i)) for index in range(len(frames))]
-    return [
-        replace(frames[near], number=frame.number, shape=frame.shape)
-        for near, frame in zip(nearest, frames, strict=True)
-    ]
+    of_near = [(frames[near], frame) for near, frame in zip(nearest, frames, strict=True)]
+    return [replace(near, number=frame.number, shape=frame.shape) for near, frame in of_near]
 
 
 def renew_depth(state: StreamState, frames: list[Frame]) -> list[Frame]:

@@ -1,7 +1,5 @@
 """Detect scene changes: after one, the cache holds another scene and must be filled again."""
 
-from __future__ import annotations
-
 from collections import deque
 
 import cv2
@@ -22,10 +20,7 @@ class SceneChangeDetector:
     a shaky hand counts. A frame that differs by more than `threshold` from the one 8 frames ago begins a
     change: a cut, a whip pan, somebody who sits down. If it differs as much from the very last frame, it is
     a cut. Otherwise, and if the cut was to something that did not stay, the change has settled when 8 frames
-    in a row are of one scene, if that is another scene than the cache's.
-
-    Args:
-        threshold: `scene_cut` of the settings; None for never.
+    in a row are of one scene, if that is another scene than the cache's. A threshold of None is for never.
 
     Attributes:
         cut: whether the newest frame begins another scene; the cache should be filled with it at once.

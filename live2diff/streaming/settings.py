@@ -1,7 +1,5 @@
 """The settings of a stream, from a message of the page to `Stream`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Annotated, Any, Self
 
@@ -79,9 +77,7 @@ class StreamSettings(BaseModel):
     def check_prompt(cls, prompt: str) -> str:
         """Limit the length of the prompt."""
         if len(prompt) > LONGEST_PROMPT:
-            raise ValueError(
-                f"The prompt has {len(prompt)} characters; at most {LONGEST_PROMPT} are possible."
-            )
+            raise ValueError(f"The prompt has {len(prompt)} characters; at most {LONGEST_PROMPT} fit.")
         return prompt
 
     @field_validator(*RANGES)
@@ -95,10 +91,7 @@ class StreamSettings(BaseModel):
 
     @classmethod
     def from_message(cls, message: object) -> Self:
-        """Read the settings that the browser sent, of which nothing is trusted.
-
-        Args:
-            message: a decoded JSON value; fields other than those of the page are ignored.
+        """Read the settings that the browser sent, of which nothing is trusted; other fields are ignored.
 
         Raises:
             ValueError: not an object, style or prompt missing or over 2000 characters, a bad value.
@@ -117,11 +110,7 @@ class StreamSettings(BaseModel):
         return cls(**values)
 
     def updated(self, **changes: Any) -> Self:
-        """Return a validated copy with some settings changed.
-
-        Raises:
-            ValueError: as the constructor.
-        """
+        """Return a validated copy with some settings changed."""
         return type(self)(**{**self.model_dump(), **changes})
 
     def updated_live(self, other: Self) -> Self:
@@ -135,11 +124,9 @@ class StreamSettings(BaseModel):
             ValueError: a setting differs that needs a new stream.
         """
         for name in type(self).model_fields.keys() - set(LIVE_FIELDS):
-            present, asked = getattr(self, name), getattr(other, name)
-            if present != asked:
-                raise ValueError(
-                    f"{name} is {present!r} while the stream runs; open a new one for {asked!r}."
-                )
+            now, asked = getattr(self, name), getattr(other, name)
+            if now != asked:
+                raise ValueError(f"{name} is {now!r} while the stream runs; open a new one for {asked!r}.")
 
 
 def describe(error: ValidationError) -> str:

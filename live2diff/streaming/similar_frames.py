@@ -1,7 +1,5 @@
 """Skip frames that hardly differ from the last one used; the last output is shown again instead."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np
@@ -16,20 +14,13 @@ class SimilarFrameFilter:
     """Decide at random which frames to skip, the more often the more similar they are.
 
     A frame is skipped with probability `max(0, 1 - (1 - cos) / (1 - threshold))`, where cos is its cosine
-    similarity in `[-1, 1]` with the last frame used; at most 10 in a row.
-
-    Args:
-        threshold: the similarity from which on frames may be skipped, between 0 and 1; None for never.
-        seed: of a generator of its own, so that the noise of the frames does not depend on it.
-
-    Attributes:
-        last_output: the image to show again, uint8 `[height, width, 3]`; None before the first one.
+    similarity in `[-1, 1]` with the last frame used; at most 10 in a row. A threshold of None is for never.
     """
 
     def __init__(self, threshold: float | None, seed: int = 0) -> None:
-        self.last_output: np.ndarray | None = None
+        self.last_output: np.ndarray | None = None  # uint8 [height, width, 3], to show again
         self._threshold = threshold
-        self._random = random.Random(seed)
+        self._random = random.Random(seed)  # its own: the noise of the frames does not depend on it
         self._used: np.ndarray | None = None
         self._skipped = 0
 

@@ -1,7 +1,5 @@
 """What one viewer's stream remembers, and what it calls of a model."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,25 +43,15 @@ class FrameModel(FrameNetworks, Protocol):
 
 @dataclass(eq=False)
 class Frame:
-    """A frame from the moment it is encoded until it is decoded.
+    """A frame from the moment it is encoded until it is decoded."""
 
-    Attributes:
-        latents: `[C, h, w]`, without noise: of the input at first, then of each step's result.
-        depth: inverse depth `[H, W]` at the estimator's size; None where an earlier frame's is reused.
-        depth_latents: `[C, h, w]`; None until the depth range is known.
-        noise: `[steps, C, h, w]`, the frame's own noise for each of its steps.
-        prompt_embeds: `[tokens, dim]`.
-        shape: (height, width) of the input and of the output.
-        number: how many frames the stream received before it.
-    """
-
-    latents: torch.Tensor
-    depth: torch.Tensor | None
-    depth_latents: torch.Tensor | None
-    noise: torch.Tensor
-    prompt_embeds: torch.Tensor
-    shape: tuple[int, int]
-    number: int
+    latents: torch.Tensor  # [C, h, w], without noise: of the input at first, then of each step's result
+    depth: torch.Tensor | None  # inverse, [H, W] of the estimator; None where an earlier frame's is reused
+    depth_latents: torch.Tensor | None  # [C, h, w]; None until the depth range is known
+    noise: torch.Tensor  # [steps, C, h, w], the frame's own noise for each of its steps
+    prompt_embeds: torch.Tensor  # [tokens, dim]
+    shape: tuple[int, int]  # height, width of the input and of the output
+    number: int  # how many frames the stream received before it
 
 
 @dataclass
@@ -95,36 +83,24 @@ class FrameCounts:
 
 @dataclass(eq=False)
 class StreamState:
-    """What one viewer's stream remembers; the functions in `steps` and `warmup` work on it.
+    """What one viewer's stream remembers; the functions in `steps` and `warmup` work on it."""
 
-    Attributes:
-        pipeline: the model; None once the stream is closed.
-        new_lease: takes rows of a cache for latents of this (height, width).
-        draw_noise: standard normal noise of a shape, on the CPU, so that a seed means the same everywhere.
-        scenes: detects that the scene changed and the cache is to be filled again.
-        similar: decides which frames repeat the last output.
-        rows: the stream batch: row r holds the frame that waits for step r.
-        recent: the last 8 frames, which fill the cache; before the warmup, those collected for it.
-        working_size: (height, width) at which frames are processed, set by the first frame.
-        lease: the stream's rows of the cache; None before the warmup.
-        restart_due: whether the next frame fills the cache again from the recent frames.
-    """
-
-    pipeline: FrameModel | None
+    pipeline: FrameModel | None  # the model; None once the stream is closed
     settings: StreamSettings
     schedule: Schedule
-    new_lease: Callable[[tuple[int, int]], CacheLease]
-    draw_noise: Callable[[tuple[int, ...]], torch.Tensor]
+    new_lease: Callable[[tuple[int, int]], CacheLease]  # for latents of this (height, width)
+    draw_noise: Callable[[tuple[int, ...]], torch.Tensor]  # on the CPU: a seed means the same everywhere
     scenes: SceneChangeDetector
     similar: SimilarFrameFilter
-    rows: list[Frame | None]
+    rows: list[Frame | None]  # the stream batch: row r holds the frame that waits for step r
+    # The last 8 frames, which fill the cache; before the warmup, those collected for it.
     recent: deque[Frame] = field(default_factory=lambda: deque(maxlen=WARMUP_FRAMES))
     prompt: PromptBlend = field(default_factory=PromptBlend)
     depth_range: DepthRange = field(default_factory=DepthRange)
     counts: FrameCounts = field(default_factory=FrameCounts)
-    working_size: tuple[int, int] = (0, 0)
-    lease: CacheLease | None = None
-    restart_due: bool = False
+    working_size: tuple[int, int] = (0, 0)  # height, width at which frames are processed: of the first frame
+    lease: CacheLease | None = None  # the stream's rows of the cache; None before the warmup
+    restart_due: bool = False  # whether the next frame fills the cache again from the recent frames
 
     @property
     def model(self) -> FrameModel:

@@ -3,8 +3,6 @@
 `collect` → `encode_inputs` → `warm_up_if_due` → `denoise_step` → `decode_outputs` → `return_outputs`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,18 +24,12 @@ StepResult = list[np.ndarray] | RuntimeError  # the images for one stream, or wh
 
 @dataclass(frozen=True, eq=False)
 class PendingFrame:
-    """A frame that a stream has accepted, for `push_together`.
-
-    Attributes:
-        image: uint8 `[height, width, 3]`.
-        noise: `[steps, C, h, w]`; None for a frame that is skipped.
-        prompt_embeds: `[tokens, dim]`.
-    """
+    """A frame that a stream has accepted, for `push_together`."""
 
     state: StreamState
-    image: np.ndarray
-    noise: torch.Tensor | None
-    prompt_embeds: torch.Tensor
+    image: np.ndarray  # uint8 [height, width, 3]
+    noise: torch.Tensor | None  # [steps, C, h, w]; None for a frame that is skipped
+    prompt_embeds: torch.Tensor  # [tokens, dim]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +87,8 @@ def push_together(pending: Sequence[PendingFrame]) -> list[StepResult]:
     Returns:
         For each stream what `Stream.push` returns, or the error that it raises.
     """
-    results: dict[StreamState, StepResult] = {
-        p.state: repeat_output(p.state) for p in pending if p.noise is None
-    }
+    skipped = [p.state for p in pending if p.noise is None]
+    results: dict[StreamState, StepResult] = {state: repeat_output(state) for state in skipped}
     batch = Batch({p.state: p for p in pending if p.noise is not None})
     batch.together(encode_inputs)
     if pending[0].state.warm:
@@ -119,12 +110,7 @@ def unwrap(result: StepResult) -> list[np.ndarray]:
 
 
 def collect(state: StreamState, image: np.ndarray) -> PendingFrame:
-    """Accept the next frame of a stream: check it, detect a scene change, draw its noise.
-
-    Raises:
-        ValueError: not a uint8 array `[height, width, 3]`.
-        RuntimeError: the stream is closed.
-    """
+    """Accept the next frame, as `Stream.receive`: check it, detect a scene change, draw its noise."""
     model = state.model
     check_frame(image)
     # A repeated output takes the place of a frame in flight, so all must have one size.
@@ -166,9 +152,8 @@ def encode_inputs(states: Sequence[StreamState], pending: Sequence[PendingFrame]
     due = [index for index, state in enumerate(states) if depth_is_due(state)]
     depth: dict[int, torch.Tensor] = {}
     if due:
-        depth = dict(
-            zip(due, model.inverse_depth(images if len(due) == len(states) else images[due]), strict=True)
-        )
+        estimated = model.inverse_depth(images if len(due) == len(states) else images[due])
+        depth = dict(zip(due, estimated, strict=True))
     # Before the warmup the depth range is not known yet.
     ranges = {index: replace(states[index].depth_range) for index in due if warm}
     normalised = [depth_pictures(ranges[index].normalise(depth[index][None]), size) for index in ranges]
@@ -207,7 +192,9 @@ def denoise_step(states: Sequence[StreamState], entering: Sequence[Frame | None]
         state.rows[0] = frame
     idle: list[Frame | None] = [None] * pool.steps
     rows = [row for index in block for row in (owners[index].rows if index in owners else idle)]
-    empty = zeros_like(next(row for row in rows if row is not None))
+    real = next(row for row in rows if row is not None)
+    parts = ("latents", "depth_latents", "noise", "prompt_embeds")
+    empty = replace(real, **{name: torch.zeros_like(getattr(real, name)) for name in parts})
     filled = [(index % pool.steps, row or empty) for index, row in enumerate(rows)]
     is_real = to_device(torch.tensor([row is not None for row in rows]), model.unet.device)
 
@@ -221,9 +208,8 @@ def denoise_step(states: Sequence[StreamState], entering: Sequence[Frame | None]
     cache = pool.block(block.start, block.stop)
     window = Window.stream(cache.count)
     output = model.predict(sample, schedule.timesteps, embeds, depth_latents, window, cache)
-    clean = denoise(schedule, slice(None), sample, output).unflatten(
-        0, (-1, pool.steps)
-    )  # [leases, steps, ...]
+    clean = denoise(schedule, slice(None), sample, output)
+    clean = clean.unflatten(0, (-1, pool.steps))  # [leases, steps, ...]
     cache.count += is_real
 
     finished = []
@@ -237,12 +223,6 @@ def denoise_step(states: Sequence[StreamState], entering: Sequence[Frame | None]
     return finished
 
 
-def zeros_like(frame: Frame) -> Frame:
-    """Return a frame of zeros of the same shapes."""
-    names = ("latents", "depth_latents", "noise", "prompt_embeds")
-    return replace(frame, **{name: torch.zeros_like(getattr(frame, name)) for name in names})
-
-
 def decode_outputs(states: Sequence[StreamState], finished: Sequence[list[Frame]]) -> list[DecodedFrames]:
     """Decode the finished frames of all streams in one batch; check them and those in flight for NaN."""
     frames = [frame for own in finished for frame in own]
@@ -253,11 +233,8 @@ def decode_outputs(states: Sequence[StreamState], finished: Sequence[list[Frame]
     of_streams = zip(decoded.split([len(own) for own in finished]), in_flight, strict=True)
     finite = torch.stack([all_finite([own, *latents]) for own, latents in of_streams])
     images = iter(download(decoded, [frame.shape for frame in frames]))
-    flags = finite.tolist()  # the device has been waited for already
-    return [
-        DecodedFrames(own, [next(images) for _ in own], is_finite or not own)
-        for own, is_finite in zip(finished, flags, strict=True)
-    ]
+    flags = zip(finished, finite.tolist(), strict=True)  # the device has been waited for already
+    return [DecodedFrames(own, [next(images) for _ in own], fine or not own) for own, fine in flags]
 
 
 def return_outputs(state: StreamState, decoded: DecodedFrames) -> list[np.ndarray]:

@@ -1,7 +1,5 @@
 """`Stream`: one viewer's stream of frames, restyled one for one."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -25,9 +23,6 @@ class Stream:
     enters row 0 of the stream batch, the frames in flight move on by one denoising step in the same UNet
     call, and the one that has done its last step comes out: n - 1 pushes after it went in, with n denoising
     steps. Not for several threads at once.
-
-    Attributes:
-        state: all that the stream remembers.
     """
 
     def __init__(
@@ -52,14 +47,10 @@ class Stream:
         self._apply(settings)
 
     def push(self, frame: np.ndarray) -> list[np.ndarray]:
-        """Process one frame and return those that are finished.
+        """Process one frame, uint8 `[height, width, 3]` RGB of any size, and return those that are finished.
 
-        Args:
-            frame: uint8 `[height, width, 3]` RGB, any size.
-
-        Returns:
-            uint8 `[height, width, 3]` RGB, each at the size at which it came in: none while 8 frames are
-            collected, then those 8, then none n - 1 times, then one a push.
+        They have the size at which they came in: none while 8 frames are collected, then those 8, then none
+        n - 1 times, then one a push.
 
         Raises:
             ValueError: not such an array.
@@ -69,11 +60,7 @@ class Stream:
         return unwrap(push_together([self.receive(frame)])[0])
 
     def receive(self, frame: np.ndarray) -> PendingFrame:
-        """Accept a frame for `push_together`, which must follow before the next frame.
-
-        Raises:
-            ValueError, RuntimeError: as `push`.
-        """
+        """Accept a frame for `push_together`, which must follow before the next frame; raises as `push`."""
         return collect(self.state, frame)
 
     @torch.no_grad()

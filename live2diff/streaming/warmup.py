@@ -1,7 +1,5 @@
 """Fill the cache from 8 frames: at the start of a stream, after a scene change, on request."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """The named endpoints for programs, which `--mcp` makes MCP tools as well."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +9,14 @@ from gradio.events import api
 
 from ..serving.clip_queue import ClipQueue, Waiting
 from ..serving.sessions import EngineProtocol
-from ..styles import Style
 from ..video.translate import Progress
 from .theme import file_url
-from .video_tab import (
-    CLIP_ERRORS,
-    address_of,
-    clip_key,
-    explain,
-    kept_frames,
-    parse_inputs,
-    time_left,
-)
+from .video_tab import CLIP_ERRORS, address_of, clip_key, explain, kept_frames, parse_inputs, time_left
 
 
-def request_error(message: str) -> gr.Error:
-    """Return an error for the caller, without a traceback in the log."""
-    return gr.Error(message, print_exception=False)
-
-
-def weights_of(style: Style) -> str:
-    """List the weights that a style needs besides the model's, "" for none."""
-    weights = [style.base, *(name for name, _ in style.loras)]
-    return ", ".join(Path(name).name if Path(name).is_absolute() else name for name in weights if name)
+def without_folder(name: str) -> str:
+    """Return the name of a weight file without this machine's folders."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def describe(step: Waiting | Progress | str) -> tuple[tuple[int, int | None], str]:
@@ -54,12 +37,6 @@ def clip_inputs(engine: EngineProtocol) -> list[Component]:
         gr.Textbox("", label="prompt", **hidden),
         *(gr.Number(0, label=name, **hidden) for name in ("seed", "start", "end", "steps", "strength")),
     ]
-
-
-def add_endpoints(engine: EngineProtocol, jobs: ClipQueue) -> None:
-    """Add `/translate`, `/styles` and `/health`, within `gr.Blocks`."""
-    add_translate(engine, jobs)
-    add_status(engine)
 
 
 def add_translate(engine: EngineProtocol, jobs: ClipQueue) -> None:
@@ -99,7 +76,7 @@ def add_translate(engine: EngineProtocol, jobs: ClipQueue) -> None:
             The path of the mp4.
         """
         if clip is None:
-            raise request_error("There is no clip: pass the file to translate.")
+            raise gr.Error("There is no clip: pass the file to translate.", print_exception=False)
         assert request is not None  # Gradio passes it
         result = jobs.new_result()
         try:
@@ -110,20 +87,21 @@ def add_translate(engine: EngineProtocol, jobs: ClipQueue) -> None:
                 progress(count, desc=text, unit="frames")
         except CLIP_ERRORS as error:
             kept = f"{kept_frames(result)} {file_url(result.path)}" if result.frames else ""
-            raise request_error(explain(error) + kept) from None
+            raise gr.Error(explain(error) + kept, print_exception=False) from None
         return str(result.path)
 
     result = gr.Video(label="result", visible=False)
     gr.on([], translate, clip_inputs(engine), result, api_name="translate", concurrency_limit=4)
 
 
-def add_status(engine: EngineProtocol) -> None:
-    """Add `/styles` and `/health`."""
+def add_endpoints(engine: EngineProtocol, jobs: ClipQueue) -> None:
+    """Add `/translate`, `/styles` and `/health`, within `gr.Blocks`."""
+    add_translate(engine, jobs)
 
     def styles() -> list[dict[str, str]]:
         """List the styles: name for /translate, title, and the weights needed besides the model's, if any."""
         return [
-            {"name": name, "title": style.title, "needs": weights_of(style)}
+            {"name": name, "title": style.title, "needs": ", ".join(map(without_folder, style.files))}
             for name, style in engine.styles.items()
         ]
 

@@ -1,7 +1,5 @@
 """The examples of the Video tab: clips with settings and finished results."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The path of live frames between one viewer's socket and the engine; README.md has it as a figure."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Awaitable, Callable

@@ -4,8 +4,6 @@ From the page: `Start`, `Update`, `Restart` and `Stop` as JSON texts, and camera
 To the page: JSON texts, and results as `RESULT` and a JPEG, which is empty where there is no image yet.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Iterable

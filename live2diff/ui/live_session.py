@@ -7,8 +7,6 @@ Why a WebSocket and not WebRTC (FastRTC):
 - It is fast enough: the whole way there and back adds 14 ms (median, tests/measure/delay.py).
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging
@@ -56,29 +54,20 @@ class RateBudget:
 
 @dataclass(eq=False)
 class LiveSession:
-    """One socket, with its queue position and its stream, which end with it.
-
-    Attributes:
-        abort: drops the connection without waiting for the other side.
-        key: of the stream, in the engine and in the waiting line.
-        settings: the last requested.
-        applied_settings: the last accepted by the engine.
-        relay: of the open stream, None without one.
-        session_task: from the waiting line to the end of the viewer's turn.
-    """
+    """One socket, with its queue position and its stream, which end with it."""
 
     socket: WebSocket
     engine: EngineProtocol
     line: WaitingLine
-    abort: Callable[[], None]
-    key: str = field(default_factory=lambda: f"live/{secrets.token_urlsafe(16)}")
-    settings: StreamSettings = field(default_factory=StreamSettings)
-    applied_settings: StreamSettings = field(default_factory=StreamSettings)
-    relay: FrameRelay | None = None
+    abort: Callable[[], None]  # drops the connection without waiting for the other side
+    key: str = field(default_factory=lambda: f"live/{secrets.token_urlsafe(16)}")  # in engine and line
+    settings: StreamSettings = field(default_factory=StreamSettings)  # the last requested
+    applied_settings: StreamSettings = field(default_factory=StreamSettings)  # the last accepted
+    relay: FrameRelay | None = None  # of the open stream
     rate_budget: RateBudget = field(default_factory=RateBudget)
     opened_at: float = 0.0  # when a stream was last opened
     tasks: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup)
-    session_task: asyncio.Task[None] | None = None
+    session_task: asyncio.Task[None] | None = None  # from the waiting line to the end of the viewer's turn
     update_task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -111,27 +100,22 @@ class LiveSession:
                 async with asyncio.timeout(SILENT_SECONDS):
                     message = await self.socket.receive()
             except TimeoutError:
-                if self.is_waiting():
-                    continue
+                if self.session_task is not None and not self.session_task.done() and self.relay is None:
+                    continue  # this viewer waits in line
                 return await self.reject(ValueError("Nothing came from this page for five minutes."))
             if message["type"] == "websocket.disconnect":
                 return
+            data, text = message.get("bytes"), message.get("text") or ""
             try:
-                await self.on_message(message.get("bytes"), message.get("text") or "")
+                if data is None:
+                    self.handle_message(text)
+                else:
+                    number, jpeg = parse_frame(data)
+                    if self.relay is not None:  # otherwise it was sent before the page knew that
+                        self.relay.put(CameraFrame(jpeg, number, time.monotonic()))
             except ValueError as error:
                 return await self.reject(error)
-
-    async def on_message(self, data: bytes | None, text: str) -> None:
-        """Handle a frame or a text, then wait as long as the rate budget demands."""
-        if data is None:
-            self.handle_message(text)
-        else:
-            self.on_frame(data)
-        await self.rate_budget.spend(len(data or text))
-
-    def is_waiting(self) -> bool:
-        """Return whether this viewer waits in line."""
-        return self.session_task is not None and not self.session_task.done() and self.relay is None
+            await self.rate_budget.spend(len(data or text))
 
     async def reject(self, error: ValueError) -> None:
         """Send an error and close the socket: the page never sends this."""
@@ -139,22 +123,8 @@ class LiveSession:
         if self.socket.application_state is WebSocketState.CONNECTED:
             await self.socket.close(1008)
 
-    def on_frame(self, data: bytes) -> None:
-        """Hand a camera frame to the stream; without one it was sent before the page knew that.
-
-        Raises:
-            ValueError: as `parse_frame`.
-        """
-        number, jpeg = parse_frame(data)
-        if self.relay is not None:
-            self.relay.put(CameraFrame(jpeg, number, time.monotonic()))
-
     def handle_message(self, text: str) -> None:
-        """Act on a text message of the page.
-
-        Raises:
-            ValueError: as `parse_message`.
-        """
+        """Act on a text message of the page."""
         match parse_message(text):
             case Start(start=settings):
                 self.settings = settings
@@ -205,7 +175,9 @@ class LiveSession:
         """Wait for a place, open the stream, relay its frames until the turn is over; again and again."""
         while True:
             try:
-                await self.wait_for_place()
+                while (place := self.line.join(self.key)).position > 0:
+                    await self.send_json(waiting=place.position, seconds=place.seconds)
+                    await asyncio.sleep(POLL_SECONDS)
                 await asyncio.sleep(self.opened_at + OPEN_SECONDS - time.monotonic())
                 self.opened_at, settings = time.monotonic(), self.settings
                 await asyncio.wrap_future(self.engine.fetch(settings.style))
@@ -224,18 +196,11 @@ class LiveSession:
             if not await self.relay_frames(self.relay):
                 return
 
-    async def wait_for_place(self) -> None:
-        """Wait in line, and send the queue position once a second."""
-        while (place := self.line.join(self.key)).position > 0:
-            await self.send_json(waiting=place.position, seconds=place.seconds)
-            await asyncio.sleep(POLL_SECONDS)
-
     async def relay_frames(self, relay: FrameRelay) -> bool:
         """Relay frames until the stream or the turn ends; return whether to open another stream."""
         task = asyncio.create_task(relay.run())
         task.add_done_callback(lambda task: task.cancelled() or task.exception())  # may end unwatched
-        reason = "Your time on the GPU is over."
-        is_over = False
+        reason, is_over = "Your time on the GPU is over.", False
         try:
             is_over = await self.watch_turn(task)
             if task.done() or not is_over:  # freed after a silence: the next frame raises StreamClosed

@@ -3,8 +3,6 @@
 The browser's side is `static/*.js`; `live_session` is the server's.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from functools import partial
@@ -33,9 +31,9 @@ PING_SECONDS = 5.0  # a dead network is noticed after this and as long again
 
 def page_script() -> str:
     """Join the scripts of the page; the worker's source is a string in them."""
-    worker = (STATIC / "worker.js").read_text()
+    worker = json.dumps((STATIC / "worker.js").read_text())
     scripts = [(STATIC / name).read_text() for name in SCRIPTS]
-    return "\n".join([f"const WORKER_SOURCE = {json.dumps(worker)};", *scripts])
+    return "\n".join([f"const WORKER_SOURCE = {worker};", *scripts])
 
 
 def style_entry(name: str, style: Style, default_style: str) -> dict[str, str | int]:
@@ -68,14 +66,7 @@ def live_view(engine: EngineProtocol, limits: VisitorLimits) -> gr.HTML:
 def live_route(
     demo: gr.Blocks, engine: EngineProtocol, line: WaitingLine, limits: VisitorLimits
 ) -> WebSocketRoute:
-    """Create the socket's route, for `demo.launch(app_kwargs={"routes": [route]})`.
-
-    Args:
-        demo: the page.
-        engine: serves the streams.
-        line: the one before `engine`.
-        limits: of one viewer.
-    """
+    """Create the socket's route, for `demo.launch(app_kwargs={"routes": [route]})`."""
     visits = Counts(limits.visits, "live visits")
     open_sockets = 0
 

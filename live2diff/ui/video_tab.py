@@ -1,7 +1,5 @@
 """The Video tab: upload or record a clip, trim it, choose a style, compare the result with the original."""
 
-from __future__ import annotations
-
 import base64
 import json
 import logging
@@ -13,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from gradio.components import Component
 
 from ..config import WARMUP_FRAMES
@@ -78,12 +75,6 @@ def time_left(progress: Progress) -> str:
     return f"{text}, about {math.ceil(seconds)} s left"
 
 
-def preview_url(frame: np.ndarray) -> str:
-    """Return the frame as a data URL of a small JPEG."""
-    jpeg = encode_jpeg(limit_side(frame, PREVIEW_SIDE), PREVIEW_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
-
-
 def parse_inputs(
     style: str,
     prompt: str | None,
@@ -93,11 +84,7 @@ def parse_inputs(
     steps: float | None,
     strength: float | None,
 ) -> tuple[StreamSettings, Cut]:
-    """Return the settings of the stream and the part to translate; 0 or None means the default.
-
-    Raises:
-        ValueError: a bad value.
-    """
+    """Return the settings of the stream and the part to translate; 0 or None means the default."""
     settings = StreamSettings(
         style=style,
         prompt=prompt or "",
@@ -141,10 +128,12 @@ def stage_values(
                 notes.append(f"The prompt is too long. Not read: “{step}”")
             elif time.monotonic() - shown > PREVIEW_SECONDS:
                 shown = time.monotonic()
-                preview = preview_url(step.frame) if step.frame is not None else None
-                yield stage_value(
-                    "running", time_left(step), progress=step.done / step.total, preview=preview
-                )
+                preview = None
+                if step.frame is not None:
+                    jpeg = encode_jpeg(limit_side(step.frame, PREVIEW_SIDE), PREVIEW_QUALITY)
+                    preview = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+                share = step.done / step.total
+                yield stage_value("running", time_left(step), progress=share, preview=preview)
         state, text, is_complete = "done", f"{result.frames} frames.", True
     except CLIP_ERRORS as error:
         text = explain(error)
@@ -241,7 +230,12 @@ def lay_out(engine: EngineProtocol, jobs: ClipQueue) -> Controls:
         with gr.Column(scale=2, min_width=280):
             label, hint = "What is in the clip", "A man at a desk"
             prompt = gr.Textbox(label=label, placeholder=hint, max_length=4000, elem_id="prompt")
-            seed, steps, strength = more_fields()
+            with gr.Accordion("More", open=False, elem_id="more"), gr.Row():
+                seed = gr.Number(0, label="Seed", info="The same seed gives the same result.", precision=0)
+                choices = [("Style default", 0), *((str(count), count) for count in range(1, 5))]
+                steps = gr.Dropdown(choices, value=0, label="Steps", info="More are slower.")
+                info = "1 is the most; 0 leaves it to the style."
+                strength = gr.Slider(0, 1, 0, step=0.05, label="Strength", info=info)
         with gr.Column(scale=1, min_width=280):
             with gr.Row(elem_id="go"):
                 begin = gr.Button("Translate", variant="primary", min_width=120, elem_id="translate")
@@ -253,17 +247,6 @@ def lay_out(engine: EngineProtocol, jobs: ClipQueue) -> Controls:
                 elem_classes="hint",
             )
     return Controls(clip, start, end, stage, style, prompt, seed, steps, strength, begin, cancel)
-
-
-def more_fields() -> tuple[gr.Number, gr.Dropdown, gr.Slider]:
-    """Create the fields for seed, steps and strength."""
-    with gr.Accordion("More", open=False, elem_id="more"), gr.Row():
-        seed = gr.Number(0, label="Seed", info="The same seed gives the same result.", precision=0)
-        choices = [("Style default", 0), *((str(count), count) for count in range(1, 5))]
-        steps = gr.Dropdown(choices, value=0, label="Steps", info="More are slower.")
-        info = "1 is the most; 0 leaves it to the style."
-        strength = gr.Slider(0, 1, 0, step=0.05, label="Strength", info=info)
-    return seed, steps, strength
 
 
 def wire(controls: Controls, jobs: ClipQueue) -> None:
@@ -298,14 +281,9 @@ def wire(controls: Controls, jobs: ClipQueue) -> None:
     def stop(request: gr.Request) -> None:
         jobs.stop(clip_key(request))
 
-    event = controls.begin.click(
-        run,
-        set(controls.inputs),
-        [controls.stage, controls.begin, controls.cancel],
-        concurrency_limit=CLIPS_WAITING,
-        concurrency_id="clips",
-        **PRIVATE,
-    )
+    queue: dict[str, Any] = {"concurrency_limit": CLIPS_WAITING, "concurrency_id": "clips"}
+    outputs = [controls.stage, controls.begin, controls.cancel]
+    event = controls.begin.click(run, set(controls.inputs), outputs, **queue, **PRIVATE)
     for after in (event.then, event.failure):  # `then` alone does not follow an error
         after(buttons, None, [controls.begin, controls.cancel], queue=False, **PRIVATE)
     controls.cancel.click(stop, queue=False, **PRIVATE)

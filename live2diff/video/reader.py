@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, dropwhile, takewhile
 from pathlib import Path
 
 import av
@@ -46,13 +46,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Cut:
-    """The part of a clip from `start` up to `end`, exclusive, in seconds from its first frame.
-
-    An `end` of None is the clip's end.
-    """
+    """The part of a clip from `start` up to `end`, exclusive, in seconds from its first frame."""
 
     start: float = 0.0
-    end: float | None = None
+    end: float | None = None  # the clip's end
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < float("inf"):
@@ -71,20 +68,16 @@ WHOLE = Cut()
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """A clip, or a cut of it, as it is shown (after its display rotation).
-
-    `frame_count` is the number of coded frames. `start` is the time of the first of them in the file, `tick`
-    the unit of the file's timestamps, both in seconds.
-    """
+    """A clip, or a cut of it, as it is shown (after its display rotation)."""
 
     width: int
     height: int
-    frame_count: int
+    frame_count: int  # of coded frames
     rate: Fraction
-    duration: float
+    duration: float  # seconds
     has_sound: bool
-    start: Fraction
-    tick: Fraction
+    start: Fraction  # seconds: the time of the first frame in the file
+    tick: Fraction  # seconds: the unit of the file's timestamps
 
 
 def probe(path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE) -> ClipInfo:
@@ -110,9 +103,8 @@ def probe(path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE) -> Clip
                 inside += 1
                 last = max(last, float(time - zero))
                 source.check_length(inside, last)
-        expected = (
-            source.track.frames if source.container.format.name.startswith("mov") else 0
-        )  # others guess
+        is_counted = source.container.format.name.startswith("mov")  # others guess
+        expected = source.track.frames if is_counted else 0
         if 0 < packets < expected and (present := source.count_packets()) < expected:
             raise ClipError(
                 f"{source.name} is cut off: only {present} of its {expected} frames are there. Copy or "
@@ -161,8 +153,7 @@ class Source:
     """An open clip: its first video track, and its first audio track if it has one."""
 
     def __init__(self, path: str | Path, limits: Limits):
-        self.path, self.limits = Path(path), limits
-        self.name = self.path.name
+        self.path, self.limits, self.name = Path(path), limits, Path(path).name
         self._check_file()
         self._open()
 
@@ -257,13 +248,8 @@ class Source:
         size = image.shape[1], image.shape[0]
         begin, end = cut.times(time)
         timed = self._timed_from(begin) if begin > time else chain([(first, time)], timed)
-        count = 0
-        for frame, time in timed:
-            if time < begin:
-                continue
-            if time >= end:
-                return
-            count += 1
+        inside = takewhile(lambda each: each[1] < end, dropwhile(lambda each: each[1] < begin, timed))
+        for count, (frame, time) in enumerate(inside, 1):
             self.check_length(count, float(time - begin))
             yield resized(self._image(frame), *size), time
 

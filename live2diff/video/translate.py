@@ -1,13 +1,13 @@
 """Translate a clip: decode it, push each frame through a stream, encode the results with times and sound."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
-from .reader import WHOLE, ClipInfo, Cut, Image, Limits, TimedImages, probe, read_frames, resized
+from .reader import WHOLE, Cut, Image, Limits, probe, read_frames, resized
 from .writer import QUALITY, ClipWriter, check_target
 
 
@@ -62,35 +62,23 @@ def translate(
     target = Path(target)
     check_target(source, target)
     info = probe(source, limits, cut)
+    times: list[Fraction] = []
+    complete, begun = False, time.monotonic()
     with ClipWriter(target, source, info, limits, cut, quality) as writer:
-        complete = False
         try:
-            yield from _pushed(stream, read_frames(source, limits, cut), writer, info, size)
+            for image, shown_at in read_frames(source, limits, cut):
+                times.append(shown_at)
+                for result in stream.push(resized(image, *size) if size else image):
+                    writer.write(result, times[writer.written])
+                total = max(info.frame_count, len(times))
+                left = (time.monotonic() - begun) / len(times) * (total - len(times))
+                yield Progress(len(times), total, left, writer.latest, writer.written)
+            for result in stream.flush():
+                writer.write(result, times[writer.written])
+            if writer.written != len(times):
+                raise RuntimeError(f"the stream gave {writer.written} frames for {len(times)} frames in")
             complete = True
         finally:
             if complete or (keep and writer.written):
                 writer.finish(complete)
     yield Progress(writer.written, writer.written, 0.0, writer.latest, writer.written)
-
-
-def _pushed(
-    stream: FrameStream,
-    frames: TimedImages,
-    writer: ClipWriter,
-    info: ClipInfo,
-    size: tuple[int, int] | None,
-) -> Iterator[Progress]:
-    """Push, write and report frame by frame, up to the last frame that the stream still held."""
-    times: list[Fraction] = []
-    begun = time.monotonic()
-    for image, shown_at in frames:
-        times.append(shown_at)
-        for result in stream.push(resized(image, *size) if size else image):
-            writer.write(result, times[writer.written])
-        total = max(info.frame_count, len(times))
-        left = (time.monotonic() - begun) / len(times) * (total - len(times))
-        yield Progress(len(times), total, left, writer.latest, writer.written)
-    for result in stream.flush():
-        writer.write(result, times[writer.written])
-    if writer.written != len(times):
-        raise RuntimeError(f"the stream gave {writer.written} frames for {len(times)} frames in")

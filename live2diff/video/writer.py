@@ -64,9 +64,8 @@ class ClipWriter:
         self.end = Fraction(0)  # of the newest frame, in the result
         self.pts = -1  # of the newest frame
         with self._writing():
-            self.container = av.open(
-                str(self.partial), "w", format="mp4", container_options={"movflags": "+faststart"}
-            )
+            options = {"movflags": "+faststart"}
+            self.container = av.open(str(self.partial), "w", format="mp4", container_options=options)
 
     def __enter__(self) -> "ClipWriter":
         return self
@@ -89,9 +88,8 @@ class ClipWriter:
             if (rows, columns) != (0, 0):
                 image = np.pad(image, ((0, rows), (0, columns), (0, 0)), mode="edge")
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            frame = frame.reformat(
-                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-            )
+            colours = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
+            frame = frame.reformat(format="yuv420p", **colours)
             frame.time_base = self.info.tick
             # Times that increase may be the same tick: 10,000 frames a second, in milliseconds.
             frame.pts = self.pts = max(self.pts + 1, round((time + self.lead) / self.info.tick))

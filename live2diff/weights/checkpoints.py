@@ -88,13 +88,7 @@ def read_tensors(file: str | Path) -> Tensors:
 
 
 def read_published(file: str | Path) -> Tensors:
-    """Read `live2diff.ckpt` as tensors by their names in `StreamUNet`.
-
-    The prefix of a parallel training is removed, and so are tables that can be computed.
-
-    Raises:
-        ValueError, OSError: as `read_tensors`.
-    """
+    """Read `live2diff.ckpt` by the names in `StreamUNet`, without tables that can be computed."""
     tensors = {name.removeprefix("module."): tensor for name, tensor in read_tensors(file).items()}
     return {n: tensor for n, tensor in tensors.items() if "grid" not in n and "pos_encoder.pe" not in n}
 

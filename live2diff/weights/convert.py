@@ -36,16 +36,12 @@ from .swap import is_added
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the parts of the published model are: Hub names, folders or files.
-
-    A Hub repository's file is named `owner/name/file`. `vae` may be "" for the base's own, slower than the
-    tiny one.
-    """
+    """Where the parts of the published model are: folders, files, Hub names, `owner/name/file` in the Hub."""
 
     base: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     motion: str = "Leoxing/Live2Diff/live2diff.ckpt"
     few_step_lora: str = "latent-consistency/lcm-lora-sdv1-5/pytorch_lora_weights.safetensors"
-    vae: str = "madebyollin/taesd"
+    vae: str = "madebyollin/taesd"  # "" for the base's own, slower than this tiny one
     depth: str = "Intel/dpt-hybrid-midas"
 
 
@@ -79,13 +75,10 @@ def new_folder(out: Path, needed_bytes: float) -> Iterator[Path]:
             f"The disk is full: the converted model needs {needed_bytes / 1e9:.2g} GB in {out.parent}, and "
             f"{free / 1e9:.2g} GB are free. Free some space, or set HF_HOME to a folder on another disk.",
         )
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=out.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out.parent, ignore_cleanup_errors=True) as new:
+        yield Path(new)
+        os.chmod(new, 0o755)
+        os.replace(new, out)
 
 
 def load_components(
@@ -98,13 +91,9 @@ def load_components(
 ) -> dict[str, Any]:
     """Load Stable Diffusion 1.5, or a model like it, as the components of a pipeline in float32.
 
-    Args:
-        base: a folder in diffusers' layout, or the name of such a repository on the Hugging Face Hub.
-        depth_estimator: a folder or the Hub name of a DPT.
-        added: the weights of motion modules and depth mapping, and of the base where they differ from it; by
-            default these modules are untrained and change nothing yet.
-        motion: the file that `added` was read from, for messages.
-        vae: a folder or the Hub name of a tiny VAE to use instead of the base's own.
+    `added` are the weights of motion modules and depth mapping, and of the base where they differ from it,
+    read from the file `motion`; by default these modules are untrained and change nothing yet. The others are
+    folders or Hub names in diffusers' layout; `vae` is a tiny one to use instead of the base's own.
 
     Raises:
         ValueError: it is no such model; for a UNet, the message names the parameters that do not fit.

@@ -92,12 +92,11 @@ def read_lora(file: str | Path, parts: Mapping[str, nn.Module]) -> Layers:
             "LoHa."
         )
     check_names(unknown, "has, beside layers that fit,", file)
-    return {
-        (part, name): check_factors(
-            found, parts[part].get_parameter(name).shape, f"{name} of the {part}", file
-        )
-        for (part, name), found in layers.items()
-    }
+    changes = {}
+    for (part, name), found in layers.items():
+        shape = parts[part].get_parameter(name).shape
+        changes[part, name] = check_factors(found, shape, f"{name} of the {part}", file)
+    return changes
 
 
 def check_factors(tensors: Tensors, shape: Sequence[int], name: str, file: str | Path) -> Factors:

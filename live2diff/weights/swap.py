@@ -43,8 +43,7 @@ class WeightSwapper:
     viewer's style never changes another's image.
 
     Args:
-        parts: the pipeline's modules that a style may change: "unet", "text_encoder" and, unless it is a tiny
-            one, "vae".
+        parts: the modules that a style may change, as `parts_of`.
         own: the folder of the model, with its own base weights.
         find: turns the name of a base or a LoRA into a path, as `hub.find`.
         always: LoRAs that go with every style, such as the few-step LoRA.
@@ -67,22 +66,15 @@ class WeightSwapper:
         self._users: WeakSet = WeakSet()
 
     def fetch(self, base: str | None, loras: Sequence[tuple[str, float]]) -> None:
-        """Download the files of a style. No weights are touched: any thread may call it while streams run.
-
-        Raises:
-            ValueError, OSError: as `hub.find`.
-        """
+        """Download the files of a style, as `hub.find`; any thread may call it while streams run."""
         for name in (base, *(name for name, _ in loras)):
             if name is not None:
                 self._find(name)
 
     def activate(self, base: str | None, loras: Sequence[tuple[str, float]], user: Any) -> bool:
-        """Write these weights, unless they are active, for the stream `user`.
+        """Write these weights, unless they are active, for the stream `user`; return whether they changed.
 
         All is read and checked before anything is written.
-
-        Returns:
-            Whether the weights changed.
 
         Raises:
             ValueError: other streams use other weights, or a file does not fit.
@@ -133,7 +125,7 @@ def base_name(part: str, name: str) -> str:
 
 
 def parts_of(pipeline: Any) -> dict[str, nn.Module]:
-    """Return the modules of a pipeline that a style may change."""
+    """Return the modules of a pipeline that a style may change; a tiny VAE is none of them."""
     names = ["unet", "text_encoder", *(["vae"] if isinstance(pipeline.vae, AutoencoderKL) else [])]
     return {name: getattr(pipeline, name) for name in names}
 

@@ -3,8 +3,6 @@
 The page's script sets `window.live2diffVisit` to the key of the viewer's stream and clicks `#visit`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import gradio as gr

@@ -5,8 +5,6 @@ end of a pipe when a process dies: a read or write gives up after POLL_SECONDS, 
 whether to go on.
 """
 
-from __future__ import annotations
-
 import pickle
 import socket
 import struct

@@ -66,19 +66,14 @@ def wrap_gpu(task: Task, seconds: Callable[[Job], int]) -> Task:
 
 @dataclass(eq=False, kw_only=True)
 class GpuSession(Session):
-    """A session whose stream exists only while a run holds a GPU.
+    """A session whose stream exists only while a run holds a GPU."""
 
-    Attributes:
-        thread: makes the blocking calls of the stream; ends when the session is garbage.
-        recent: the latest frames, from which the next run warms up.
-        run: the present one, from when the GPU is asked for.
-        over: the error for frames after a run, until the stream is opened again or the next run is asked for.
-    """
-
+    # Makes the blocking calls of the stream; ends when the session is garbage.
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(max_workers=1))
+    # The latest frames, from which the next run warms up.
     recent: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=WARMUP_FRAMES + 1))
-    run: Run | None = None
-    over: Run | None = None
+    run: Run | None = None  # the present one, from when the GPU is asked for
+    over: Run | None = None  # the last one, until the stream is opened again or the next run is asked for
 
     def has_gpu(self) -> bool:
         """Return whether a run has begun."""
@@ -92,17 +87,9 @@ class GpuSession(Session):
 class ZeroGpuEngine(Engine):
     """An `Engine` that processes the frames of a live session only while `gpu_session` runs for it.
 
-    Until a GPU session begins, frames wait, of which only the newest is kept. After it `push` raises
-    `GpuSessionOver`; after `open`, or the next `gpu_session`, the stream goes on with the last 8 frames as
-    warmup.
-
-    Args:
-        pipe: the model, in the main process.
-        capacity: how many live sessions there may be.
-        idle_seconds: a session silent for this long is closed.
-        gpu_seconds: how long a GPU session of a viewer lasts.
-        wrap: as `wrap_gpu`.
-        clock: returns seconds.
+    Until a GPU session begins, frames wait, of which only the newest is kept. It lasts `gpu_seconds`. After
+    it `push` raises `GpuSessionOver`; after `open`, or the next `gpu_session`, the stream goes on with the
+    last 8 frames as warmup.
     """
 
     needs_gpu_session = True

@@ -1,10 +1,9 @@
 """The side of the main process: a run on a lent GPU, and the stream that lives in it."""
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,26 +14,19 @@ from .channel import PipeEnd
 from .worker import Job
 
 
+@dataclass(eq=False)
 class Run:
-    """One use of a GPU, from asking for it to giving it back.
+    """One use of a GPU, from asking for it to giving it back."""
 
-    Attributes:
-        job: what its process is started with.
-        ends: when its time is over; None before it begins.
-        opened: the result of opening its first stream.
-        stop: set to have it end.
-        unreachable: set once nobody answers calls any more.
-        done: set when all is given back.
-        error: what broke it off, such as the words of `spaces` that the quota is used up.
-    """
-
-    def __init__(self, job: Job, end: PipeEnd) -> None:
-        self.job, self._end = job, end
-        self.ends: float | None = None
-        self.opened: Future[str] = Future()
-        self.stop, self.unreachable, self.done = threading.Event(), threading.Event(), threading.Event()
-        self.error: BaseException | None = None
-        self.lock = threading.Lock()  # held during a call
+    job: Job  # what its process is started with
+    pipe: PipeEnd
+    ends: float | None = None  # when its time is over; None before it begins
+    error: BaseException | None = None  # what broke it off, such as the words of `spaces` on a used up quota
+    opened: Future[str] = field(default_factory=Future)  # the result of opening its first stream
+    stop: threading.Event = field(default_factory=threading.Event)  # set to have it end
+    unreachable: threading.Event = field(default_factory=threading.Event)  # set once nobody answers calls
+    done: threading.Event = field(default_factory=threading.Event)  # set when all is given back
+    lock: threading.Lock = field(default_factory=threading.Lock)  # held during a call
 
     def over_error(self) -> StreamClosed:
         """Return the error for calls after the run: that its time is over, or why it was broken off."""
@@ -50,9 +42,9 @@ class Run:
         """
         with self.lock:
             is_over, reply = self.unreachable.is_set, None
-            if not is_over() and self._end.send(self.job.number, (name, arguments, options), is_over):
+            if not is_over() and self.pipe.send(self.job.number, (name, arguments, options), is_over):
                 while reply is None and not is_over():
-                    reply = self._end.receive(self.job.number)
+                    reply = self.pipe.receive(self.job.number)
         if reply is None:
             raise self.over_error()
         return reply

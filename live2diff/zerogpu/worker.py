@@ -23,19 +23,12 @@ ERRORS = (StreamOutOfMemory, NonFiniteError, ValueError, OSError, RuntimeError) 
 
 @dataclass(frozen=True)
 class Job:
-    """The argument of a run, pickled into its process.
+    """The argument of a run, pickled into its process."""
 
-    Attributes:
-        number: of the run, on its messages.
-        pipe: index of its pipe.
-        seconds: how long it may last.
-        is_clip: silence does not end it.
-    """
-
-    number: int
-    pipe: int
-    seconds: float
-    is_clip: bool = False
+    number: int  # of the run, on its messages
+    pipe: int  # index of its pipe
+    seconds: float  # how long it may last
+    is_clip: bool = False  # silence does not end it
 
 
 class Callee:

@@ -1,6 +1,6 @@
 """A Space in the ZeroGPU mode of the `spaces` package, with stand-ins for what is not here.
 
-tests/zerogpu/test_engine.py runs it as a program: the package's own decorator, fork, queues and emulation of
+tests/zerogpu/test_runs.py runs it as a program: the package's own decorator, fork, queues and emulation of
 CUDA, a page served by Gradio, and a scheduler that lends a GPU to everybody. The stand-ins: that scheduler's
 HTTP interface, the weights' way to the GPU, which ends on the CPU, and torch's word that it knows CUDA where
 it does not. The pipeline has a style with a LoRA. Prints what happened, as JSON.

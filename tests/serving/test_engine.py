@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from helpers.gpu_visits import Clock
+from helpers.streams import alone, assert_same, frames
 
 from live2diff.errors import EngineBusy, NonFiniteError, StreamClosed
 from live2diff.serving.engine import QUIET_SECONDS, Engine
@@ -16,21 +17,6 @@ from live2diff.streaming import steps
 from live2diff.streaming.settings import StreamSettings
 
 PATIENCE = 30.0  # seconds that a condition may take
-
-
-def frames(seed: int, count: int) -> list[np.ndarray]:
-    return list(np.random.default_rng(seed).integers(0, 256, (count, 48, 64, 3), dtype=np.uint8))
-
-
-def alone(pipe, clip: list[np.ndarray], **settings) -> list[np.ndarray]:
-    stream = pipe.stream(**settings)
-    return [out for frame in clip for out in stream.push(frame)]
-
-
-def assert_same(first: list[np.ndarray], second: list[np.ndarray]) -> None:
-    assert len(first) == len(second) > 0
-    for left, right in zip(first, second, strict=True):
-        np.testing.assert_array_equal(left, right)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_a_server_that_is_stopped_ends_soon_and_its_clip_says_that_it_was_cut(tm
 
 
 CHILD = """
-import atexit, os, signal, threading, time
+import atexit, os, signal, threading
 from live2diff.serving import event_log
 from live2diff.serving.shutdown import serve_until_stopped
 
@@ -82,12 +82,14 @@ class Page:
 atexit.register(print, "tunnel stopped")  # as Gradio does with that of --share
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 
-def stop():
-    while not callable(signal.getsignal(signal.SIGTERM)):  # until there is a handler
-        time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGTERM)
+install = signal.signal
 
-threading.Thread(target=stop, daemon=True).start()
+def install_and_stop(number, handler):
+    install(number, handler)
+    if number == signal.SIGINT and callable(handler):  # the second handler
+        os.kill(os.getpid(), signal.SIGTERM)
+
+signal.signal = install_and_stop
 event_log.configure()
 serve_until_stopped(Page(), Engine())
 """

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from urllib.parse import urlsplit
 
 import cv2
@@ -16,6 +16,7 @@ from helpers.live_socket import JPEG, SETTINGS, answer, receive, result, send_fr
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Opcode
+from websockets.protocol import Event
 from websockets.sync.client import connect
 from websockets.uri import parse_uri
 
@@ -28,6 +29,7 @@ from live2diff.ui.live_protocol import LARGEST_FRAME, decode_frame
 from live2diff.ui.live_session import RateBudget
 from live2diff.ui.live_tab import PATH, configure_sockets
 
+AT_ONCE = 1e-9  # seconds; uvicorn takes 0 for never
 HOME = {"x-forwarded-for": "8.8.8.8"}
 NOISE = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)
 LARGE = cv2.imencode(".jpg", NOISE)[1].tobytes()
@@ -59,16 +61,16 @@ def address(demo, engine, monkeypatch) -> Iterator[str]:
     wait_for(lambda: engine.stats()["streams"] == 0)
 
 
-def connect_silently(address: str) -> tuple[socket.socket, ClientProtocol]:
-    """Open a socket by hand that answers no ping and reads nothing by itself."""
+def events_of_a_silent_client(address: str) -> list[Event]:
+    """Open a socket by hand that answers no ping, and return what came until the server hung up."""
     parts = urlsplit(address)
-    connection = socket.create_connection((parts.hostname, parts.port))
     protocol = ClientProtocol(parse_uri(address))
     protocol.send_request(protocol.connect())
-    connection.sendall(b"".join(protocol.data_to_send()))
-    while not protocol.events_received():
-        protocol.receive_data(connection.recv(65536))
-    return connection, protocol
+    with socket.create_connection((parts.hostname, parts.port)) as connection:
+        connection.sendall(b"".join(protocol.data_to_send()))
+        while data := connection.recv(65536):
+            protocol.receive_data(data)
+    return protocol.events_received()
 
 
 def test_too_many_sessions_from_one_address_are_rejected_and_others_are_served(address):
@@ -114,22 +116,17 @@ def test_a_client_that_answers_no_ping_is_disconnected(demo, address, engine, mo
     with started(address) as friend:
         assert 2 * live_tab.PING_SECONDS <= 10  # when a dead network must have been noticed
         with monkeypatch.context() as patch:
-            patch.setattr(live_tab, "PING_SECONDS", 0.2)
+            patch.setattr(live_tab, "PING_SECONDS", AT_ONCE)
             configure_sockets(demo)
-            connection, protocol = connect_silently(address)
+            _, *frames = events_of_a_silent_client(address)
         configure_sockets(demo)
-        with closing(connection):
-            opcodes = []
-            while data := connection.recv(65536):
-                protocol.receive_data(data)
-                opcodes += [event.opcode for event in protocol.events_received()]
-        assert Opcode.PING in opcodes and opcodes[-1] == Opcode.CLOSE
+        assert [frame.opcode for frame in frames] == [Opcode.PING, Opcode.CLOSE]
         answer(friend, 1)
 
 
 def test_a_client_that_reads_nothing_is_cut_off(monkeypatch):
     """Fails if Gradio's server no longer lists its connections."""
-    monkeypatch.setattr(live_session, "TAKEN_SECONDS", 0.5)
+    monkeypatch.setattr(live_session, "TAKEN_SECONDS", 0.0)  # a send that has to wait is given up at once
     engine = Engine(Identity())  # its results are so large that they fill every buffer
     demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
     address = address_of(demo)
