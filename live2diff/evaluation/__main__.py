@@ -16,6 +16,7 @@ from ..benchmark.command import Record, add_options, check_options, settings_of,
 from ..cli import run_main, t_index_list_of
 from ..config import WARMUP_FRAMES
 from ..streaming.settings import StreamSettings
+from ..training import photographs
 from ..video.reader import probe, read_frames
 from .figures import DRIFT_FRAMES
 from .measure import SOURCE, TARGET, describe, evaluate_style, make_scene, measure_drift
@@ -64,6 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--strength", type=float, help="above 0 (a touch of the style) up to 1 (all of it)")
     parser.add_argument(
         "--t-index-list", type=t_index_list_of, metavar="30,36,42", help="the steps one by one"
+    )
+    parser.add_argument(
+        "--material", type=Path, help="of training.fetch, for the targets of nano's painted styles"
     )
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="write a contact sheet, .png or .jpg")
     return parser
@@ -134,6 +138,7 @@ def run(arguments: argparse.Namespace) -> None:
         ValueError, OSError: bad input; the message says what to do.
     """
     check(arguments)
+    photographs.material = arguments.material
     pipeline, settings = load(arguments.model, arguments.device), settings_of(arguments)
     names = arguments.styles
     styles = list(pipeline.styles) if names is None else [name.strip() for name in names.split(",")]

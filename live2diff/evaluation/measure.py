@@ -18,7 +18,7 @@ from ..model.vae import vae_scale_factor
 from ..pipeline import Live2DiffPipeline
 from ..streaming.images import resize
 from ..streaming.settings import StreamSettings
-from ..training.targets import TARGETS
+from ..training.targets import available_targets
 from ..video.reader import Image
 from .figures import (
     DRIFT_FRAMES,
@@ -79,7 +79,7 @@ def make_scene(pipeline: Live2DiffPipeline, frames: Iterable[Image], settings: S
         height, width, _ = frame.shape
         images.append(resize(frame, pipeline.working_size(height, width, settings.size)))
     motions = [find_motion(before, after) for before, after in pairwise(images)]
-    targets = {name: [target(image) for image in images] for name, target in TARGETS.items()}
+    targets = {name: [target(image) for image in images] for name, target in available_targets().items()}
     return Scene(
         images,
         motions,

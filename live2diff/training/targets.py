@@ -10,7 +10,7 @@ from functools import partial
 import cv2
 import numpy as np
 
-from .teachers import paint
+from .teachers import has_painter, paint
 
 
 def luminance(image: np.ndarray) -> np.ndarray:
@@ -89,3 +89,8 @@ PAINTED = {
 TARGETS: dict[str, Callable[[np.ndarray], np.ndarray]] = RULES | {
     style: partial(paint, number=number) for style, number in PAINTED.items()
 }
+
+
+def available_targets() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Return the targets that can be made: painted ones only where their teacher has been fetched."""
+    return TARGETS if has_painter() else RULES

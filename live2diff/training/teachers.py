@@ -30,6 +30,11 @@ def teacher_file(pattern: str) -> Path:
     return files[0]
 
 
+def has_painter() -> bool:
+    """Return whether there is a painter in the folder of the material."""
+    return photographs.material is not None and any((photographs.material / "teachers").glob(PAINTER))
+
+
 @cache
 def painter() -> Any:
     """Return the compiled painter; it uses one thread, as each core has a process of its own."""

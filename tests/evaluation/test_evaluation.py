@@ -29,7 +29,7 @@ from live2diff.evaluation.variants import VARIANTS, variant
 from live2diff.model.unet import StreamUNet
 from live2diff.streaming.images import resize
 from live2diff.streaming.settings import StreamSettings
-from live2diff.training.targets import TARGETS
+from live2diff.training.targets import RULES as TARGETS
 
 STYLE = next(iter(TARGETS))
 SIDE = 96
@@ -209,7 +209,7 @@ def test_an_output_without_memory_has_seen_no_other_frame(tiny_pipeline, moving)
 
 def test_a_style_without_a_target_goes_without_its_figures(tiny_pipeline, moving, monkeypatch):
     others = {name: target for name, target in TARGETS.items() if name != STYLE}
-    monkeypatch.setattr(measuring, "TARGETS", others)
+    monkeypatch.setattr(measuring, "available_targets", lambda: others)
     scene = make_scene(tiny_pipeline, moving, StreamSettings(size=32))
     found = list(evaluate_style(tiny_pipeline, scene, STYLE, StreamSettings(), ["model"], 1))
     assert [name for name, *_ in found] == ["model"]  # and no target
