@@ -46,7 +46,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         size: default working size: a frame is processed at about `size` x `size` pixels, in its own aspect.
         t_index_list: default denoising steps, as indices into `num_inference_steps` LCM steps.
         strongest_index: where a stream of full strength begins: the noisiest step the model was trained on.
-        few_step_lora: a file beside the weights, the LoRA that lets a model of many steps do with a few.
+        few_step_lora: file beside the weights: the LoRA with which a many-step model needs only a few steps.
 
     Attributes:
         styles: the presets that it has the weights for.
@@ -54,7 +54,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         runtime: computes frames in place of PyTorch's own kernels; None if those do it.
         content_filter: checks the output; None for none.
         weight_swapper: writes a style's weights; None if no style has weights of its own.
-        about: a sentence for people on which model this is.
+        about: which model this is, in a sentence for the page.
     """
 
     config: Any
@@ -184,7 +184,7 @@ class Live2DiffPipeline(DiffusionPipeline):
             self.weight_swapper.release(user)
 
     def indices(self, steps: int | None, strength: float | None) -> list[int]:
-        """Return the indices of so many denoising steps from that strength on; None: the model's own."""
+        """Return the indices of `steps` denoising steps from `strength` on; None: the model's default."""
         own, last = list(self.config.t_index_list), self.config.num_inference_steps - 1
         if steps is None and strength is None:
             return own

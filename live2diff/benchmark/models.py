@@ -1,4 +1,4 @@
-"""Open the model to measure: speed does not depend on the values of the weights, so random ones do."""
+"""Open the model to measure; random weights do, as speed does not depend on their values."""
 
 import sys
 from functools import partial

@@ -17,7 +17,7 @@ from .sessions import EngineProtocol
 
 RESERVED_SECONDS = 8.0  # how long a place is kept for a viewer who was admitted and has not opened a stream
 SILENCE_SECONDS = 10.0  # a waiting viewer who does not call `join` for this long has left the line
-NOTICE_SECONDS = 20.0  # what a viewer keeps, slice or not, from when another begins to wait for the place
+NOTICE_SECONDS = 20.0  # at least, from when another viewer begins to wait until this one must leave
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Queued:
 
 
 class WaitingLine:
-    """The line before an engine, whose `admission` it becomes. Thread-safe.
+    """Queue for the places of an engine, as its `admission`. Thread-safe.
 
     A viewer may stay for `slice_seconds` while others wait.
     """
@@ -60,7 +60,7 @@ class WaitingLine:
         self._notice = min(NOTICE_SECONDS, slice_seconds)
         self._engine = engine
         self._clock = clock
-        self._lock = threading.Lock()  # taken before the engine's own, never after it
+        self._lock = threading.Lock()  # lock order: this one first, then the engine's
         now = clock()
         self._admitted = {key: Admitted(now, now) for key in engine.session_keys()}  # longest ago first
         self._queue: dict[str, Queued] = {}  # first come first

@@ -54,11 +54,11 @@ class ClipQueue:
         self.per_address, self.most_bytes = per_address, most_bytes
         self._counts = Counts(per_address, "clips")
         self._lock = threading.Lock()
-        self._line: list[threading.Event] = []  # of those that wait for their turn or have it
+        self._line: list[threading.Event] = []  # the running clip's first, then those that wait
         self._jobs: dict[threading.Event, tuple[str, list[Path]]] = {}  # stop: (key, files read and written)
 
     def new_result(self) -> Result:
-        """Return where a result is to go; what is too old is deleted on the way."""
+        """Return a result with a new path and no frames, after deleting old files."""
         self.tidy()
         self.folder.mkdir(parents=True, exist_ok=True)
         return Result(self.folder / f"live2diff-{secrets.token_hex(8)}.mp4")
@@ -131,7 +131,7 @@ class ClipQueue:
 
     @contextmanager
     def _job(self, key: str, files: list[Path]) -> Iterator[threading.Event]:
-        """Note that a clip is here, with the files it uses; yields the event that cancels it."""
+        """Register a clip and its files while the context lasts; yield the event that cancels it."""
         stop = threading.Event()
         with self._lock:
             self._jobs[stop] = key, files
@@ -143,7 +143,7 @@ class ClipQueue:
 
     @contextmanager
     def _turn(self, ticket: threading.Event) -> Iterator[None]:
-        """Stand in line."""
+        """Keep a clip in the queue while the context lasts."""
         with self._lock:
             self._line.append(ticket)
         try:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..streaming.stream import Stream
 
 QUIET_SECONDS = 10.0  # a session silent for this long is closed when another needs its place
-CLOSE_SECONDS = 30.0  # at most: garbage collection may end a clip on the device thread, which must not wait
+CLOSE_SECONDS = 30.0  # at most: a clip may be garbage-collected on the device thread, which must not block
 
 
 class Engine:
@@ -106,7 +106,7 @@ class Engine:
         return self.submit(session, self.open_stream, session)
 
     def push(self, key: str, frame: np.ndarray, tag: Any = None) -> Future[FrameResult]:
-        """Translate a frame; one that still waits is dropped, and its future is this one's."""
+        """Queue a frame; it replaces one that still waits, and takes over its future."""
         with self.registry.lock:
             session, now = self.registry.get(key), self.registry.clock()
             former, session.last_seen = session.waiting, now
@@ -134,7 +134,7 @@ class Engine:
             return self.submit(session, self.apply_change, session, *change)
 
     def close(self, key: str) -> Future[None]:
-        """Free the stream of a key, if there is one, after the frame at hand."""
+        """Free the stream of a key, if there is one, after the frame being processed."""
         for session in self.registry.all():
             if session.key == key:
                 return self.close_session(session)
@@ -221,9 +221,9 @@ class Engine:
         return session.freed
 
     def remove(self, session: Any, reason: str, error: BaseException | None = None) -> bool:
-        """Give a session's place back; its waiting frame gets the error, or that the stream has ended.
+        """Remove a session; its waiting frame fails with `error`, by default `StreamClosed`.
 
-        Return False if that was done before; otherwise the caller has to have the stream freed.
+        Return whether it was still registered; if so, the caller must have its stream freed.
         """
         with self.registry.lock:
             if session.closed:
@@ -235,7 +235,7 @@ class Engine:
             fail(waiting.result, error or session.closed_error())
         return True
 
-    # What differs between kinds of engine, whose sessions are of kinds of their own.
+    # Overridden by engines with their own kind of session.
 
     def submit(self, session: Any, function: Callable[..., Any], *arguments: Any) -> Future:
         """Run a function on the thread of a session's stream."""
@@ -249,7 +249,7 @@ class Engine:
         """Open the stream of a clip with so many frames."""
         return self.submit(session, self.open_stream, session)
 
-    # From here on all runs on the thread of the session's stream.
+    # The methods below run on the thread of the session's stream.
 
     def new_stream(self, session: Any) -> Stream:
         """Make the stream of a session.
@@ -278,7 +278,7 @@ class Engine:
             if self.remove(session, "failed", error):
                 self.free(session)
             raise
-        # One that was warmed up from earlier frames has some in flight that nobody waits for.
+        # After a warmup from earlier frames, some are in flight that have no future.
         session.in_flight = deque([None] * (stream.frames_in - stream.frames_out))
         session.opened = session.last_seen = self.registry.clock()
         session.log("opened", **session.settings.model_dump(include={"style", "steps", "size"}))
@@ -295,7 +295,7 @@ class Engine:
             session.in_flight.clear()
 
     def free(self, session: Any) -> None:
-        """Free what a closed session has."""
+        """Free a closed session's stream, and resolve its `freed`."""
         with delivering(session.freed):
             self.close_stream(session)
             session.freed.set_result(None)
@@ -383,7 +383,7 @@ class Engine:
             return function(*arguments, **options)
         except (OutOfMemoryError, StreamOutOfMemory, NonFiniteError) as error:
             failure = self._drop(session, error)
-        raise failure  # out here: the other one's traceback holds what the memory is full of
+        raise failure  # outside `except`: the traceback of `error` keeps its tensors alive
 
     def _drop(self, session: Session, error: RuntimeError) -> RuntimeError:
         """Close a failed stream and free its memory; return the error for the client."""

@@ -1,4 +1,4 @@
-"""Limits on what one viewer may have of a server that others use too, and who counts as one viewer."""
+"""Limit sessions, clips and traffic of one viewer, and determine the address that counts as one viewer."""
 
 import ipaddress
 import os
@@ -92,7 +92,7 @@ def visitor_address(
 
 
 def public(text: str, private_too: bool = False) -> str | None:
-    """Return the address if it is one; of IPv6 the network, as a household has many addresses."""
+    """Return a valid address, public unless `private_too`; of IPv6 its /64 network; None for others."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

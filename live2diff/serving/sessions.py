@@ -1,4 +1,4 @@
-"""The sessions of an engine by key (places, silence, figures), and what the page may call of an engine."""
+"""The sessions of an engine by key (capacity, idle time, statistics), and the methods the page may call."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FrameResult:
 
 @dataclass(frozen=True, eq=False)
 class QueuedFrame:
-    """A frame that came at a time, and the future of its result."""
+    """A frame that waits, the time at which it arrived, and the future of its result."""
 
     frame: np.ndarray
     tag: Any
@@ -51,11 +51,11 @@ class Session:
     settings: StreamSettings
     last_seen: float
     is_clip: bool = False
-    stream: Stream | None = None  # or another object with its methods and attributes; None before and after
+    stream: Stream | None = None  # or an object with its methods and attributes; None unless it is open
     waiting: QueuedFrame | None = None
     result: Future[FrameResult] | None = None  # of the newest frame
-    changes: int = 0  # updates and restarts that the stream's thread has not come to
-    in_flight: deque[QueuedFrame | None] = field(default_factory=deque)  # taken in and not given back
+    changes: int = 0  # updates and restarts that are not applied yet
+    in_flight: deque[QueuedFrame | None] = field(default_factory=deque)  # pushed, without a result yet
     cache_bytes: int = 0
     opened: float = 0.0
     closed: bool = False
@@ -76,7 +76,7 @@ class Session:
         return ServerStopping() if self.reason == "stopped" else StreamClosed(GONE)
 
     def is_busy(self) -> bool:
-        """Return whether the server is at work for this session, which excuses its silence."""
+        """Return whether the server is working for this session; until it is done, silence does not count."""
         return self.stream is None or (self.result is not None and not self.result.done())
 
 

@@ -1,4 +1,4 @@
-"""A clean end: a server that is stopped lets clips finish for a while, and cuts the others short."""
+"""Stop the server cleanly: clips get time to finish; those that do not are ended and keep their frames."""
 
 import os
 import signal
@@ -9,10 +9,10 @@ from typing import Any, Protocol
 from .event_log import log_event
 from .sessions import EngineProtocol
 
-GRACE_SECONDS = 10.0  # what clips have to finish
-CUT_SECONDS = 3.0  # what those that are cut have to save their frames
-REPORT_SECONDS = 2.0  # what the page has to receive their results
-CLOSE_SECONDS = 5.0  # what the server has to close connections; after all these the process is killed
+GRACE_SECONDS = 10.0  # for clips to finish
+CUT_SECONDS = 3.0  # for clips that are ended early to save their frames
+REPORT_SECONDS = 2.0  # for the page to receive their results
+CLOSE_SECONDS = 5.0  # to close connections; after the sum of these the process is killed
 
 
 class Page(Protocol):

@@ -19,7 +19,7 @@ SIZES = (256, 320, 384, 448)
 FRAMES_A_SECOND = 16.0
 CAMERA = (480, 640, 3)
 TIMED_FRAMES = 9
-TOLERANCE = 1.25  # time grows less than the number of pixels: a size predicted to be too slow may hold
+TOLERANCE = 1.25  # time grows more slowly than the pixels: sizes predicted a little too slow are tried
 
 
 def measure_size(
@@ -29,7 +29,7 @@ def measure_size(
 ) -> tuple[int, str]:
     """Find the largest of `SIZES` at which one viewer alone gets 16 frames a second, or else the smallest.
 
-    A model whose own size is none of them keeps it. The smallest is measured, then from the largest down
+    A model with another default size keeps it. The smallest is measured, then from the largest down
     those that may be fast enough by their numbers of pixels. Returns the size, and a sentence about it.
     """
     size, *larger = SIZES

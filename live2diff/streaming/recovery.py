@@ -78,7 +78,7 @@ def recover(state: StreamState, finished: list[Frame]) -> list[Frame]:
         raise non_finite_error(state.recent[-1], finished[-1].latents)
     frames = replace_non_finite(list(state.recent))
     counts.recovered_at = counts.frames_out
-    state.cache.zero_()  # what a mask hides still counts: zero times NaN is NaN
+    state.cache.zero_()  # masked entries too: zero times NaN is NaN
     frames = renew_depth(state, frames)
     state.recent.extend(frames)
     clean = warm_up(state, frames)

@@ -1,4 +1,4 @@
-"""What one viewer's stream remembers, and what it calls of a model."""
+"""The state of one viewer's stream, and the methods that it calls of a model."""
 
 from collections import deque
 from collections.abc import Callable
@@ -83,7 +83,7 @@ class FrameCounts:
 
 @dataclass(eq=False)
 class StreamState:
-    """What one viewer's stream remembers; the functions in `steps` and `warmup` work on it."""
+    """The state of one viewer's stream; the functions in `steps` and `warmup` work on it."""
 
     pipeline: FrameModel | None  # the model; None once the stream is closed
     settings: StreamSettings

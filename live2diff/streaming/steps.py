@@ -181,8 +181,8 @@ def encode_inputs(states: Sequence[StreamState], pending: Sequence[PendingFrame]
 def denoise_step(states: Sequence[StreamState], entering: Sequence[Frame | None]) -> list[list[Frame]]:
     """Move every frame in flight on by one denoising step in one UNet call; return the finished frames.
 
-    Rows are those of a block of leases. An empty row, and one of another stream's lease in the block,
-    computes along on zeros; its count stays, so it leaves nothing in the cache.
+    The batch has all rows of a block of leases. Empty rows, and those of leases of other streams in the
+    block, are computed on zeros; their count stays, so nothing that they write to the cache is ever read.
     """
     leases = [state.lease for state in states if state.lease is not None]
     owners = {lease.index: state for lease, state in zip(leases, states, strict=True)}
@@ -233,7 +233,7 @@ def decode_outputs(states: Sequence[StreamState], finished: Sequence[list[Frame]
     of_streams = zip(decoded.split([len(own) for own in finished]), in_flight, strict=True)
     finite = torch.stack([all_finite([own, *latents]) for own, latents in of_streams])
     images = iter(download(decoded, [frame.shape for frame in frames]))
-    flags = zip(finished, finite.tolist(), strict=True)  # the device has been waited for already
+    flags = zip(finished, finite.tolist(), strict=True)  # `download` has synchronised already
     return [DecodedFrames(own, [next(images) for _ in own], fine or not own) for own, fine in flags]
 
 

@@ -19,8 +19,8 @@ from ..streaming.settings import StreamSettings
 
 FRAME = struct.Struct("<I")  # number of the frame
 # Number of the frame shown, 0 without an image; number of the newest frame taken in; microseconds from that
-# frame's arrival to this result; microseconds of them in which no earlier result was due; frames collected
-# for the warmup, 0 when it is complete.
+# frame's arrival to this result; microseconds from the later of that arrival and the previous result; frames
+# collected for the warmup, 0 when it is complete.
 RESULT = struct.Struct("<5I")
 LARGEST_FRAME = 1_000_000  # bytes; a 384-pixel frame has some 20,000
 LONGEST_SIDE = 1280  # pixels

@@ -111,14 +111,14 @@ class LiveSession:
                     self.handle_message(text)
                 else:
                     number, jpeg = parse_frame(data)
-                    if self.relay is not None:  # otherwise it was sent before the page knew that
+                    if self.relay is not None:  # else sent before the page knew that there is no stream
                         self.relay.put(CameraFrame(jpeg, number, time.monotonic()))
             except ValueError as error:
                 return await self.reject(error)
             await self.rate_budget.spend(len(data or text))
 
     async def reject(self, error: ValueError) -> None:
-        """Send an error and close the socket: the page never sends this."""
+        """Send an error and close the socket, after a message that the page never sends."""
         await self.send_json(error=str(error))
         if self.socket.application_state is WebSocketState.CONNECTED:
             await self.socket.close(1008)
@@ -199,7 +199,7 @@ class LiveSession:
     async def relay_frames(self, relay: FrameRelay) -> bool:
         """Relay frames until the stream or the turn ends; return whether to open another stream."""
         task = asyncio.create_task(relay.run())
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # may end unwatched
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # or asyncio logs it
         reason, is_over = "Your time on the GPU is over.", False
         try:
             is_over = await self.watch_turn(task)

@@ -139,7 +139,7 @@ def stage_values(
         text = explain(error)
         if isinstance(error, ClipStopped):
             state = "done" if result.frames else "empty"
-    except GeneratorExit:  # nobody reads on
+    except GeneratorExit:  # the viewer has left
         state = "closed"
         raise
     finally:

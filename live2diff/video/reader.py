@@ -262,7 +262,7 @@ class Source:
             raise ClipError(f"{self.name} is damaged: {what}. Copy or download it again.") from error
 
     def _timed(self) -> Iterator[tuple[av.VideoFrame, Fraction]]:
-        """Yield decoded frames from here on; the rate times those that the file gives no later time for."""
+        """Yield decoded frames and times; a time that is missing or not later follows from the frame rate."""
         last: Fraction | None = None
         for frame in self._decoded():
             time = Fraction(0) if last is None else last + 1 / self.rate

@@ -125,7 +125,7 @@ def base_name(part: str, name: str) -> str:
 
 
 def parts_of(pipeline: Any) -> dict[str, nn.Module]:
-    """Return the modules of a pipeline that a style may change; a tiny VAE is none of them."""
+    """Return the modules of a pipeline that a style may change; a tiny VAE is left out."""
     names = ["unet", "text_encoder", *(["vae"] if isinstance(pipeline.vae, AutoencoderKL) else [])]
     return {name: getattr(pipeline, name) for name in names}
 

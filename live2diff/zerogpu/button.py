@@ -14,7 +14,7 @@ KEY_OF_THE_PAGE = "() => [window.live2diffVisit ?? '']"
 
 
 def gpu_session_button(engine: ZeroGpuEngine) -> None:
-    """Add it, and beside it `#visit-left` with the seconds left; within `gr.Blocks`."""
+    """Add the button `#visit`, and `#visit-left` with the seconds left; within `gr.Blocks`."""
 
     def visit(key: str) -> Iterator[float | None]:
         try:

@@ -1,4 +1,4 @@
-"""The side of the main process: a run on a lent GPU, and the stream that lives in it."""
+"""In the main process: a run on a lent GPU, and calls of the stream in its process."""
 
 import threading
 from concurrent.futures import Future
@@ -21,7 +21,7 @@ class Run:
     job: Job  # what its process is started with
     pipe: PipeEnd
     ends: float | None = None  # when its time is over; None before it begins
-    error: BaseException | None = None  # what broke it off, such as the words of `spaces` on a used up quota
+    error: BaseException | None = None  # what ended it early, for example a used-up quota
     opened: Future[str] = field(default_factory=Future)  # the result of opening its first stream
     stop: threading.Event = field(default_factory=threading.Event)  # set to have it end
     unreachable: threading.Event = field(default_factory=threading.Event)  # set once nobody answers calls

@@ -1,4 +1,4 @@
-"""The side of the process that has the GPU: one run, which answers the calls that come through its pipe."""
+"""In the process that has the GPU: serve one run, answering the calls that come through its pipe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ..streaming.stream import Stream
 
 SILENCE_SECONDS = 10.0  # without a call the viewer has gone, and the GPU is given back
-ERRORS = (StreamOutOfMemory, NonFiniteError, ValueError, OSError, RuntimeError)  # that cross as what they are
+# Raised again in the main process, with their type.
+ERRORS = (StreamOutOfMemory, NonFiniteError, ValueError, OSError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Callee:
 
 
 def portable(error: Exception) -> Exception:
-    """Return an error that can be pickled, with the same words; the original may hold anything."""
+    """Return an error that can be pickled, with the same words; the original may refer to any object."""
     from torch import OutOfMemoryError  # not before there is a model: torch takes seconds
 
     if isinstance(error, OutOfMemoryError):
