@@ -1,7 +1,7 @@
 """Render the images and clips that the page shows at once, and the README's moving picture.
 
-`python -m examples.render` renders all with the nano model; `thumbnails`, `results`, `moving` render a part.
-Run it again when the model was trained again.
+`python -m examples.render` renders all with the nano model; with `thumbnails`, `overview`, `results` or
+`moving` a part. Run it again when the model was trained again.
 """
 
 import json
@@ -27,7 +27,8 @@ BUST = slice(72, 360), slice(None)
 WARM = 14  # frames before the one that is shown: the stream's cache is full by then
 RESULT_BYTES = 400_000
 QUALITIES = range(22, 40, 2)  # x264's crf, best first
-MOVING_STYLES = "pencil", "comic"
+MOVING_STYLES = "ink", "starry"
+CELL = 256, 192  # of the overview
 MOVING_SIZE = 270, 360  # of each part: width, height
 
 
@@ -59,6 +60,17 @@ def thumbnails(pipeline: Live2DiffPipeline) -> None:
     for name in pipeline.styles:
         write_image(THUMBNAILS / f"{name}.jpg", pipeline(faces, style=name)[-1], (160, 120))
         write_image(SAMPLES / f"{name}.jpg", split(busts[-1], pipeline(busts, style=name)[-1]))
+
+
+def overview(pipeline: Live2DiffPipeline) -> None:
+    """Render a frame of two clips in every style, side by side."""
+    rows = []
+    for name, part in (("admiral", BUST), ("raccoon", (slice(36, 324), slice(48, 432)))):
+        frames = [frame[part] for frame, _ in islice(read_frames(EXAMPLES / f"{name}.mp4"), WARM + 1)]
+        cells = [frames[-1], *(pipeline(frames, style=style)[-1] for style in pipeline.styles)]
+        cells = [cv2.resize(cell, CELL, interpolation=cv2.INTER_AREA) for cell in cells]
+        rows += [np.hstack(cells[: len(cells) // 2]), np.hstack(cells[len(cells) // 2 :])]
+    write_image(EXAMPLES / "results.jpg", np.vstack(rows))
 
 
 def results(pipeline: Live2DiffPipeline) -> None:
@@ -101,6 +113,6 @@ def poster(clip: Path, result: Path) -> np.ndarray:
 
 if __name__ == "__main__":
     pipeline = live2diff.load("nano")
-    for render in (thumbnails, results, moving):
+    for render in (thumbnails, overview, results, moving):
         if not sys.argv[1:] or render.__name__ in sys.argv[1:]:
             render(pipeline)
