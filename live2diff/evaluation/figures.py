@@ -64,7 +64,6 @@ def warp_error(images: Sequence[Image], motions: Sequence[Motion]) -> float:
 
     1/3 for independent uniform noise. The mean over all valid pixels of all pairs, and over the channels, of
     the absolute difference in `[0, 1]`; 0 if no pixel is valid. `motions[i]` is that of image i + 1.
-    Fooled by blur and smearing, which lower it.
     """
     total, pixels = 0.0, 0
     for (before, after), motion in zip(pairwise(images), motions, strict=True):
@@ -79,8 +78,7 @@ def depth_error(source: np.ndarray, output: np.ndarray) -> float:
     """Return the mean squared difference of two maps of inverse depth `[H, W]`, up to scale and shift.
 
     The source's is scaled to `[0, 1]`, the output's fitted to it by least squares with a scale >= 0. 0 for
-    the same shape, the variance of the source's map (about 0.1) for an unrelated or inverted one. Fooled by
-    an estimator that sees the place of a pixel rather than what is there.
+    the same shape, the variance of the source's map (about 0.1) for an unrelated or inverted one.
     """
     expected = (source - source.min()) / max(float(np.ptp(source)), 1e-6)
     expected, output = expected - expected.mean(), output - output.mean()
@@ -100,10 +98,7 @@ def find_edges(image: Image) -> np.ndarray:
 
 
 def edge_agreement(source: np.ndarray, output: np.ndarray) -> float:
-    """Correlate two maps of edges `[height, width]`: 1 for the same edges at whatever contrast.
-
-    About 0 for those of unrelated images, 0 if one has none. Fooled by a copy of the source, the best of all.
-    """
+    """Correlate two maps of edges `[height, width]`: 1 for the same at any contrast, 0 if one has none."""
     source, output = source - source.mean(), output - output.mean()
     power = float((source**2).mean() * (output**2).mean())
     return float((source * output).mean()) / power**0.5 if power > 1e-6 else 0.0
@@ -151,12 +146,10 @@ def moving_structure(
     """Return the edge agreement with the source in moving pixels, with memory over without.
 
     Maps of edges of all frames, and of some without memory by number of the frame. Below 1: ghosts and blur.
-    Fooled by a memory that draws less of the style: strokes that the source has not are counted as faults.
     """
-    masks = [moving[index] for index in alone]
+    sources, masks = ([maps[index] for index in alone] for maps in (source, moving))
     with_memory, without = (
-        mean_agreement((source[index] for index in alone), (edges[index] for index in alone), masks)
-        for edges in (output, alone)
+        mean_agreement(sources, (edges[index] for index in alone), masks) for edges in (output, alone)
     )
     return with_memory / without if with_memory is not None and without and without > 0 else None
 
@@ -164,11 +157,7 @@ def moving_structure(
 def lag(
     source: Sequence[np.ndarray], output: Sequence[np.ndarray], moving: Sequence[np.ndarray]
 ) -> int | None:
-    """Return how many frames ago, 0 to 8, the source's edges agreed best with the output's in moving pixels.
-
-    Maps of edges of all frames. Fooled by a ghost that is fainter than the image over it, and by motion that
-    returns within 8 frames or is slower than the blur of the edges.
-    """
+    """Return how many frames ago, 0 to 8, the source's edges agreed best with the output's where it moves."""
     first = WARMUP_FRAMES
     agreements = [
         mean_agreement(source[first - frames : len(source) - frames], output[first:], moving[first:]) or 0.0
@@ -183,7 +172,7 @@ def still_flicker(
     """Return the mean |difference| of successive outputs in still pixels, with memory over without.
 
     Images of all frames, and of some without memory by number of the frame; `still[i]` is of frame i + 1.
-    Below 1 the memory calms. Fooled by an output that is frozen or flat: read it beside `moving_structure`.
+    Below 1 the memory calms; read it beside `moving_structure`.
     """
     ends = [index for index in alone if index - 1 in alone]
     if sum(np.count_nonzero(still[index - 1]) for index in ends) < FEWEST_PIXELS:
@@ -198,8 +187,7 @@ def still_flicker(
 def seams(images: Sequence[Image], cell: int) -> float | None:
     """Return the mean |step| between neighbours across borders of the latent cells over that inside them.
 
-    `cell` is their side in pixels. About 1.01 for photographs. Fooled by noise or detail inside the cells,
-    and by a pattern whose steps lie beside the borders.
+    `cell` is their side in pixels. About 1.01 for photographs.
     """
     across, inside = [], []
     for image in images:
@@ -216,8 +204,7 @@ def perceptual_distance(image: Image, target: Image) -> float:
     """Return 1 - the multi-scale gradient magnitude similarity of two images: 0 for the same, below 1.
 
     With the slopes a and b (Prewitt, each channel) it is the mean of `1 - (2ab + c) / (a^2 + b^2 + c)` over
-    pixels, channels and the scales 1, 1/2, 1/4, 1/8; no network. Fooled by a wrong flat colour, which it does
-    not see, and by blur, which at the finest scale may cost less than strokes beside the target's.
+    pixels, channels and the scales 1, 1/2, 1/4, 1/8; no network.
     """
     kernel = np.array([[1, 0, -1]] * 3, np.float32) / 3
     layers, distances = [each.astype(np.float32) / 255 for each in (image, target)], []
@@ -244,10 +231,7 @@ def style_features(images: Iterable[Image]) -> np.ndarray:
 
 
 def style_distances(own: np.ndarray, references: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the mean absolute difference of features `[n, features]` from each reference's: `[n]` each.
-
-    Fooled by a tint: it sees colours and contrast of large cells, no strokes.
-    """
+    """Return the mean absolute difference of features `[n, features]` from each reference's: `[n]` each."""
     return {name: np.abs(own - reference).mean(axis=1) for name, reference in references.items()}
 
 
@@ -258,10 +242,7 @@ def colour_statistics(image: Image) -> np.ndarray:
 
 
 def change_in_percent(first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Return the relative change of each element in percent; a first value under 1/255 counts as that.
-
-    Fooled by what leaves mean and deviation of a colour as they are: shapes that dissolve.
-    """
+    """Return the relative change of each element in percent; a first value under 1/255 counts as that."""
     return 100 * (last - first) / np.maximum(first, 1 / 255)
 
 
