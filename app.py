@@ -6,8 +6,6 @@ Importing this loads no model, except on ZeroGPU. `build(engine)` makes the page
 a model and serves the page for it.
 """
 
-from __future__ import annotations
-
 try:
     import spaces  # noqa: F401 - on a Space with ZeroGPU it must be imported before torch
 except ImportError:
@@ -150,10 +148,8 @@ def start_engine(options: argparse.Namespace) -> Engine:
     Raises:
         ValueError, OSError: as `load_model`, or the GPU has not enough memory for one viewer.
     """
-    advice = (
-        "Close other programs that use the GPU, or take --small-memory or a smaller model (--model nano)."
-    )
-    with explain_out_of_memory(advice):
+    advice = "Close other programs that use the GPU, or take --small-memory or a smaller model"
+    with explain_out_of_memory(f"{advice} (--model nano)."):
         pipe = load_model(options)
         from torch import int8  # loaded with the model; before, it takes seconds
 
@@ -172,19 +168,14 @@ def build_parser() -> argparse.ArgumentParser:
     """Create the parser of the command line."""
     parser = argparse.ArgumentParser(description="Serve the page.")
     add_pipeline_options(parser)
-    parser.add_argument("--host", help="address to listen on; 0.0.0.0 for all (default: this machine only)")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
-    parser.add_argument("--share", action="store_true", help="make a public link through Gradio's tunnel")
-    parser.add_argument("--mcp", action="store_true", help="serve the endpoints as MCP tools as well")
-    parser.add_argument(
-        "--streams",
-        type=number_or_auto,
-        metavar="N|auto",
-        help="live viewers at once (default: as many as fit into a GPU's memory, up to 8; on a CPU 4)",
-    )
-    parser.add_argument(
-        "--small-memory", action="store_true", help="on a GPU, half the memory per viewer: more fit"
-    )
+    add = parser.add_argument
+    add("--host", help="address to listen on; 0.0.0.0 for all (default: this machine only)")
+    add("--port", type=int, help="default: the first free one from 7860 on")
+    add("--share", action="store_true", help="make a public link through Gradio's tunnel")
+    add("--mcp", action="store_true", help="serve the endpoints as MCP tools as well")
+    streams = "live viewers at once (default: as many as fit into a GPU's memory, up to 8; on a CPU 4)"
+    add("--streams", type=number_or_auto, metavar="N|auto", help=streams)
+    add("--small-memory", action="store_true", help="on a GPU, half the memory per viewer: more fit")
     numbers = (
         ("--visits-per-address", int, DEFAULT_LIMITS.visits, "live sessions from one address at once"),
         ("--clips-per-address", int, DEFAULT_LIMITS.clips, "clips from one address, waiting ones included"),
@@ -192,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("--grace-seconds", float, GRACE_SECONDS, "time for clips to finish when the server is stopped"),
     )
     for name, kind, default, text in numbers:
-        parser.add_argument(name, type=kind, default=default, help=f"{text} (default: %(default)s)")
+        add(name, type=kind, default=default, help=f"{text} (default: %(default)s)")
     return parser
 
 
@@ -212,9 +203,8 @@ def run(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the page; return the exit code."""
-    return run_main(
-        build_parser(), run, [*operator_options(), *sys.argv[1:]] if arguments is None else arguments
-    )
+    arguments = [*operator_options(), *sys.argv[1:]] if arguments is None else arguments
+    return run_main(build_parser(), run, arguments)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,6 @@ from .video.translate import Progress, translate
 from .video.writer import check_target, even
 
 SECONDS_BETWEEN_LINES = 5.0  # of progress, where the output is no terminal
-OPTIONAL = (
-    "style",
-    "prompt",
-    "seed",
-    "steps",
-    "strength",
-    "t_index_list",
-    "depth_every",
-    "similar_frame_skip",
-)
 
 
 def scene_cut_of(text: str) -> float | None:
@@ -66,8 +56,7 @@ def sizes(
         return None, None
     if isinstance(size, int):
         scale = size / math.sqrt(info.width * info.height)
-        frame = even(max(2, round(info.width * scale))), even(max(2, round(info.height * scale)))
-        return frame, size
+        return (even(max(2, round(info.width * scale))), even(max(2, round(info.height * scale)))), size
     width, height = even(size[0]), even(size[1])
     return (width, height), (height, width)
 
@@ -90,16 +79,13 @@ def show(steps: Iterator[Progress]) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Translate the clip.
-
-    Raises:
-        ValueError, OSError, NonFiniteError: with a message for the user.
-    """
+    """Translate the clip; ValueError, OSError and NonFiniteError have a message for the user."""
     started = time.monotonic()
     check_target(options.source, options.target)
     frame_size, working_size = sizes(options.size, probe(options.source))
-    given = {name: value for name in OPTIONAL if (value := getattr(options, name)) is not None}
-    settings = StreamSettings(**given, scene_cut=options.scene_cut, size=working_size)
+    names = StreamSettings.model_fields.keys() & vars(options).keys()
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    settings = StreamSettings(**given | {"scene_cut": options.scene_cut, "size": working_size})
     with explain_out_of_memory("Try a smaller --size or fewer --steps."):
         pipe = load_model(options)  # takes seconds, so everything else is checked before
         with closing(pipe.stream(settings)) as stream:

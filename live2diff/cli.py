@@ -27,15 +27,10 @@ def run_main(
     run: Callable[[argparse.Namespace], None],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Parse the arguments, run, and return the exit code.
+    """Parse the arguments (by default those of this process), run, and return the exit code.
 
-    Args:
-        parser: its `prog` begins every message.
-        run: raises ValueError, OSError or NonFiniteError with a message for the user.
-        arguments: of the command line; by default those of this process.
-
-    Returns:
-        0 on success, 2 for bad input or a failure that has a message, 130 when interrupted.
+    It is 0 on success, 2 for bad input or a ValueError, OSError or NonFiniteError, whose message is printed
+    behind the parser's `prog`, 130 when interrupted.
     """
     options = parser.parse_args(arguments)
     try:
@@ -100,40 +95,25 @@ def operator_options() -> list[str]:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `load_model` reads."""
-    parser.add_argument(
-        "--model", default="auto", help="auto, nano, live2diff, a folder or a Hub name (default: %(default)s)"
-    )
-    parser.add_argument("--style", help="name of a style, for example pencil; a wrong name lists all")
-    parser.add_argument("--styles", metavar="FILE", help="a JSON file with more styles")
-    parser.add_argument(
-        "--lora",
-        dest="loras",
-        action="append",
-        type=lora_of,
-        default=[],
-        metavar="FILE:WEIGHT",
-        help="a LoRA for every style; may be given several times",
-    )
-    parser.add_argument(
-        "--checkpoints",
-        default="models",
-        metavar="FOLDER",
-        help="folder of the files that styles name (default: %(default)s)",
-    )
-    parser.add_argument("--eager", action="store_true", help="do not compile the model: slower")
-    parser.add_argument(
-        "--safety-checker",
-        action=argparse.BooleanOptionalAction,
-        help="blur what the safety checker flags (default: on a Space, with the full model)",
-    )
+    add = parser.add_argument
+    model_help = "auto, nano, live2diff, a folder or a Hub name (default: %(default)s)"
+    add("--model", default="auto", help=model_help)
+    add("--style", help="name of a style, for example pencil; a wrong name lists all")
+    add("--styles", metavar="FILE", help="a JSON file with more styles")
+    lora_help = "a LoRA for every style; may be given several times"
+    lora: dict[str, Any] = {"dest": "loras", "action": "append", "default": [], "metavar": "FILE:WEIGHT"}
+    add("--lora", type=lora_of, help=lora_help, **lora)
+    files_help = "folder of the files that styles name (default: %(default)s)"
+    add("--checkpoints", default="models", metavar="FOLDER", help=files_help)
+    add("--eager", action="store_true", help="do not compile the model: slower")
+    checker_help = "blur what the safety checker flags (default: on a Space, with the full model)"
+    add("--safety-checker", action=argparse.BooleanOptionalAction, help=checker_help)
 
 
 def load_model(options: argparse.Namespace, **settings: Any) -> Live2DiffPipeline:
-    """Load the pipeline that the options name, with progress on standard error.
+    """Load the pipeline that the options of `add_model_options` name, with progress on standard error.
 
-    Args:
-        options: as `add_model_options` declares them.
-        settings: arguments of `loading.load` that override the options.
+    `settings` are arguments of `loading.load` that override the options.
 
     Raises:
         ValueError, OSError: as `loading.load` and `styles.read_styles`.

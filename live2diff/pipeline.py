@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
 from .model.attention import Window
@@ -47,14 +47,6 @@ class Live2DiffPipeline(DiffusionPipeline):
         t_index_list: default denoising steps, as indices into `num_inference_steps` LCM steps.
         strongest_index: where a stream of full strength begins: the noisiest step the model was trained on.
         few_step_lora: file beside the weights: the LoRA with which a many-step model needs only a few steps.
-
-    Attributes:
-        styles: the presets that it has the weights for.
-        default_style: the style of streams that name none.
-        runtime: computes frames in place of PyTorch's own kernels; None if those do it.
-        content_filter: checks the output; None for none.
-        weight_swapper: writes a style's weights; None if no style has weights of its own.
-        about: which model this is, in a sentence for the page.
     """
 
     config: Any
@@ -80,12 +72,13 @@ class Live2DiffPipeline(DiffusionPipeline):
         few_step_lora: str | None = None,
     ) -> None:
         super().__init__()
+        # The presets that it has the weights for, and that of streams that name none.
         self.styles: dict[str, Style] = {n: style for n, style in STYLES.items() if not style.has_weights}
         self.default_style: str | None = None
-        self.weight_swapper: WeightSwapper | None = None
-        self.runtime: FrameRuntime | None = None
-        self.content_filter: ContentFilter | None = None
-        self.about = ""
+        self.weight_swapper: WeightSwapper | None = None  # None if no style has weights of its own
+        self.runtime: FrameRuntime | None = None  # computes frames in place of PyTorch's own kernels
+        self.content_filter: ContentFilter | None = None  # checks the output
+        self.about = ""  # a sentence for people on which model this is
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -113,11 +106,9 @@ class Live2DiffPipeline(DiffusionPipeline):
         """Open a viewer's stream.
 
         Args:
-            settings: the settings of the stream; None for the default ones.
-            cache_dtype: `torch.int8` or `torch.float8_e4m3fn` for a cache in 8 bits; None for one in the
-                precision of the weights.
-            pools: holds the caches of several streams, so that they can be pushed together; None for a cache
-                of its own.
+            settings: None for the default ones.
+            cache_dtype: `torch.int8` or `torch.float8_e4m3fn`; None for the precision of the weights.
+            pools: of the caches of streams that are pushed together; None for a cache of its own.
             **changes: fields of `StreamSettings` that replace those of `settings`.
 
         Raises:
@@ -235,7 +226,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         """Return the tokenizer's input; unpaired surrogates, which JSON can hold, become question marks."""
         return self.preset(style).prompt(prompt).encode("utf-8", "replace").decode()
 
-    def tokenize(self, style: str | None, prompt: str) -> torch.Tensor:
+    def tokenize(self, style: str | None, prompt: str) -> Tensor:
         """Tokenize a style and the viewer's words to `[1, 77]`; words beyond 77 tokens have no effect.
 
         Raises:
@@ -250,7 +241,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         ).input_ids
 
     @torch.no_grad()
-    def encode_prompt(self, style: str | None, prompt: str) -> torch.Tensor:
+    def encode_prompt(self, style: str | None, prompt: str) -> Tensor:
         """Encode a style and the viewer's words to prompt embeddings `[tokens, dim]`.
 
         Raises:
@@ -268,12 +259,12 @@ class Live2DiffPipeline(DiffusionPipeline):
         return str(self.tokenizer.decode(tokens[self.tokenizer.model_max_length - 2 :])).strip()
 
     @torch.no_grad()
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         """Encode images `[n, 3, height, width]` in `[-1, 1]` to scaled latents `[n, C, h, w]`."""
         return self.runtime.encode(images) if self.runtime else encode(self.vae, images)
 
     @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: Tensor) -> Tensor:
         """Decode scaled latents `[n, C, h, w]` to images `[n, 3, height, width]` in about `[-1, 1]`.
 
         Images that the content filter objects to are hidden.
@@ -282,26 +273,18 @@ class Live2DiffPipeline(DiffusionPipeline):
         return images if self.content_filter is None else self.content_filter(images)
 
     @torch.no_grad()
-    def inverse_depth(self, images: torch.Tensor) -> torch.Tensor:
+    def inverse_depth(self, images: Tensor) -> Tensor:
         """Estimate depth as `model.depth.inverse_depth`."""
         if self.runtime:
             return self.runtime.inverse_depth(images)
         return inverse_depth(self.depth_estimator, images)
 
     @torch.no_grad()
-    def predict(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        depth_latents: torch.Tensor,
-        window: Window,
-        cache: KVCache,
-    ) -> torch.Tensor:
-        """Run the UNet as `StreamUNet.forward`."""
-        runtime = self.runtime
-        predict = runtime.predict if runtime is not None and runtime.takes(window, cache) else self.unet
-        return predict(sample, timestep, prompt_embeds, depth_latents, window, cache)
+    def predict(self, *inputs: Any) -> Tensor:
+        """Run the UNet on the inputs of `StreamUNet.forward`, the window and the cache last."""
+        if self.runtime and self.runtime.takes(*inputs[-2:]):
+            return self.runtime.predict(*inputs)
+        return self.unet(*inputs)
 
 
 def to_channels_last(*modules: nn.Module) -> None:

@@ -35,51 +35,30 @@ def build_parser() -> argparse.ArgumentParser:
         description="Measures each style of a model on clips, with all its parts and without some, and the "
         "styles' targets beside it. Prints a table; the last line is JSON with everything.",
     )
-    parser.add_argument("clips", metavar="CLIP", nargs="+", type=Path, help="a video: mp4, webm, mov, ...")
-    parser.add_argument(
-        "--model", default="auto", help="nano, live2diff, a folder or a Hub name (default: %(default)s)"
-    )
+    add = parser.add_argument
+    add("clips", metavar="CLIP", nargs="+", type=Path, help="a video: mp4, webm, mov, ...")
+    add("--model", default="auto", help="nano, live2diff, a folder or a Hub name (default: %(default)s)")
     add_options(parser)
-    parser.add_argument("--styles", metavar="A,B", help="which styles (default: all of the model)")
-    parser.add_argument("--prompt", default="", help="what the clip shows, in words")
-    parser.add_argument(
-        "--frames", type=int, default=64, metavar="N", help="frames of each clip (default: 64)"
-    )
-    parser.add_argument(
-        "--drift",
-        type=int,
-        default=600,
-        metavar="N",
-        help="measure drift over N frames, 0 for not at all; takes longer than all the rest (default: 600)",
-    )
-    parser.add_argument(
-        "--moments",
-        type=int,
-        default=6,
-        metavar="N",
-        help="compare at N moments of a clip with streams of their own, each as much work as 16 frames; 0: "
-        "measure neither moving nor still (default: %(default)s)",
-    )
-    parser.add_argument("--quick", action="store_true", help="the model as it is only, no drift")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--strength", type=float, help="above 0 (a touch of the style) up to 1 (all of it)")
-    parser.add_argument(
-        "--t-index-list", type=t_index_list_of, metavar="30,36,42", help="the steps one by one"
-    )
-    parser.add_argument(
-        "--material", type=Path, help="of training.fetch, for the targets of nano's painted styles"
-    )
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="write a contact sheet, .png or .jpg")
+    add("--styles", metavar="A,B", help="which styles (default: all of the model)")
+    add("--prompt", default="", help="what the clip shows, in words")
+    moments = "compare at N moments of a clip with streams of their own, each as much work as 16 frames"
+    for name, default, text in (
+        ("--frames", 64, "frames of each clip"),
+        ("--drift", 600, "measure drift over N frames, 0 for not at all; takes longer than all the rest"),
+        ("--moments", 6, f"{moments}; 0: measure neither moving nor still"),
+    ):
+        add(name, type=int, default=default, metavar="N", help=f"{text} (default: {default})")
+    add("--quick", action="store_true", help="the model as it is only, no drift")
+    add("--seed", type=int, default=0)
+    add("--strength", type=float, help="above 0 (a touch of the style) up to 1 (all of it)")
+    add("--t-index-list", type=t_index_list_of, metavar="30,36,42", help="the steps one by one")
+    add("--material", type=Path, help="of training.fetch, for the targets of nano's painted styles")
+    add("--sheet", type=Path, metavar="FILE", help="write a contact sheet, .png or .jpg")
     return parser
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Check what can be checked before the model is loaded.
-
-    Raises:
-        ValueError: names the option and what is possible.
-        OSError: a clip cannot be read.
-    """
+    """Check what can be checked before the model is loaded; ValueError or OSError for bad input."""
     for name, value, least in (
         ("--frames", arguments.frames, FEWEST_FRAMES),
         ("--drift", arguments.drift or SHORTEST_DRIFT, SHORTEST_DRIFT),
@@ -132,11 +111,7 @@ def row_label(style: str, variant: str) -> str:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure and print.
-
-    Raises:
-        ValueError, OSError: bad input; the message says what to do.
-    """
+    """Measure and print; ValueError or OSError for bad input."""
     check(arguments)
     photographs.material = arguments.material
     pipeline, settings = load(arguments.model, arguments.device), settings_of(arguments)

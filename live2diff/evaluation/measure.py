@@ -20,28 +20,8 @@ from ..streaming.images import resize
 from ..streaming.settings import StreamSettings
 from ..training.targets import available_targets
 from ..video.reader import Image
-from .figures import (
-    DRIFT_FRAMES,
-    Motion,
-    change_in_percent,
-    colour_statistics,
-    depth_error,
-    edge_agreement,
-    find_edges,
-    find_motion,
-    find_moving,
-    find_still,
-    lag,
-    moving_structure,
-    perceptual_distance,
-    seams,
-    still_flicker,
-    style_distances,
-    style_features,
-    there_and_back,
-    warp_error,
-)
-from .variants import VARIANTS, variant
+from . import figures
+from .variants import variant
 
 TARGET = "target"  # the variant without a model: the style's target, frame by frame
 SOURCE = "source"
@@ -49,27 +29,16 @@ SOURCE = "source"
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip at the working size, and all that its outputs are compared with.
-
-    Attributes:
-        images: the frames.
-        motions: of each frame but the first.
-        moving: the moving pixels of each frame.
-        still: the still pixels of each frame but the first.
-        depths: inverse depth of each frame.
-        edges: of each frame.
-        targets: each style's targets of the frames, for the styles that have one.
-        features: of the targets and, under "source", of the frames themselves.
-    """
+    """A clip at the working size, and all that its outputs are compared with, frame by frame."""
 
     images: list[Image]
-    motions: list[Motion]
-    moving: list[np.ndarray]
-    still: list[np.ndarray]
-    depths: list[np.ndarray]
+    motions: list[figures.Motion]  # of each frame but the first
+    moving: list[np.ndarray]  # which pixels move
+    still: list[np.ndarray]  # which pixels are still in each frame but the first
+    depths: list[np.ndarray]  # inverse depth
     edges: list[np.ndarray]
-    targets: dict[str, list[Image]]
-    features: dict[str, np.ndarray]
+    targets: dict[str, list[Image]]  # of the styles that have one
+    features: dict[str, np.ndarray]  # of the targets and, under "source", of the frames themselves
 
 
 def make_scene(pipeline: Live2DiffPipeline, frames: Iterable[Image], settings: StreamSettings) -> Scene:
@@ -78,17 +47,17 @@ def make_scene(pipeline: Live2DiffPipeline, frames: Iterable[Image], settings: S
     for frame in frames:  # all of the size of the first
         height, width, _ = frame.shape
         images.append(resize(frame, pipeline.working_size(height, width, settings.size)))
-    motions = [find_motion(before, after) for before, after in pairwise(images)]
+    motions = [figures.find_motion(before, after) for before, after in pairwise(images)]
     targets = {name: [target(image) for image in images] for name, target in available_targets().items()}
     return Scene(
         images,
         motions,
-        moving=find_moving(images),
-        still=list(map(find_still, images, images[1:], motions)),
+        moving=figures.find_moving(images),
+        still=list(map(figures.find_still, images, images[1:], motions)),
         depths=find_depths(pipeline, images),
-        edges=[find_edges(image) for image in images],
+        edges=[figures.find_edges(image) for image in images],
         targets=targets,
-        features={name: style_features(of) for name, of in {**targets, SOURCE: images}.items()},
+        features={name: figures.style_features(of) for name, of in {**targets, SOURCE: images}.items()},
     )
 
 
@@ -104,24 +73,23 @@ def find_depths(pipeline: Live2DiffPipeline, images: Iterable[Image]) -> list[np
 
 def mean_depth_error(pipeline: Live2DiffPipeline, scene: Scene, images: Iterable[Image]) -> float:
     """Average the depth error of images that belong to the frames of a scene."""
-    return fmean(map(depth_error, scene.depths, find_depths(pipeline, images)))
+    return fmean(map(figures.depth_error, scene.depths, find_depths(pipeline, images)))
 
 
 def describe(pipeline: Live2DiffPipeline, scene: Scene) -> Record:
     """Measure the scene itself, to compare its outputs with.
 
-    The mirrored source stands for another image of the kind: where the depth error of an output comes near
-    to that of the mirrored source, the output has kept no depth, or the estimator sees none.
+    An output whose depth error comes near to that of the mirrored source has kept no depth.
     """
     mirrored = (image[:, ::-1].copy() for image in scene.images)
     return {
         "frames": len(scene.images),
         "size": list(scene.images[0].shape[:2]),
-        "warp_error": warp_error(scene.images, scene.motions),
+        "warp_error": figures.warp_error(scene.images, scene.motions),
         "valid_share": fmean(float(motion.valid.mean()) for motion in scene.motions),
         "moving_share": float(np.mean(scene.moving[WARMUP_FRAMES:])),
         "still_share": float(np.mean(scene.still)),
-        "seams": seams(scene.images, vae_scale_factor(pipeline.vae)),
+        "seams": figures.seams(scene.images, vae_scale_factor(pipeline.vae)),
         "mirrored_depth_error": mean_depth_error(pipeline, scene, mirrored),
     }
 
@@ -138,26 +106,25 @@ def measure(
     `alone` holds outputs without memory by number of the frame. Figures that need what is not there are None,
     those that compare with targets left out for a style without one.
     """
-    alone, edges = alone or {}, [find_edges(output) for output in outputs]
-    figures = {
-        "warp_error": warp_error(outputs, scene.motions),
+    alone, edges = alone or {}, [figures.find_edges(output) for output in outputs]
+    edges_alone = {index: figures.find_edges(image) for index, image in alone.items()}
+    record: Record = {
+        "warp_error": figures.warp_error(outputs, scene.motions),
         "depth_error": mean_depth_error(pipeline, scene, outputs),
-        "edge_agreement": fmean(map(edge_agreement, scene.edges, edges)),
-        "moving_structure": moving_structure(
-            scene.edges, edges, {index: find_edges(image) for index, image in alone.items()}, scene.moving
-        ),
-        "still_flicker": still_flicker(outputs, alone, scene.still),
-        "lag": lag(scene.edges, edges, scene.moving),
-        "seams": seams(outputs, vae_scale_factor(pipeline.vae)),
+        "edge_agreement": fmean(map(figures.edge_agreement, scene.edges, edges)),
+        "moving_structure": figures.moving_structure(scene.edges, edges, edges_alone, scene.moving),
+        "still_flicker": figures.still_flicker(outputs, alone, scene.still),
+        "lag": figures.lag(scene.edges, edges, scene.moving),
+        "seams": figures.seams(outputs, vae_scale_factor(pipeline.vae)),
     }
     if style not in scene.targets:
-        return figures
-    distances = style_distances(style_features(outputs), scene.features)
+        return record
+    distances = figures.style_distances(figures.style_features(outputs), scene.features)
     nearest = np.array(list(distances))[np.argmin(list(distances.values()), axis=0)]  # [frames]
     means = {name: float(distance.mean()) for name, distance in distances.items()}
     nearest_on_average = min(means, key=means.__getitem__)
-    return figures | {
-        "perceptual_distance": fmean(map(perceptual_distance, outputs, scene.targets[style])),
+    return record | {
+        "perceptual_distance": fmean(map(figures.perceptual_distance, outputs, scene.targets[style])),
         "style_distance": means[style],
         "own_style_nearest": float(nearest_on_average == style),
         "own_style_frames": float((nearest == style).mean()),
@@ -205,8 +172,8 @@ def evaluate_style(
     scene: Scene,
     style: str,
     settings: StreamSettings,
-    variants: Iterable[str] = VARIANTS,
-    moments: int = 6,
+    variants: Iterable[str],
+    moments: int,
 ) -> Iterator[tuple[str, Record, list[Image]]]:
     """Yield each variant's name, figures and outputs; those of the model with `seconds_per_frame`.
 
@@ -218,10 +185,10 @@ def evaluate_style(
         seconds: list[float] = []
         with variant(pipeline, name):
             outputs = list(translate(pipeline, scene.images, settings, seconds))
-        figures = measure(pipeline, scene, style, outputs, alone)
+        record = measure(pipeline, scene, style, outputs, alone)
         if name == "model":
-            figures["seconds_per_frame"] = median(seconds)
-        yield name, figures, outputs
+            record["seconds_per_frame"] = median(seconds)
+        yield name, record, outputs
     if style in scene.targets:
         outputs = scene.targets[style]
         yield TARGET, measure(pipeline, scene, style, outputs), outputs
@@ -236,15 +203,15 @@ def measure_drift(
     and deviation of each channel are averaged over the 32 frames of each, and compared.
     """
     settings = settings.updated(style=style, size=scene.images[0].shape[:2])
-    order = there_and_back(len(scene.images), at_least)
+    order = figures.there_and_back(len(scene.images), at_least)
     first: list[np.ndarray] = []
-    last: deque[np.ndarray] = deque(maxlen=DRIFT_FRAMES)
+    last: deque[np.ndarray] = deque(maxlen=figures.DRIFT_FRAMES)
     outputs = translate(pipeline, (scene.images[index] for index in order), settings, [])
     for number, output in enumerate(outputs):
-        last.append(colour_statistics(output))
-        if WARMUP_FRAMES <= number < WARMUP_FRAMES + DRIFT_FRAMES:
+        last.append(figures.colour_statistics(output))
+        if WARMUP_FRAMES <= number < WARMUP_FRAMES + figures.DRIFT_FRAMES:
             first.append(last[-1])
-    change = change_in_percent(np.mean(first, axis=0), np.mean(last, axis=0))  # [2, 3]
+    change = figures.change_in_percent(np.mean(first, axis=0), np.mean(last, axis=0))  # [2, 3]
     return {
         "frames": len(order),
         "mean_percent": change[0].tolist(),

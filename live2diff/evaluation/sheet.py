@@ -20,12 +20,7 @@ FONT_SIZE = 14
 
 
 class Sheet:
-    """Collects images clip by clip, row by row.
-
-    Args:
-        labels: of the rows, from the top; a row without images is left out.
-        clips: the number of clips to come.
-    """
+    """Collect images of so many clips, by clip and by row: `labels` from the top; empty rows are left out."""
 
     def __init__(self, labels: Sequence[str], clips: int):
         self.titles: list[str] = []
@@ -44,11 +39,7 @@ class Sheet:
             self.rows[label] += [images[index] for index in self._indices(len(images))] + slices
 
     def save(self, path: Path) -> None:
-        """Write the sheet as PNG or JPEG.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Write the sheet as PNG or JPEG."""
         font = ImageFont.load_default(FONT_SIZE)
         rows = {label: images for label, images in self.rows.items() if images}
         margin = max(round(font.getlength(label)) for label in rows) + 16

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers.models.attention import FeedForward
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import POSITIONS, RECENT_FRAMES, TEMPORAL_HEADS, WARMUP_FRAMES, WINDOW
@@ -19,19 +19,12 @@ from .kv_cache import KVCache, Pieces
 
 @dataclass(frozen=True)
 class Window:
-    """Which frames attend to which in one call, and at which position (paper, section 4.2).
+    """Which frames attend to which in one call, and at which position (paper, section 4.2)."""
 
-    Attributes:
-        mask: bool `[B or 1, Q, K]`, true where frame q sees frame k.
-        positions: int64 `[B or 1, Q, K]` in `[0, 16)`, the position of frame k as frame q sees it.
-        own: int64 `[B or 1, Q]`, the position of frame q itself.
-        slots: int64 `[B or 1, Q]`, where the cache keeps frame q; unused without a cache.
-    """
-
-    mask: torch.Tensor
-    positions: torch.Tensor
-    own: torch.Tensor
-    slots: torch.Tensor
+    mask: Tensor  # bool `[B or 1, Q, K]`, true where frame q sees frame k
+    positions: Tensor  # int64 `[B or 1, Q, K]` in `[0, 16)`, the position of frame k as frame q sees it
+    own: Tensor  # int64 `[B or 1, Q]`, the position of frame q itself
+    slots: Tensor  # int64 `[B or 1, Q]`, where the cache keeps frame q; unused without a cache
 
     @property
     def frames(self) -> int:
@@ -64,13 +57,10 @@ class Window:
         return Window(mask[None], positions[None], index[None], index[None])
 
     @staticmethod
-    def stream(count: torch.Tensor) -> "Window":
-        """Return the window of one new frame per row of a cache.
+    def stream(count: Tensor) -> "Window":
+        """Return the window of a new frame in each row of a cache, after `count` `[B]` (int64) others.
 
         Slots 8-15 are a ring. Entries stay where they were written; their positions slide as they age.
-
-        Args:
-            count: int64 `[B]`, how many frames each row has streamed before.
         """
         slot = torch.arange(WINDOW, device=count.device)
         write = WARMUP_FRAMES + count % RECENT_FRAMES
@@ -82,39 +72,23 @@ class Window:
         return Window(mask[:, None], positions[:, None], own[:, None], write[:, None])
 
 
-def positional_table(channels: int) -> torch.Tensor:
+def positional_table(channels: int) -> Tensor:
     """Return the sinusoid of base 10000, float32 `[24, channels]`: sine on even channels, cosine on odd."""
-    position = torch.arange(POSITIONS)[:, None]
     frequency = torch.exp(torch.arange(0, channels, 2) * (-math.log(10000.0) / channels))
-    table = torch.zeros(POSITIONS, channels)
-    table[:, 0::2] = torch.sin(position * frequency)
-    table[:, 1::2] = torch.cos(position * frequency)
-    return table
+    angle = torch.arange(POSITIONS)[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
 
 
 def attend(
-    query: torch.Tensor,
-    keys: Pieces,
-    values: Pieces,
-    position_key: torch.Tensor,
-    position_value: torch.Tensor,
-    mask: torch.Tensor,
-) -> torch.Tensor:
-    """Attend from several frames to K frames.
+    query: Tensor, keys: Pieces, values: Pieces, position_key: Tensor, position_value: Tensor, mask: Tensor
+) -> Tensor:
+    """Attend from Q frames, `query` `[B, Q, P, C]` (scaled), to K frames: `[B, Q, P, C]`.
 
-    Args:
-        query: `[B, Q, P, C]`, scaled.
-        keys: of K frames in all.
-        values: of the same.
-        position_key: what the frames' positions add to the keys for each query, `[B, Q, K, C]`.
-        position_value: the same of the values.
-        mask: bool `[B or 1, Q, K]`.
-
-    Returns:
-        `[B, Q, P, C]`.
+    `position_key` and `position_value` are what the positions of the K frames add to keys and values for each
+    query, `[B, Q, K, C]`; `mask` is bool `[B or 1, Q, K]`.
     """
 
-    def heads(tensor: torch.Tensor) -> torch.Tensor:
+    def heads(tensor: Tensor) -> Tensor:
         return tensor.unflatten(-1, (TEMPORAL_HEADS, -1))
 
     key, value = torch.cat(keys, dim=1), torch.cat(values, dim=1)
@@ -127,13 +101,8 @@ def attend(
 
 
 def attend_once(
-    query: torch.Tensor,
-    keys: Pieces,
-    values: Pieces,
-    position_key: torch.Tensor,
-    position_value: torch.Tensor,
-    mask: torch.Tensor,
-) -> torch.Tensor:
+    query: Tensor, keys: Pieces, values: Pieces, position_key: Tensor, position_value: Tensor, mask: Tensor
+) -> Tensor:
     """Do the same as `attend` for Q = 1, in passes over the cache in its own layout.
 
     For a single query, P x H products of a row and a matrix of 16 columns take a CPU longer. Positions are
@@ -164,7 +133,7 @@ class TemporalAttention(nn.Module):
     pe`: the cache holds `Wx`, and `W pe`, small and the same for all pixels, is added here.
     """
 
-    positions: torch.Tensor
+    positions: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -174,7 +143,7 @@ class TemporalAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
         self.register_buffer("positions", positional_table(channels), persistent=False)
 
-    def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
+    def forward(self, x: Tensor, window: Window, cache: KVCache | None, layer: int) -> Tensor:
         """Attend from `x`, `[B, Q, P, C]`; `layer` is this attention's number in the cache."""
         query = self.to_q(x + self.positions[window.own][:, :, None])
         query = query * (query.shape[-1] // TEMPORAL_HEADS) ** -0.5
@@ -199,7 +168,7 @@ class TemporalTransformerBlock(nn.Module):
         self.ff = FeedForward(channels, activation_fn="geglu")
         self.ff_norm = nn.LayerNorm(channels)
 
-    def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
+    def forward(self, x: Tensor, window: Window, cache: KVCache | None, layer: int) -> Tensor:
         """Transform `x`, `[B, Q, P, C]`, with attentions `layer` and `layer + 1` of the cache."""
         for offset, (attention, norm) in enumerate(zip(self.attention_blocks, self.norms, strict=True)):
             x = x + attention(norm(x), window, cache, layer + offset)
@@ -218,7 +187,7 @@ class TemporalTransformer(nn.Module):
         nn.init.zeros_(self.proj_out.weight)  # before training, a motion module changes nothing
         nn.init.zeros_(self.proj_out.bias)
 
-    def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
+    def forward(self, x: Tensor, window: Window, cache: KVCache | None, layer: int) -> Tensor:
         """Transform `x`, `[B * Q, C, h, w]`, with attentions `layer` and `layer + 1` of the cache."""
         y = self.norm(x).permute(0, 2, 3, 1)  # as it is in memory, channels last
         y = self.proj_in(y.flatten(1, 2).unflatten(0, (-1, window.frames)))  # [B, Q, P, C]
@@ -234,6 +203,6 @@ class MotionModule(nn.Module):
         super().__init__()
         self.temporal_transformer = TemporalTransformer(channels, groups)
 
-    def forward(self, x: torch.Tensor, window: Window, cache: KVCache | None, layer: int) -> torch.Tensor:
+    def forward(self, x: Tensor, window: Window, cache: KVCache | None, layer: int) -> Tensor:
         """Attend from `x`, `[B * Q, C, h, w]`, with attentions `layer` and `layer + 1` of the cache."""
         return self.temporal_transformer(x, window, cache, layer)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 from transformers import DPTForDepthEstimation
 
@@ -20,10 +21,10 @@ class DepthRange:
     that widens slowly would clamp what comes near to one flat surface.
     """
 
-    low: torch.Tensor | None = None
-    high: torch.Tensor | None = None
+    low: Tensor | None = None
+    high: Tensor | None = None
 
-    def normalise(self, depth: torch.Tensor) -> torch.Tensor:
+    def normalise(self, depth: Tensor) -> Tensor:
         """Move the range towards inverse depth `[frames, h, w]` and scale that to `[-1, 1]`."""
         low, high = depth.amin(), depth.amax()
         if self.low is not None and self.high is not None:
@@ -39,14 +40,14 @@ class DepthRange:
         return ((depth - low) / span).clamp(0, 1) * 2 - 1
 
 
-def inverse_depth(estimator: DPTForDepthEstimation, frames: torch.Tensor) -> torch.Tensor:
+def inverse_depth(estimator: DPTForDepthEstimation, frames: Tensor) -> Tensor:
     """Estimate inverse depth `[n, H, W]` of `[n, 3, h, w]` in `[-1, 1]`, at the estimator's size."""
     size: Any = estimator.config.image_size
     pixels = functional.interpolate(frames, (size, size), mode="bilinear", antialias=False)
     return estimator(pixels.to(estimator.dtype)).predicted_depth.float()
 
 
-def depth_pictures(depth: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def depth_pictures(depth: Tensor, size: tuple[int, int]) -> Tensor:
     """Convert normalised depth `[frames, H, W]` to images `[frames, 3, h, w]` of `size`, for the VAE."""
     images = functional.interpolate(depth[:, None], size, mode="bilinear", antialias=False)
     return images.expand(-1, 3, -1, -1)

@@ -1,35 +1,28 @@
 """The cache of keys and values of every temporal attention."""
 
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 
 from ..config import TEMPORAL_HEADS, WINDOW
 
-Pieces = list[torch.Tensor]  # each `[B, frames, P, C]`; separate in memory, one after the other along K
+Pieces = list[Tensor]  # each `[B, frames, P, C]`; separate in memory, one after the other along K
 
 
+@dataclass(eq=False)
 class KVCache:
     """Keys and values of every temporal attention of a UNet, for the denoising steps of some streams.
 
     Keys and values are kept without their positions. A row's entry for the frame it is about to stream is
     either empty or the oldest one, which that frame evicts: so whatever a row writes before `count` moves on
-    is never seen.
-
-    Attributes:
-        keys, values: for each attention, in the order of the forward pass, `[B, 16, P, C]`; in the precision
-            of the UNet, or in 8 bits with `scales`.
-        count: int64 `[B]`, frames streamed since the warmup.
-        scales: for each attention, factors of the stored keys and values, bfloat16 `[B, 16, 2, P, H]`; None
-            if they are not in 8 bits.
+    is never seen. The lists have an entry for each attention, in the order of the forward pass.
     """
 
-    def __init__(
-        self,
-        keys: list[torch.Tensor],
-        values: list[torch.Tensor],
-        count: torch.Tensor,
-        scales: list[torch.Tensor] | None = None,
-    ) -> None:
-        self.keys, self.values, self.count, self.scales = keys, values, count, scales
+    keys: list[Tensor]  # `[B, 16, P, C]`, in the precision of the UNet, or in 8 bits with `scales`
+    values: list[Tensor]  # as `keys`
+    count: Tensor  # int64 `[B]`, frames streamed since the warmup
+    scales: list[Tensor] | None = None  # of 8-bit keys and values, bfloat16 `[B, 16, 2, P, H]`
 
     @staticmethod
     def empty(
@@ -37,7 +30,7 @@ class KVCache:
     ) -> "KVCache":
         """Return a cache of zeros; `shapes` is `(P, C)` for each attention."""
 
-        def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(rows, *shape, dtype=dtype, device=device)
 
         keys, values = (
@@ -47,7 +40,7 @@ class KVCache:
         return KVCache(keys, values, zeros(dtype=torch.int64), scaled if dtype.itemsize == 1 else None)
 
     @property
-    def tensors(self) -> list[torch.Tensor]:
+    def tensors(self) -> list[Tensor]:
         """All tensors; the first dimension is the row."""
         return [*self.keys, *self.values, *(self.scales or ()), self.count]
 
@@ -84,9 +77,7 @@ class KVCache:
         for tensor in self.tensors:
             tensor.zero_()
 
-    def write(
-        self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
-    ) -> tuple[Pieces, Pieces]:
+    def write(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> tuple[Pieces, Pieces]:
         """Store `[B, Q, P, C]` at `slots`; return all keys and values of attention number `layer`."""
         rows = torch.arange(len(key), device=key.device)[:, None]
         keys, values = self.keys[layer], self.values[layer]
@@ -110,7 +101,7 @@ class KVCache:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
-def grown(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+def grown(tensor: Tensor, rows: int) -> Tensor:
     """Return the tensor with rows of zeros behind it, up to so many rows."""
     if len(tensor) >= rows:
         return tensor
@@ -119,12 +110,8 @@ def grown(tensor: torch.Tensor, rows: int) -> torch.Tensor:
     return larger
 
 
-def scaled_down(entries: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantise entries `[B, Q, P, C]` to 8 bits, with a scale for each head at each pixel.
-
-    Returns:
-        The entries, and their scales, bfloat16 `[B, Q, P, H]`.
-    """
+def scaled_down(entries: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Quantise entries `[B, Q, P, C]` to 8 bits; return them and their scales, bfloat16 `[B, Q, P, H]`."""
     largest = torch.iinfo(dtype).max if dtype == torch.int8 else torch.finfo(dtype).max
     heads = entries.float().unflatten(-1, (TEMPORAL_HEADS, -1))
     scale = (heads.abs().amax(dim=-1) / largest).clamp(min=1e-30).bfloat16()
@@ -132,7 +119,7 @@ def scaled_down(entries: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor
     return (scaled.round() if dtype == torch.int8 else scaled).to(dtype), scale
 
 
-def scaled_up(stored: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def scaled_up(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Undo `scaled_down`, up to rounding."""
     heads = stored.to(dtype).unflatten(-1, (TEMPORAL_HEADS, -1))
     return (heads * scale.to(dtype)[..., None]).flatten(-2)

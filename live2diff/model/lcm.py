@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
+from torch import Tensor
 
 from ..config import MAX_DENOISING_STEPS
 
@@ -16,21 +17,16 @@ SIGMA_DATA = 0.5  # of LCM's boundary condition
 class Schedule:
     """The denoising steps of a stream, noisiest first; tensors `[steps]`, float32 or, for timesteps, int64.
 
-    Attributes:
-        timesteps: in `[0, 1000)`, decreasing.
-        sqrt_alpha_bar, sqrt_one_minus_alpha_bar: factors of clean latents and noise at each timestep.
-        x0_from_sample, x0_from_output: clean latents are the noised ones times the first plus the model's
-            output times the second, whatever the model predicts.
-        skip, out: LCM's boundary scalings c_skip and c_out.
+    Clean latents are the noised ones times `x0_from_sample` plus the model's output times `x0_from_output`.
     """
 
-    timesteps: torch.Tensor
-    sqrt_alpha_bar: torch.Tensor
-    sqrt_one_minus_alpha_bar: torch.Tensor
-    x0_from_sample: torch.Tensor
-    x0_from_output: torch.Tensor
-    skip: torch.Tensor
-    out: torch.Tensor
+    timesteps: Tensor  # in `[0, 1000)`, decreasing
+    sqrt_alpha_bar: Tensor  # factor of clean latents at each timestep
+    sqrt_one_minus_alpha_bar: Tensor  # factor of the noise
+    x0_from_sample: Tensor
+    x0_from_output: Tensor
+    skip: Tensor  # LCM's boundary scalings c_skip and c_out
+    out: Tensor
 
     @property
     def steps(self) -> int:
@@ -45,9 +41,7 @@ class Schedule:
 def build_scheduler(prediction_type: str = "epsilon") -> LCMScheduler:
     """Build Stable Diffusion's noise schedule, but linear, as the published model was trained (section 5).
 
-    Args:
-        prediction_type: what the model predicts: "epsilon", the noise; "sample", the clean latents; or
-            "v_prediction".
+    A model predicts "epsilon", the noise; "sample", the clean latents; or "v_prediction".
     """
     return LCMScheduler(
         beta_start=0.00085,
@@ -76,20 +70,14 @@ def make_schedule(scheduler: LCMScheduler, timesteps: list[int]) -> Schedule:
     alpha_bar = scheduler.alphas_cumprod[visited].double()
     scaled = visited.double() * scheduler.config["timestep_scaling"]
     alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    x0_from_sample, x0_from_output = {
+    x0_factors = {
         "epsilon": (1 / alpha, -sigma / alpha),
         "sample": (0 * alpha, 1 + 0 * alpha),
         "v_prediction": (alpha, -sigma),
     }[scheduler.config["prediction_type"]]
-    return Schedule(
-        timesteps=visited,
-        sqrt_alpha_bar=alpha.float(),
-        sqrt_one_minus_alpha_bar=sigma.float(),
-        x0_from_sample=x0_from_sample.float(),
-        x0_from_output=x0_from_output.float(),
-        skip=(SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)).float(),
-        out=(scaled / (scaled**2 + SIGMA_DATA**2).sqrt()).float(),
-    )
+    skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
+    out = scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
+    return Schedule(visited, *(factor.float() for factor in (alpha, sigma, *x0_factors, skip, out)))
 
 
 def concatenate(schedules: list[Schedule]) -> Schedule:
@@ -125,14 +113,12 @@ def spread_indices(first: int, last: int, steps: int) -> list[int]:
     return [int(index) for index in np.linspace(first, last, steps).round()]
 
 
-def per_row(factor: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+def per_row(factor: Tensor, latents: Tensor) -> Tensor:
     """Shape `[rows]` to multiply `[rows, C, h, w]`, in its precision and on its device."""
     return factor.to(latents).view(-1, *[1] * (latents.ndim - 1))
 
 
-def add_noise(
-    schedule: Schedule, step: int | slice, latents: torch.Tensor, noise: torch.Tensor
-) -> torch.Tensor:
+def add_noise(schedule: Schedule, step: int | slice, latents: Tensor, noise: Tensor) -> Tensor:
     """Noise clean `latents`, `[rows, C, h, w]`, to denoising step `step` (a slice: one step a row)."""
     alpha, sigma = (
         per_row(torch.atleast_1d(factor[step]), latents)
@@ -141,9 +127,7 @@ def add_noise(
     return alpha * latents + sigma * noise
 
 
-def denoise(
-    schedule: Schedule, step: int | slice, sample: torch.Tensor, model_output: torch.Tensor
-) -> torch.Tensor:
+def denoise(schedule: Schedule, step: int | slice, sample: Tensor, model_output: Tensor) -> Tensor:
     """Make one LCM step: return the clean latents, `[rows, C, h, w]`, that the model's output stands for."""
     x0_from_sample, x0_from_output, skip, out = (
         per_row(torch.atleast_1d(factor[step]), sample)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 - from_pretrained looks for it here
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -32,7 +32,7 @@ class DepthMapping(nn.Module):
         for parameter in self.conv_out.parameters():  # before training, depth changes nothing
             nn.init.zeros_(parameter)
 
-    def forward(self, depth_latents: torch.Tensor) -> torch.Tensor:
+    def forward(self, depth_latents: Tensor) -> Tensor:
         """Map `[rows, in_channels, h, w]` to `[rows, out_channels, h, w]`."""
         x = functional.silu(self.conv_in(depth_latents))
         for block in self.blocks:
@@ -47,10 +47,10 @@ def layers_of(block: Any) -> Iterator[tuple[nn.Module, nn.Module | None, nn.Modu
     return zip(block.resnets, attentions, motions, strict=True)
 
 
-def run_module(block: Any, module: nn.Module, *inputs: Any) -> torch.Tensor:
+def run_module(block: Any, module: nn.Module, *inputs: Any) -> Tensor:
     """Run a module of a block, with gradient checkpointing if the block has it turned on."""
     if torch.is_grad_enabled() and block.gradient_checkpointing:
-        return cast(torch.Tensor, checkpoint(module, *inputs, use_reentrant=False))
+        return cast(Tensor, checkpoint(module, *inputs, use_reentrant=False))
     return module(*inputs)
 
 
@@ -147,14 +147,14 @@ class StreamUNet(UNet2DConditionModel):
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - a window and a cache in place of options
         self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        depth_latents: torch.Tensor | None,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        depth_latents: Tensor | None,
         window: Window | None,
         cache: KVCache | None = None,
-    ) -> torch.Tensor:
-        """Predict the noise, or what the scheduler's `prediction_type` says.
+    ) -> Tensor:
+        """Predict the noise, or what the scheduler's `prediction_type` says: `[B * Q, C, height, width]`.
 
         Args:
             sample: latents `[B * Q, C, height, width]`, the Q frames of a clip or stream next to each other.
@@ -163,9 +163,6 @@ class StreamUNet(UNet2DConditionModel):
             depth_latents: `[B * Q, C, height, width]`, or None to go without depth.
             window: which frames attend to which, with Q `frames`; None leaves the motion modules out.
             cache: with B rows, to warm up or to stream; None to train.
-
-        Returns:
-            `[B * Q, C, height, width]`.
         """
         layers = iter(range(0, 1000, 2))  # number of each motion module's first attention in the cache
         embedding = self.time_embedding(self.get_time_embed(sample, timestep))
@@ -202,11 +199,6 @@ class StreamUNet(UNet2DConditionModel):
 
 # diffusers reads the configuration's entries off this signature.
 _stock = inspect.signature(UNet2DConditionModel.__init__)
-StreamUNet.__init__.__signature__ = _stock.replace(
-    parameters=[
-        *_stock.parameters.values(),
-        inspect.Parameter("depth_channels", inspect.Parameter.KEYWORD_ONLY, default=DEPTH_CHANNELS),
-        inspect.Parameter("motion_module_resolutions", inspect.Parameter.KEYWORD_ONLY, default=RESOLUTIONS),
-        inspect.Parameter("motion_module_last_only", inspect.Parameter.KEYWORD_ONLY, default=False),
-    ]
-)
+_own = inspect.signature(StreamUNet.__init__).parameters.values()
+_entries = [*_stock.parameters.values(), *(entry for entry in _own if entry.kind is entry.KEYWORD_ONLY)]
+StreamUNet.__init__.__signature__ = _stock.replace(parameters=_entries)

@@ -2,9 +2,9 @@
 
 import math
 
-import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from torch import Tensor
 from torch.nn import functional
 
 VAE = AutoencoderTiny | AutoencoderKL
@@ -21,15 +21,15 @@ def vae_scale_factor(vae: VAE) -> int:
     return patch_side(vae) * 2 ** (len(channels) - 1)
 
 
-def encode(vae: VAE, images: torch.Tensor) -> torch.Tensor:
+def encode(vae: VAE, images: Tensor) -> Tensor:
     """Encode images `[n, 3, height, width]` in `[-1, 1]` to scaled latents `[n, C, h, w]`."""
     patches = functional.pixel_unshuffle(images.to(vae.dtype), patch_side(vae))
     encoded = vae.encode(patches, return_dict=False)[0]
-    latents = encoded if isinstance(encoded, torch.Tensor) else encoded.mode()  # of a distribution
+    latents = encoded if isinstance(encoded, Tensor) else encoded.mode()  # of a distribution
     return latents * vae.config["scaling_factor"]
 
 
-def decode(vae: VAE, latents: torch.Tensor) -> torch.Tensor:
+def decode(vae: VAE, latents: Tensor) -> Tensor:
     """Decode scaled latents `[n, C, h, w]` to images `[n, 3, height, width]` in `[-1, 1]`, not clamped."""
     patches = vae.decode(latents.to(vae.dtype) / vae.config["scaling_factor"], return_dict=False)[0]
     return functional.pixel_shuffle(patches, patch_side(vae))

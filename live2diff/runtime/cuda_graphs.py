@@ -7,14 +7,15 @@ weights are written in place, so a style or a prompt captures nothing again. Non
 yet; `pytest -m gpu tests/runtime/test_cuda_graphs.py` is what to run first.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..model.attention import Window
 from ..model.depth import inverse_depth
@@ -28,7 +29,7 @@ MOST_GRAPHS = 64  # blocks of 1, 2, 4, 8 streams at every offset, for a few size
 TRIAL_FRAMES = 12
 LARGEST_DIFFERENCE = 2.0  # grey levels on average, between frames of eager code and of the graphs
 
-Function = Callable[..., torch.Tensor]
+Function = Callable[..., Tensor]
 
 
 @dataclass
@@ -36,10 +37,10 @@ class CapturedGraph:
     """A function of tensors, captured with the inputs that it reads and the output that it writes."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: list[torch.Tensor]
-    output: torch.Tensor
+    inputs: list[Tensor]
+    output: Tensor
 
-    def replay(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def replay(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Compute the function of other inputs of the same shapes."""
         for own, other in zip(self.inputs, inputs, strict=True):
             own.copy_(other)
@@ -59,8 +60,8 @@ class GraphCache:
         return len(self._graphs)
 
     def __call__(
-        self, name: str, function: Function, *inputs: torch.Tensor, state: Sequence[torch.Tensor] = ()
-    ) -> torch.Tensor:
+        self, name: str, function: Function, *inputs: Tensor, state: Sequence[Tensor] = ()
+    ) -> Tensor:
         """Compute `function(*inputs)`, which also reads and writes the tensors in `state`.
 
         A graph knows state by its address alone: it serves all that lies at the same addresses in the same
@@ -78,7 +79,7 @@ class GraphCache:
         self._graphs.move_to_end(key)
         return self._graphs[key].replay(inputs)
 
-    def _capture(self, function: Function, inputs: list[torch.Tensor]) -> CapturedGraph:
+    def _capture(self, function: Function, inputs: list[Tensor]) -> CapturedGraph:
         current, side, graph = torch.cuda.current_stream(), self._side_stream, torch.cuda.CUDAGraph()
         side.wait_stream(current)
         with torch.cuda.stream(side):
@@ -100,21 +101,23 @@ class CudaRuntime:
     def __init__(self, pipeline: Live2DiffPipeline, compiled: bool = True):
         vae, depth_estimator = pipeline.vae, pipeline.depth_estimator
         self.graphs = GraphCache()
-        prepare = compile_for_each_shape if compiled else lambda function: function
+        # Compiled for each shape without graphs, which are made here.
+        options = {"dynamic": False, "mode": "max-autotune-no-cudagraphs", "recompile_limit": MOST_GRAPHS}
+        prepare: Any = partial(torch.compile, **options) if compiled else lambda function: function
         self._encode = prepare(lambda images: encode(vae, images))
         self._decode = prepare(lambda latents: decode(vae, latents))
         self._depth = prepare(lambda images: inverse_depth(depth_estimator, images))
         self._predict = prepare(pipeline.unet.forward)
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         """As `Live2DiffPipeline.encode`."""
         return self._padded("encode", self._encode, images)
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: Tensor) -> Tensor:
         """As `Live2DiffPipeline.decode`, without the content filter."""
         return self._padded("decode", self._decode, latents)
 
-    def inverse_depth(self, images: torch.Tensor) -> torch.Tensor:
+    def inverse_depth(self, images: Tensor) -> Tensor:
         """As `Live2DiffPipeline.inverse_depth`."""
         return self._padded("depth", self._depth, images)
 
@@ -126,37 +129,23 @@ class CudaRuntime:
         """Free the graphs captured so far."""
         self.graphs = GraphCache()  # a memory pool that no graph uses any more cannot be captured into
 
-    def predict(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        depth_latents: torch.Tensor,
-        window: Window,
-        cache: KVCache,
-    ) -> torch.Tensor:
+    def predict(self, *inputs: Any) -> Tensor:
         """As `StreamUNet.forward`; the window is that of the cache's count, read again at each replay."""
+        *tensors, _, cache = inputs
 
-        def step(*inputs: torch.Tensor) -> torch.Tensor:
-            return self._predict(*inputs, Window.stream(cache.count), cache)
+        def step(*tensors: Tensor) -> Tensor:
+            return self._predict(*tensors, Window.stream(cache.count), cache)
 
-        inputs = (sample, timestep, prompt_embeds, depth_latents)
-        return self.graphs("predict", step, *inputs, state=cache.tensors)
+        return self.graphs("predict", step, *tensors, state=cache.tensors)
 
-    def _padded(self, name: str, function: Function, batch: torch.Tensor) -> torch.Tensor:
+    def _padded(self, name: str, function: Function, batch: Tensor) -> Tensor:
         return self.graphs(name, function, pad_batch(batch))[: len(batch)]
 
 
-def pad_batch(batch: torch.Tensor) -> torch.Tensor:
+def pad_batch(batch: Tensor) -> Tensor:
     """Repeat the last row up to 1, 2, 4, 8, ... rows: each number of rows is a graph of its own."""
     missing = (1 << (len(batch) - 1).bit_length()) - len(batch)
     return torch.cat([batch, *[batch[-1:]] * missing]) if missing else batch
-
-
-def compile_for_each_shape(function: Function) -> Function:
-    """Compile without graphs, which are made here."""
-    options = {"dynamic": False, "mode": "max-autotune-no-cudagraphs", "recompile_limit": MOST_GRAPHS}
-    return torch.compile(function, **options)
 
 
 def accelerate(

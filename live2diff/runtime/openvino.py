@@ -5,8 +5,6 @@ the processor can. `accelerate` traces the graphs once for a model and keeps the
 compiled, in about a second, for each working size and number of steps. The warmup is left to PyTorch.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -20,10 +18,12 @@ from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import openvino as ov
 import torch
 from huggingface_hub import constants
+from torch import Tensor
 
 from ..model.attention import Window
 from ..model.depth import inverse_depth
@@ -52,7 +52,7 @@ class CompiledPart:
         self._lock = threading.Lock()
         self._request = lru_cache(MOST_SHAPES)(self._compile)
 
-    def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Compute the outputs, compiling first if the shapes are new."""
         tensors = [ov.Tensor(tensor.contiguous().numpy(), shared_memory=True) for tensor in inputs]
         with self._lock:
@@ -77,19 +77,18 @@ class CompiledPart:
 class OpenVINORuntime:
     """The parts of a model, compiled: a pipeline that has it as `runtime` calls it for each frame."""
 
-    def __init__(self, folder: Path):
-        """Read the graphs that `write_graphs` made."""
+    def __init__(self, folder: Path):  # which `write_graphs` made
         self._parts = {file.stem: CompiledPart(file) for file in folder.glob("*.xml")}
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         """As `Live2DiffPipeline.encode`."""
         return self._parts["encode"](images)[0]
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: Tensor) -> Tensor:
         """As `Live2DiffPipeline.decode`, without the content filter."""
         return self._parts["decode"](latents)[0]
 
-    def inverse_depth(self, images: torch.Tensor) -> torch.Tensor:
+    def inverse_depth(self, images: Tensor) -> Tensor:
         """As `Live2DiffPipeline.inverse_depth`."""
         return self._parts["depth"](images)[0]
 
@@ -102,25 +101,16 @@ class OpenVINORuntime:
         for part in self._parts.values():
             part.forget()
 
-    def predict(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        depth_latents: torch.Tensor,
-        window: Window,
-        cache: KVCache,
-    ) -> torch.Tensor:
-        """As `StreamUNet.forward`; the new keys and values are written to `cache`."""
-        prediction, *written = self._parts["denoise"](
-            sample, timestep, prompt_embeds, depth_latents, cache.count, *entries_of(cache)
-        )
+    def predict(self, *inputs: Any) -> Tensor:
+        """As `StreamUNet.forward`; the new keys and values are written to the cache."""
+        *tensors, window, cache = inputs
+        prediction, *written = self._parts["denoise"](*tensors, cache.count, *entries_of(cache))
         for layer, (key, value) in enumerate(zip(written[::2], written[1::2], strict=True)):
             cache.write(layer, key, value, window.slots)
         return prediction
 
 
-def entries_of(cache: KVCache) -> list[torch.Tensor]:
+def entries_of(cache: KVCache) -> list[Tensor]:
     """Return key, value, key, ... of each attention, as the UNet's graph takes them."""
     return [tensor for pair in zip(cache.keys, cache.values, strict=True) for tensor in pair]
 
@@ -184,17 +174,16 @@ def write_graphs(pipeline: Live2DiffPipeline, ranges: Ranges, folder: Path) -> N
     cache = pipeline.unet.new_cache(1, latents.shape[2], latents.shape[3])
     embeds, timestep = pipeline.encode_prompt("", "")[None], torch.tensor([1])
     inputs = (latents, timestep, embeds, latents.clone(), cache.count, *entries_of(cache))
-    vae, depth_estimator = pipeline.vae, pipeline.depth_estimator
     examples = {
-        "encode": (TracedPart("vae", vae, encode), images),
-        "decode": (TracedPart("vae", vae, decode), latents),
-        "depth": (TracedPart("depth_estimator", depth_estimator, inverse_depth), images[:1]),
-        "denoise": (TracedPart("unet", pipeline.unet, denoising_step), *inputs),
+        "encode": ("vae", encode, images),
+        "decode": ("vae", decode, latents),
+        "depth": ("depth_estimator", inverse_depth, images[:1]),
+        "denoise": ("unet", denoising_step, *inputs),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="openvino-unfinished-", dir=folder.parent) as unfinished:
-        for name, (part, *example) in examples.items():
-            graph = trace(part, *example)
+        for name, (part, function, *example) in examples.items():
+            graph = trace(TracedPart(part, getattr(pipeline, part), function), *example)
             simplify_group_norms(graph)
             quantise(graph, ranges)
             ov.save_model(graph, Path(unfinished) / "graphs" / f"{name}.xml", compress_to_fp16=False)

@@ -5,17 +5,15 @@ ranges are measured once, at the end of training, and shipped as a file; the lay
 chosen by how much finished clips flicker (NOTES.md). That is 20 lines, no dependency, the same everywhere.
 """
 
-from __future__ import annotations
-
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import openvino as ov
 import torch
 from openvino import opset13 as operations
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import WINDOW
 from ..model.attention import Window
@@ -32,31 +30,25 @@ class TracedPart(nn.Module):
         self.add_module(name, module)
         self._name, self._function = name, function
 
-    def forward(self, *inputs: torch.Tensor) -> Any:
+    def forward(self, *inputs: Tensor) -> Any:
         """Call `function(module, *inputs)`."""
         return self._function(self.get_submodule(self._name), *inputs)
 
 
 class ReadOnlyCache:
-    """A cache that collects new entries instead of storing them: a graph that wrote to it would copy it.
+    """A cache that collects new entries instead of storing them: a graph that wrote to it would copy it."""
 
-    Attributes:
-        written: key, value, key, ... of the new frame, for each attention, `[B, 1, P, C]`.
-    """
-
-    def __init__(self, entries: tuple[torch.Tensor, ...]):
+    def __init__(self, entries: Sequence[Tensor]):
         self._entries = entries  # key, value, key, ... of each attention, `[B, 16, P, C]`
-        self.written: list[torch.Tensor] = []
+        self.written: list[Tensor] = []  # the same of the new frame, `[B, 1, P, C]`
 
-    def write(
-        self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
-    ) -> tuple[Pieces, Pieces]:
+    def write(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> tuple[Pieces, Pieces]:
         """Return the past entries with the new one as a 17th beside them."""
         self.written += [key, value]
         return [self._entries[2 * layer], key], [self._entries[2 * layer + 1], value]
 
     @staticmethod
-    def window(count: torch.Tensor) -> Window:
+    def window(count: Tensor) -> Window:
         """`Window.stream` with the new frame as the 17th entry; the entry that it will evict is masked."""
         stream = Window.stream(count)
         evicted = torch.arange(WINDOW) == stream.slots[:, :, None]
@@ -68,23 +60,15 @@ class ReadOnlyCache:
         )
 
 
-def denoising_step(
-    unet: nn.Module,
-    sample: torch.Tensor,
-    timestep: torch.Tensor,
-    prompt_embeds: torch.Tensor,
-    depth_latents: torch.Tensor,
-    count: torch.Tensor,
-    *entries: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
+def denoising_step(unet: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
     """Run the UNet for one new frame a row: the prediction, then the keys and values to be written."""
+    sample, timestep, prompt_embeds, depth_latents, count, *entries = inputs
     cache = ReadOnlyCache(entries)
-    window = ReadOnlyCache.window(count)
-    prediction = unet(sample, timestep, prompt_embeds, depth_latents, window, cache)
+    prediction = unet(sample, timestep, prompt_embeds, depth_latents, cache.window(count), cache)
     return prediction, *cache.written
 
 
-def trace(part: TracedPart, *example: torch.Tensor) -> ov.Model:
+def trace(part: TracedPart, *example: Tensor) -> ov.Model:
     """Convert a part to a graph for inputs of any size."""
     with warnings.catch_warnings():
         # Tracing warns at each comparison of sizes; here they come out the same for all sizes.
@@ -122,12 +106,8 @@ def simplify_group_norms(graph: ov.Model) -> None:
     graph.validate_nodes_and_infer_types()
 
 
-def quantise(graph: ov.Model, ranges: Ranges) -> int:
-    """Round inputs and weights of the layers in `ranges` to 8 bits; return the number of these layers.
-
-    Processors with the instructions for it then compute them in 8 bits.
-    """
-    quantised = 0
+def quantise(graph: ov.Model, ranges: Ranges) -> None:
+    """Round inputs and weights of the layers in `ranges` to 8 bits, for processors that compute in them."""
     for node in graph.get_ordered_ops():
         # `unet.conv_in` of `__module.unet.conv_in/aten::_convolution/Convolution`
         name = node.get_friendly_name().split("/")[0].removeprefix("__module.")
@@ -141,6 +121,4 @@ def quantise(graph: ov.Model, ranges: Ranges) -> int:
         largest = values.max(axis=tuple(range(1, values.ndim)), keepdims=True).clip(1e-8).astype(np.float32)
         rounded = operations.fake_quantize(weight, -largest, largest, -largest, largest, 255)
         node.input(1).replace_source_output(rounded.output(0))
-        quantised += 1
     graph.validate_nodes_and_infer_types()
-    return quantised

@@ -1,20 +1,15 @@
 """How many viewers a device has room for, measured on it."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ..config import WARMUP_FRAMES
 from ..errors import LimitReached
-
-if TYPE_CHECKING:
-    from ..pipeline import Live2DiffPipeline
-    from ..streaming.stream import Stream
+from ..pipeline import Live2DiffPipeline
+from ..streaming.stream import Stream
 
 MOST_VIEWERS = 8
 CPU_VIEWERS = 4
@@ -23,22 +18,16 @@ SPARE = 0.1  # of the free memory: other frame sizes, fragments, a display on th
 
 @dataclass(frozen=True)
 class Room:
-    """The number of viewers that there is room for, and why, in a sentence.
-
-    Attributes:
-        cache_bytes: what the caches of all live streams may take together; None where it was not measured.
-    """
+    """The number of viewers that there is room for, and why, in a sentence."""
 
     viewers: int
     reason: str
-    cache_bytes: float | None = None
+    cache_bytes: float | None = None  # that live streams may take together; None where it was not measured
 
     def __post_init__(self) -> None:
         """Check the number."""
         if self.viewers < 1:
-            raise ValueError(
-                f"capacity is {self.viewers}, but the engine needs room for one stream at least."
-            )
+            raise ValueError(f"capacity is {self.viewers}; the engine needs room for one stream at least.")
 
     def __str__(self) -> str:
         return self.reason
@@ -90,13 +79,10 @@ def measure_room(pipe: Live2DiffPipeline, cache_dtype: torch.dtype | None = None
 
 
 def share(free: int, cache: int, working: int, steps: int) -> Room:
-    """Divide `free` bytes among viewers.
+    """Divide the `free` bytes of a device among viewers.
 
-    Args:
-        free: bytes of the device.
-        cache: bytes of the cache of one stream with `steps` denoising steps; one more is kept for a clip.
-        working: bytes that the 8 rows of a warmup take while they are processed.
-        steps: rows of a stream.
+    A stream's cache of `steps` rows takes `cache` bytes; one more is kept for a clip. The 8 rows of a warmup
+    take `working` bytes while they are processed.
     """
     usable = (1 - SPARE) * free - cache - working
     a_viewer = cache + working * steps / WARMUP_FRAMES

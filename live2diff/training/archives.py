@@ -35,11 +35,7 @@ def matching(entries: list[tuple[str, int, Any]], pattern: str) -> Iterator[tupl
 
 
 def unpack(path: Path, pattern: str) -> dict[str, bytes]:
-    """Return the files of a .deb, .whl or .tgz whose paths match the pattern.
-
-    Raises:
-        ValueError: One of them is larger than `LARGEST_FILE`.
-    """
+    """Return the files of a .deb, .whl or .tgz whose paths match; ValueError for one over `LARGEST_FILE`."""
     if path.suffix == ".whl":
         with zipfile.ZipFile(path) as file:
             entries = [(entry.filename, entry.file_size, entry) for entry in file.infolist()]
@@ -52,11 +48,7 @@ def unpack(path: Path, pattern: str) -> dict[str, bytes]:
 
 
 def unpack_bundle(data: bytes) -> dict[str, bytes]:
-    """Return the files of a Qt resource bundle (.rcc), by path.
-
-    Raises:
-        ValueError: It is not a bundle.
-    """
+    """Return the files of a Qt resource bundle (.rcc), by path; ValueError for another file."""
     magic, version, nodes, contents, names = struct.unpack_from(">4s4I", data)
     if magic != b"qres":
         raise ValueError("This is not a Qt resource bundle.")

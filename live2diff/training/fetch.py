@@ -100,9 +100,7 @@ def from_copyright(path: Path, package: Package) -> Iterator[tuple[str, bytes, C
     installed, source = package["source_folder"]
     for file, data in sorted(files.items()):
         name = source + file.removeprefix(installed)
-        named = [
-            credit for credit in credits if any(is_named(name, part) for part in credit["Files"].split())
-        ]
+        named = [each for each in credits if any(is_named(name, part) for part in each["Files"].split())]
         if named and all(licence_name(credit["License"]) for credit in named):
             site = re.search(r"\w+\.com", named[-1]["License"])
             yield PurePosixPath(file).stem, data, {**named[-1], "Source": site[0] if site else ""}

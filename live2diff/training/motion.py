@@ -7,7 +7,7 @@ tell about the noise that the frozen layers cannot.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +52,11 @@ class MotionRecipe(LoopSettings):
 
 @dataclass
 class Inputs:
-    """The UNet's inputs for some clips, their frames next to each other in the batch; float32.
+    """The UNet's inputs for some clips, their frames next to each other in the batch; float32."""
 
-    Attributes:
-        latents: `[clips * 16, 4, h, w]`, without noise.
-        depth_latents: As `latents`.
-        prompt_embeds: `[clips * 16, tokens, dim]`.
-    """
-
-    latents: torch.Tensor
-    depth_latents: torch.Tensor
-    prompt_embeds: torch.Tensor
+    latents: torch.Tensor  # `[clips * 16, 4, h, w]`, without noise
+    depth_latents: torch.Tensor  # as `latents`
+    prompt_embeds: torch.Tensor  # `[clips * 16, tokens, dim]`
 
 
 def train_motion(
@@ -90,7 +84,8 @@ def train_motion(
     def batch_of(number: int) -> list[Clip]:
         random = np.random.default_rng([recipe.seed, number, accelerator.process_index])
         clips = [videos.sample(random) for _ in range(recipe.clips)]
-        return [drop_caption(random, clip, recipe.caption_dropout) for clip in clips]
+        share = recipe.caption_dropout
+        return [replace(clip, caption="") if random.random() < share else clip for clip in clips]
 
     def loss_of(unet: StreamUNet, clips: list[Clip]) -> dict[str, torch.Tensor]:
         return {"loss": denoising_loss(unet, pipeline.scheduler, encode(pipeline, clips))}
@@ -108,10 +103,7 @@ def train_motion(
 
 
 def freeze_base(pipeline: Live2DiffPipeline, dtype: torch.dtype) -> dict[str, nn.Parameter]:
-    """Freeze everything except motion modules and depth mapping, which are returned by name.
-
-    Frozen weights are converted to `dtype`.
-    """
+    """Freeze all weights, in `dtype`, except motion modules and depth mapping, which are returned by name."""
     trained = added_weights(pipeline.unet)
     for module in (pipeline.vae, pipeline.text_encoder, pipeline.depth_estimator):
         nn.Module.to(module.requires_grad_(False), dtype)  # diffusers' own `to` warns of modules it has not
@@ -173,8 +165,3 @@ def preview_image(pipeline: Live2DiffPipeline, clip: Clip) -> np.ndarray:
     decoded = torch.cat([pipeline.decode(frames) for frames in clean[::2].split(FEW)])
     decoded = download(decoded, [clip.frames.shape[1:3]] * len(decoded))
     return np.concatenate([np.concatenate(list(row), axis=1) for row in (clip.frames[::2], decoded)])
-
-
-def drop_caption(random: np.random.Generator, clip: Clip, share: float) -> Clip:
-    """Return the clip, without its caption in this share of all cases."""
-    return Clip(clip.frames, "" if random.random() < share else clip.caption)

@@ -27,14 +27,9 @@ class View:
     """A camera and a light, with the image and the inverse depth of what was drawn."""
 
     def __init__(self, size: int, focal: float, position: np.ndarray, turn: np.ndarray, light: np.ndarray):
-        """Place a camera.
+        """Place a camera of a focal length in half-widths; `turn` takes its coordinates to the world's.
 
-        Args:
-            size: Pixels of each side.
-            focal: In half-widths of the image.
-            position: In the world.
-            turn: Takes the camera's coordinates to the world's.
-            light: Points to the light; the shorter, the more light comes from everywhere.
+        `light` points to the light; the shorter, the more light comes from everywhere.
         """
         self.size, self.focal, self.position, self.turn = size, focal * size / 2, position, turn
         self.light, self.middle = light, (size - 1) / 2
@@ -86,17 +81,13 @@ def affine(rows: np.ndarray, window: Window) -> np.ndarray:
 
 @dataclass
 class Plane:
-    """A flat surface: a texture from `corner` along `across` and `down`.
-
-    An `endless` one is mirrored over and over and has its light in its texture. A fourth channel of the
-    texture is its opacity, up to 255.
-    """
+    """A flat surface: a texture from `corner` along `across` and `down`."""
 
     corner: np.ndarray
     across: np.ndarray
     down: np.ndarray
-    texture: np.ndarray
-    endless: bool = True
+    texture: np.ndarray  # a fourth channel is its opacity, up to 255
+    endless: bool = True  # mirrored over and over, with its light in its texture
 
     def draw(self, view: View, brightness: np.ndarray | float = 1.0) -> None:
         """Draw it where it is in front of what is there."""

@@ -87,9 +87,8 @@ def person(random: Random, side: int, place: np.ndarray, yaw: float, standing: b
     head = attached(body, [0, 0.1, 0.03], moving(random, [0, -0.1, -0.03], 0.006, 0.35))
     skin = np.array([75, 48, 36]) + np.array([163, 152, 142]) * random.random() + random.normal(0, 6, 3)
     skin = skin.astype(np.float32)
-    hair = any_colour(random, 15, random.choice([70, 200], p=[0.7, 0.3])) * np.array(
-        [1.1, 1, 0.85], np.float32
-    )
+    hair = any_colour(random, 15, random.choice([70, 200], p=[0.7, 0.3]))
+    hair *= np.array([1.1, 1, 0.85], np.float32)
     strands = np.clip(hair * (1 + 0.35 * noise(random, side, 6, side // 4)), 0, 255)
     textures = {
         "skin": np.clip(skin + noise(random, side, 6) * 6, 0, 255),
@@ -171,21 +170,11 @@ def room(random: Random, side: int, clear: float) -> Scene:
     floor = material(random, side, "wood wood tiles cloth plain stripes")
     white = material(random, side, "plain plain plain wood") * 0.3 + 0.7 * 225
     papers = [wall(random, side) for _ in range(3)] + [np.full((8, 8, 3), 120, np.float32)]
-    planes = [
-        Plane(corner, across, down, texture)
-        for corner, across, down, texture in (
-            (top + z, x, y, papers[0]),
-            (top, z, y, papers[1]),
-            (top + x, z, y, papers[2]),
-            (top, x, y, papers[3]),
-            (top, x, z, white),
-            (left, x, z, floor),
-        )
-    ]
+    planes = [Plane(top + z, x, y, papers[0]), Plane(top, z, y, papers[1]), Plane(top + x, z, y, papers[2])]
+    planes += [Plane(top, x, y, papers[3]), Plane(top, x, z, white), Plane(left, x, z, floor)]
+    ambient = 1.15 - float(np.linalg.norm(light))
     for plane in planes:
-        add_light(
-            plane, lamp, glow, 1.15 - float(np.linalg.norm(light)), solids if plane is planes[-1] else []
-        )
+        add_light(plane, lamp, glow, ambient, solids if plane is planes[-1] else [])
     return Scene(light, eye, planes, solids)
 
 

@@ -90,10 +90,7 @@ def byte_pairs(words: list[str]) -> list[tuple[str, str]]:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """Return an untrained text encoder of the shipped model's shape for `tokenizer`.
-
-    It has three layers, of which `clip_skip` 1 leaves out the last.
-    """
+    """Return an untrained text encoder of the shipped model's shape for `tokenizer`."""
     marks: dict[str, Any] = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
     marks |= dict(pad_token_id=tokenizer.eos_token_id, vocab_size=len(tokenizer), dtype=torch.float32)
     return CLIPTextModel(CLIPTextConfig.from_pretrained(NANO / "text_encoder", **marks))

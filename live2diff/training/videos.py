@@ -93,10 +93,8 @@ def read_captions(file: Path) -> dict[str, str]:
         raise ValueError(f"There is no file {file}: --captions names the file of the captions.")
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            if file.suffix.lower() == ".csv":
-                rows = list(csv.DictReader(lines))
-            else:
-                rows = [json.loads(line) for line in lines if line.strip()]
+            is_table = file.suffix.lower() == ".csv"
+            rows = list(csv.DictReader(lines) if is_table else map(json.loads, filter(str.strip, lines)))
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{file.name} is neither JSON lines nor a .csv table: {error}") from None
     captions = {}
@@ -132,7 +130,6 @@ def read_clip(file: Path, position: float, frames: int, stride: int) -> list[Ima
 
 def square(image: Image, size: int) -> Image:
     """Crop the middle of an image and scale it to `size` x `size`."""
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
+    side = min(image.shape[:2])
+    top, left = ((length - side) // 2 for length in image.shape[:2])
     return resized(image[top : top + side, left : left + side], size, size)
