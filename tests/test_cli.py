@@ -144,6 +144,7 @@ def test_only_options_that_are_given_become_settings(clip: Path, tmp_path: Path,
         given.append(values)
         raise ValueError("enough")
 
+    settings.model_fields = command_line.StreamSettings.model_fields
     monkeypatch.setattr(command_line, "StreamSettings", settings)
     out = str(tmp_path / "out.mp4")
     assert main([str(clip), out]) == 2

@@ -121,6 +121,8 @@ def is_motion(name: str) -> bool:
 class Denoiser(nn.Module):
     """Combine what is fitted together: the UNet, the text encoder and the VAE's decoder."""
 
+    vae: Any
+
     def __init__(self, unet: StreamUNet, text_encoder: CLIPTextModel, vae: AutoencoderTiny):
         super().__init__()
         self.unet, self.text_encoder, self.vae = unet, text_encoder, vae
@@ -254,7 +256,8 @@ def denoising_loss(
         losses["perception"] = denoiser.perception(output, target)
         text = denoiser.embed(batch["tokens"]).mean(dim=1)
         losses["fooled"], losses["critic"] = denoiser.critic.losses(batch["camera"], output, target, text)
-    return {"loss": sum(weights[name] * value for name, value in losses.items()), **losses}
+    loss: Any = sum(weights[name] * value for name, value in losses.items())
+    return {"loss": loss, **losses}
 
 
 @torch.no_grad()

