@@ -30,6 +30,14 @@ def encode(vae: VAE, images: Tensor) -> Tensor:
 
 
 def decode(vae: VAE, latents: Tensor) -> Tensor:
-    """Decode scaled latents `[n, C, h, w]` to images `[n, 3, height, width]` in `[-1, 1]`, not clamped."""
+    """Decode scaled latents `[n, C, h, w]` to images `[n, 3, height, width]` in `[-1, 1]`, not clamped.
+
+    A decoder of patches sees the outermost latents once more around them: where neighbours are missing, its
+    overlapping patches do not add up to a plain colour.
+    """
+    side = patch_side(vae)
+    around = 1 if side > 1 else 0
+    latents = functional.pad(latents, [around] * 4, mode="replicate") if around else latents
     patches = vae.decode(latents.to(vae.dtype) / vae.config["scaling_factor"], return_dict=False)[0]
-    return functional.pixel_shuffle(patches, patch_side(vae))
+    images = functional.pixel_shuffle(patches, side)
+    return images[..., side:-side, side:-side] if around else images
