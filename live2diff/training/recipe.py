@@ -17,7 +17,7 @@ from ..loading import RANGES
 from ..model.lcm import build_scheduler
 from ..pipeline import Live2DiffPipeline
 from . import photographs as library
-from .denoiser import PREDICTION_TYPE, Denoiser, build_unet, is_motion, train_denoiser
+from .denoiser import PREDICTION_TYPE, WEIGHTS, Denoiser, build_unet, is_motion, train_denoiser
 from .depth import build_depth_estimator, train_depth
 from .loop import LoopSettings, Losses
 from .pool import Pool, open_pool
@@ -105,7 +105,10 @@ def stages(images: Pool, clips: Pool) -> dict[str, dict[str, Any]]:
         ),
         # Clips that fill the window of 16 under the warmup/causal mask; all other layers are frozen, and are
         # the teacher. Starts as an average of like frames.
-        "motion": dict(trains=is_motion, sources=[(clips, 2, 128), (clips, 1, 192)], settings=(700, 1.5e-3)),
+        "motion": dict(
+            trains=is_motion, sources=[(clips, 2, 128), (clips, 1, 192)],
+            settings=(1000, 2e-3), weights=WEIGHTS | {"pixel": 1.0},
+        ),
     }  # fmt: skip
 
 
