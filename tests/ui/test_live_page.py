@@ -143,7 +143,7 @@ def test_the_style_changes_while_it_runs_and_two_viewers_have_one_each(browser, 
     start(nano_page, "pencil")
     reach(nano_page, "running")
     with opened(browser, nano[1]) as other:
-        start(other, "print")
+        start(other, "neon")
         reach(other, "running")
         assert nano[0].stats()["streams"] == 2
 
@@ -151,7 +151,7 @@ def test_the_style_changes_while_it_runs_and_two_viewers_have_one_each(browser, 
             return pixels(page, "#live canvas").mean(axis=(0, 1))
 
         wait_for(lambda: np.abs(colour(nano_page) - colour(other)).mean() > 12)
-        nano_page.locator("#live .styles label:has(input[value=print])").click()
+        nano_page.locator("#live .styles label:has(input[value=neon])").click()
         wait_for(lambda: np.abs(colour(nano_page) - colour(other)).mean() < 6)
         expect(nano_page.locator("#live .message")).to_be_hidden()
     streams(nano[0])(1)
