@@ -47,6 +47,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         t_index_list: default denoising steps, as indices into `num_inference_steps` LCM steps.
         strongest_index: where a stream of full strength begins: the noisiest step the model was trained on.
         few_step_lora: file beside the weights: the LoRA with which a many-step model needs only a few steps.
+        fixed_noise: whether each frame of a stream gets the same noise: what stands still flickers less.
     """
 
     config: Any
@@ -70,6 +71,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         strongest_index: int = 0,
         few_step_lora: str | None = None,
+        fixed_noise: bool = False,
     ) -> None:
         super().__init__()
         # The presets that it has the weights for, and that of streams that name none.
@@ -93,6 +95,7 @@ class Live2DiffPipeline(DiffusionPipeline):
             num_inference_steps=num_inference_steps,
             strongest_index=strongest_index,
             few_step_lora=few_step_lora,
+            fixed_noise=fixed_noise,
         )
 
     def stream(

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -32,6 +32,7 @@ class FrameModel(FrameNetworks, Protocol):
     """What a stream calls of a model; `Live2DiffPipeline` documents it."""
 
     unet: StreamUNet
+    config: Any
     tokenize: Callable[[str | None, str], torch.Tensor]
     encode_prompt: Callable[[str | None, str], torch.Tensor]
     ignored_words: Callable[[str | None, str], str]

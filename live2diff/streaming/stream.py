@@ -1,6 +1,6 @@
 """`Stream`: one viewer's stream of frames, restyled one for one."""
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Stream:
             settings=settings,
             schedule=schedule.to(model.unet.device),
             new_lease=lambda size: pools.take(model.unet, schedule.steps, size, cache_dtype),
-            draw_noise=partial(torch.randn, generator=torch.Generator().manual_seed(settings.seed)),
+            draw_noise=noise_source(settings.seed, model.config["fixed_noise"]),
             scenes=SceneChangeDetector(settings.scene_cut),
             similar=SimilarFrameFilter(settings.similar_frame_skip, settings.seed),
             rows=[None] * schedule.steps,
@@ -167,3 +167,14 @@ class Stream:
         # Between the embeddings of two text encoders there is nothing to blend.
         state.prompt.frames_left = 1 if changed else max(1, blend)
         return changed
+
+
+def noise_source(seed: int, is_fixed: bool) -> Callable[[tuple[int, ...]], torch.Tensor]:
+    """Return the function that draws a frame's noise of a shape: new for each frame, or always the same."""
+    generator = torch.Generator()
+    generator.manual_seed(seed)
+
+    def draw(shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randn(shape, generator=generator.manual_seed(seed) if is_fixed else generator)
+
+    return draw

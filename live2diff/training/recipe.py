@@ -132,6 +132,7 @@ def save(
         t_index_list=T_INDEX_LIST,
         num_inference_steps=NUM_INFERENCE_STEPS,
         strongest_index=STRONGEST_INDEX,
+        fixed_noise=True,
     )
     styles = list(pipeline.styles)[: max(2, round(scale * len(pipeline.styles)))]
     ranges = measure_ranges(pipeline.to("cpu"), styles, SIZE, seed)

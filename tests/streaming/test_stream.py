@@ -12,6 +12,7 @@ from live2diff.model.lcm import add_noise, denoise
 from live2diff.model.unet import StreamUNet
 from live2diff.streaming.images import resize
 from live2diff.streaming.settings import StreamSettings
+from live2diff.streaming.stream import noise_source
 from live2diff.video.translate import translate
 
 
@@ -281,3 +282,31 @@ def test_a_saved_pipeline_loads_again_and_computes_the_same(tiny_pipeline, tmp_p
     frames = clip(10)
     expected, out = (np.stack(run(pipeline.stream(seed=1), frames)) for pipeline in (tiny_pipeline, loaded))
     assert np.abs(expected.astype(int) - out).max() <= 1  # channels-last sums in another order
+
+
+@pytest.mark.parametrize("is_fixed", [False, True])
+def test_noise_follows_the_seed_and_is_new_in_each_frame_unless_it_is_fixed(is_fixed):
+    draw, again, other = (noise_source(seed, is_fixed) for seed in (3, 3, 4))
+    first, second = draw((2, 8)), draw((2, 8))
+    assert torch.equal(first, second) == is_fixed
+    assert torch.equal(again((2, 8)), first) and not torch.equal(other((2, 8)), first)
+
+
+@pytest.fixture
+def with_fixed_noise(tiny_pipeline):
+    tiny_pipeline.register_to_config(fixed_noise=True)
+    yield tiny_pipeline
+    tiny_pipeline.register_to_config(fixed_noise=False)
+
+
+def test_frames_alike_give_outputs_alike_where_the_noise_is_fixed(with_fixed_noise):
+    frame = np.full((32, 32, 3), 90, np.uint8)
+    stream = with_fixed_noise.stream(steps=1, size=32)
+    outputs = [out for _ in range(40) for out in stream.push(frame)]
+    stream.close()
+    assert np.abs(outputs[-1].astype(int) - outputs[-2]).max() <= 1
+    with_fixed_noise.register_to_config(fixed_noise=False)
+    stream = with_fixed_noise.stream(steps=1, size=32)
+    outputs = [out for _ in range(40) for out in stream.push(frame)]
+    stream.close()
+    assert np.abs(outputs[-1].astype(int) - outputs[-2]).max() > 1
