@@ -1,4 +1,4 @@
-"""The nano model's denoiser: the image layers first, then the motion modules, then both (paper, section 5).
+"""The nano model's denoiser: the image layers first, then the motion modules (paper, section 5).
 
 It is trained on what a stream will give it. The first step starts from the *camera's* latents, noised, and
 must reach the *styled* ones; a later step starts from the model's own prediction, noised again, and must
@@ -182,8 +182,7 @@ def sample_pace(random: np.random.Generator, frames: int) -> np.ndarray:
 def sample_path(random: np.random.Generator, frames: int, margin: int) -> np.ndarray:
     """Return the corner (y, x) of the part that each frame shows, from 0 to `margin`, `[frames, 2]`.
 
-    Single images are cut at the borders of cells, which patterns on the paper keep to; the camera of a clip
-    may pan and shake.
+    Single images are cut at the borders of cells; the camera of a clip may pan and shake.
     """
     if frames == 1:
         return CELL * random.integers(0, margin // CELL + 1, (1, 2))
@@ -246,13 +245,13 @@ def denoising_loss(
         "pixel": image_loss(output, target),
         "seam": seam_loss(output, target),
         "contrast": (contrast(output) - contrast(target)).abs().mean(),
-        "border": border_loss(denoiser.vae.decoder.layers[-1].weight),
     }
     if frames > 1:
         # What changes from frame to frame must be what changes in the target: anything else is flicker.
         error = (output - target).unflatten(0, (-1, frames))
         losses["flicker"] = (error[:, 1:] - error[:, :-1]).abs().mean()
     else:
+        losses["border"] = border_loss(denoiser.vae.decoder.layers[-1].weight)
         losses["perception"] = denoiser.perception(output, target)
         text = denoiser.embed(batch["tokens"]).mean(dim=1)
         losses["fooled"], losses["critic"] = denoiser.critic.losses(batch["camera"], output, target, text)

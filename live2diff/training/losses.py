@@ -58,13 +58,13 @@ def make_plain(layer: Any) -> None:
 
     What features that are the same everywhere add to a cell's pixels is made the same for all of its pixels.
     """
-    for sums in (layer.weight.sum((2, 3)), layer.bias):
-        cells = sums.unflatten(0, (3, CELL**2))
-        excess = (cells - cells.mean(1, keepdim=True)).flatten(0, 1)
-        if sums is layer.bias:
-            layer.bias -= excess
-        else:
-            layer.weight -= excess[..., None, None] / 9
+
+    def excess(pixels: torch.Tensor) -> torch.Tensor:
+        cells = pixels.unflatten(0, (3, CELL**2))
+        return (cells - cells.mean(1, keepdim=True)).flatten(0, 1)
+
+    layer.bias -= excess(layer.bias)
+    layer.weight -= excess(layer.weight.sum((2, 3)))[..., None, None] / 9
 
 
 def contrast(images: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ def contrast(images: torch.Tensor) -> torch.Tensor:
 class Perception(nn.Module):
     """Features of the first blocks of a VGG16, for a perceptual loss (Johnson et al., 2016).
 
-    It sees each image at half its size, or a quarter of it, by turns: whole forms, or every stroke.
+    It sees each image at half its size, or a quarter of it, at random: whole forms, or every stroke.
     """
 
     def __init__(self) -> None:
