@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .errors import NonFiniteError
+from .errors import DeviceLost, NonFiniteError, is_out_of_memory
 from .styles import read_styles
 
 if TYPE_CHECKING:
     from .pipeline import Live2DiffPipeline
 
 BAD_INPUT = 2  # exit codes
+DEVICE_LOST = 3
 INTERRUPTED = 130
 MIN_SIDE, MAX_SIDE = 16, 8192
 
@@ -29,15 +30,15 @@ def run_main(
 ) -> int:
     """Parse the arguments (by default those of this process), run, and return the exit code.
 
-    It is 0 on success, 2 for bad input or a ValueError, OSError or NonFiniteError, whose message is printed
-    behind the parser's `prog`, 130 when interrupted.
+    It is 0 on success, 2 for bad input or a ValueError, OSError or NonFiniteError, 3 for DeviceLost, whose
+    messages are printed behind the parser's `prog`, 130 when interrupted.
     """
     options = parser.parse_args(arguments)
     try:
         run(options)
-    except (ValueError, OSError, NonFiniteError) as error:
+    except (ValueError, OSError, NonFiniteError, DeviceLost) as error:
         print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+        return DEVICE_LOST if isinstance(error, DeviceLost) else BAD_INPUT
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -50,9 +51,7 @@ def explain_out_of_memory(advice: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        from torch import OutOfMemoryError  # loaded by then; before, it takes seconds
-
-        if not isinstance(error, OutOfMemoryError):
+        if not is_out_of_memory(error):
             raise
         raise ValueError(f"There is not enough memory. {advice}") from None
 

@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 GONE = "This stream has ended. Start it again."
+# CUDA's allocator raises torch.OutOfMemoryError; MPS and CUDA's libraries, a RuntimeError with these words.
+OUT_OF_MEMORY = (
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether torch raised this because a device has too little memory; torch is not imported."""
+    is_own = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, RuntimeError) and (is_own or any(words in str(error) for words in OUT_OF_MEMORY))
 
 
 class EngineBusy(RuntimeError):
@@ -18,6 +31,17 @@ class ServerStopping(StreamClosed):
 
     def __init__(self) -> None:
         super().__init__("The server is being stopped.")
+
+
+class DeviceLost(StreamClosed):
+    """The device computes nothing any more, whatever is asked of it; the process has to end."""
+
+    WORDS = (
+        "The GPU of this server has failed, and the server ends. Try again once it has been started again."
+    )
+
+    def __init__(self, words: str = WORDS) -> None:
+        super().__init__(words)
 
 
 class StreamOutOfMemory(RuntimeError):

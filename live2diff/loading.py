@@ -22,7 +22,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from .errors import is_out_of_memory
 from .pipeline import Live2DiffPipeline, to_channels_last
+from .runtime.device import best_device, check_device, release_memory
+from .runtime.mps import spare_memory
 from .styles import STYLES, Style
 from .weights.checkpoints import read_published, read_tensors
 from .weights.convert import PUBLISHED, Sources, converted_folder, load_components, new_folder, quiet, reading
@@ -33,9 +36,10 @@ from .weights.swap import WeightSwapper, parts_of
 NANO = Path(__file__).parent / "nano"
 RANGES = "activation_ranges.json"  # of a model that is small enough for a CPU: see `runtime.openvino`
 FEW_STEP_LORA = "few_step_lora.safetensors"  # in a converted folder
-# Computed, not measured: 3.1 GB of weights in half precision, 4.6 GB for one viewer's cache at 512 x 512
-# with the default 3 steps, and some margin.
-GPU_BYTES = 9 * 2**30
+# Computed, not measured: 3.1 GB of weights in half precision, 0.9 GB while a frame is computed, 0.9 GB for a
+# viewer's and a clip's caches at 384 x 384 with one step in 8 bits, and some for CUDA itself.
+GPU_BYTES = 5 * 2**30
+TOO_LARGE = "The full one does not fit into the GPU's memory."
 Report = Callable[[str], None]
 
 
@@ -60,7 +64,7 @@ def load(
             `sources`; a folder written by `convert` or `save_pretrained`; the name of a repository on the
             Hugging Face Hub that holds such a folder; "auto" for the published one if it is available and
             there is a GPU with enough memory, else nano. The pipeline's `about` says which it is and why.
-        device: "cpu", "cuda", "mps"; by default the fastest there is.
+        device: "cpu", "cuda", "mps"; by default the fastest that works.
         dtype: precision; by default float16, on a CPU float32.
         style: the style of streams that name none.
         loras: files or Hub names `owner/name/file` with their scales, for every style.
@@ -73,18 +77,52 @@ def load(
         report: called with a line of text at each step.
 
     Raises:
-        ValueError: there is no such model, or a part of it does not fit; the message names it.
+        ValueError: there is no such model, a part of it does not fit, or the device does not compute; the
+            message names it.
         OSError: it cannot be read or downloaded.
+        torch.OutOfMemoryError: a model that was named does not fit.
     """
-    device, about = device or best_device(), ""
-    if model == "auto":
-        model, about = choose_model(device, sources, report)
+    device, problem = (device, "") if device else best_device()
+    check_device(device)
+    if problem:
+        report(problem)
+    options: dict[str, Any] = dict(device=device, dtype=dtype, style=style, loras=loras, styles=styles or {})
+    options |= dict(checkpoints=checkpoints, sources=sources, eager=eager, safety_checker=safety_checker)
+    if model != "auto":
+        return assemble(model, f"Model: {model}.", report=report, **options)
+    name, about = choose_model(device, sources, report, problem)
+    try:
+        return assemble(name, about, report=report, **options)
+    except RuntimeError as error:
+        if name == "nano" or not is_out_of_memory(error):
+            raise
+    release_memory()
+    report(f"{TOO_LARGE} Continuing with nano.")
+    return assemble("nano", f"Model: nano, the small one. {TOO_LARGE}", report=report, **options)
+
+
+def assemble(
+    model: str,
+    about: str,
+    *,
+    device: str,
+    dtype: torch.dtype | None,
+    style: str | None,
+    loras: Sequence[tuple[str, float]],
+    styles: dict[str, Style],
+    checkpoints: str | Path,
+    sources: Sources,
+    eager: bool,
+    safety_checker: bool | str | None,
+    report: Report,
+) -> Live2DiffPipeline:
+    """Put together the pipeline of a model's name; arguments as `load`'s."""
     folder = model_folder(model, sources, report)
     report(f"Reading {model}")
     pipeline = read_pipeline(folder, device, dtype, report)
-    pipeline.about = about or f"Model: {model}."
+    pipeline.about = about
     add_content_filter(pipeline, safety_checker, report)
-    add_styles(pipeline, folder, styles or {}, loras, checkpoints, report)
+    add_styles(pipeline, folder, styles, loras, checkpoints, report)
     pipeline.default_style = style
     if style:
         report("Applying the style")
@@ -106,6 +144,8 @@ def read_pipeline(folder: Path, device: str, dtype: torch.dtype | None, report: 
         check_gpu_memory(device)
     report(f"Moving the weights to {device}")
     pipeline.to(device)
+    if torch.device(device).type == "mps":
+        spare_memory(pipeline.unet)
     to_channels_last(pipeline.vae, pipeline.unet, pipeline.depth_estimator)
     return pipeline
 
@@ -241,9 +281,11 @@ def convert(
         save_file(lora, folder / FEW_STEP_LORA)
 
 
-def choose_model(device: str, sources: Sources, report: Report) -> tuple[str, str]:
-    """Return the model to load for "auto", and a sentence that says why."""
+def choose_model(device: str, sources: Sources, report: Report, problem: str = "") -> tuple[str, str]:
+    """Return the model to load for "auto", and a sentence that says why; `problem` is that of a GPU."""
     if torch.device(device).type != "cuda":
+        if problem:
+            return "nano", f"Model: nano, the small one. {problem}"
         return "nano", "Model: nano, the small one, as there is no CUDA GPU here for the full one."
     try:
         check_gpu_memory(device)
@@ -263,13 +305,6 @@ def check_gpu_memory(device: str) -> None:
             f"The GPU has {free / 2**30:.1f} GiB of free memory, and the full model needs about "
             f"{GPU_BYTES / 2**30:.0f}. Close what else uses it, or take --model nano."
         )
-
-
-def best_device() -> str:
-    """Return the fastest kind of device there is: "cuda", "mps" or "cpu"."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,11 +16,12 @@ from transformers import (
     DPTForDepthEstimation,
 )
 
-from ..loading import NANO, best_device, load
+from ..loading import NANO, load
 from ..model.lcm import build_scheduler
 from ..model.unet import StreamUNet
 from ..pipeline import Live2DiffPipeline, to_channels_last
 from ..runtime import cuda_graphs
+from ..runtime.device import best_device
 from ..streaming.content_filter import ContentFilter
 from ..weights.convert import PUBLISHED, converted_folder
 
@@ -32,7 +33,7 @@ CPU_WARNING = (
 
 def open_model(name: str, device: str | None, eager: bool = False) -> tuple[Live2DiffPipeline, str]:
     """Open a pipeline; its weights are "shipped", "published", "random", or "own" for a folder."""
-    device = device or best_device()
+    device = device or best_device()[0]
     if name != "live2diff":
         return load(name, device, eager=eager), "shipped" if name == "nano" else "own"
     if torch.device(device).type == "cpu":

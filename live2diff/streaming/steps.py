@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, is_out_of_memory
 from ..model.attention import Window
 from ..model.depth import DepthRange, depth_pictures
 from ..model.lcm import add_noise, concatenate, denoise
@@ -58,7 +58,9 @@ class Batch:
             if states:
                 self.values = dict(zip(states, step(states, list(self.values.values())), strict=True))
             return
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if len(states) == 1:
                 self.errors[states[0]] = error.with_traceback(None)  # which holds the tensors
                 self.values = {}
@@ -72,7 +74,9 @@ class Batch:
         for state, value in self.values.items():
             try:
                 done[state] = step(state, value)
-            except (torch.OutOfMemoryError, NonFiniteError) as error:
+            except RuntimeError as error:
+                if not (isinstance(error, NonFiniteError) or is_out_of_memory(error)):
+                    raise
                 self.errors[state] = error.with_traceback(None)
         self.values = done
 

@@ -1,0 +1,184 @@
+"""Find the device that works by running a tiny product on it, and say what is lacking where it fails.
+
+`torch.cuda.is_available()` is not taken at its word: it knows nothing of a card too old for this build of
+torch, nor of one that has failed, and where it says no, a card may be there that lacks a driver or a build.
+"""
+
+import gc
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import is_out_of_memory
+
+QUERY = ["--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
+SMI_SECONDS = 20.0
+INSTALL = "pip install --force-reinstall torch=={} --index-url https://download.pytorch.org/whl/{}"
+DRIVER, OLD_DRIVER = 580, 525  # the oldest drivers for builds of torch with CUDA 13 and with CUDA 12.6
+OLDEST, NEWEST_OF_OLD_BUILD = (7, 5), (9, 0)  # compute capabilities: CUDA 13's first, CUDA 12.6's last
+SIDE = 8  # of the tiny product's matrices
+
+
+class DeviceError(ValueError):
+    """A device cannot be used; the message says why and what to do."""
+
+
+class NoSuchDevice(DeviceError):
+    """This machine has no such device."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """An NVIDIA card as its driver describes it."""
+
+    name: str
+    driver: str
+    capability: tuple[int, int]
+
+    @property
+    def driver_is(self) -> int:
+        """The driver's major version; 0 if it is unknown."""
+        major = self.driver.split(".")[0]
+        return int(major) if major.isdecimal() else 0
+
+    def advice(self) -> str:
+        """Say which driver or build of torch this card needs."""
+        version = torch.__version__.split("+")[0]
+        old_build = INSTALL.format(version, "cu126")
+        if self.capability < OLDEST:
+            driver = "" if self.driver_is >= OLD_DRIVER else f"Update its driver to {OLD_DRIVER} or newer. "
+            return f"{driver}Install torch's build for older cards: {old_build}"
+        if self.driver_is >= DRIVER:
+            return f"Install torch's build for it: {INSTALL.format(version, 'cu130')}"
+        also = f", or install torch's build for older drivers: {old_build}"
+        has_old_build = self.capability <= NEWEST_OF_OLD_BUILD and self.driver_is >= OLD_DRIVER
+        return f"Update its driver, {self.driver}, to {DRIVER} or newer{also if has_old_build else ''}"
+
+
+def find_card() -> Card | None:
+    """Return the first card that `nvidia-smi` lists, None where there is none or no driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # hidden on purpose
+        return None
+    try:
+        done = subprocess.run(
+            [program, *QUERY], capture_output=True, text=True, timeout=SMI_SECONDS, check=True
+        )
+        name, driver, capability = done.stdout.splitlines()[0].split(",")
+        major, minor = capability.split(".")
+        return Card(name.strip(), driver.strip(), (int(major), int(minor)))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def run_tiny_product(device: str | torch.device) -> None:
+    """Multiply two small matrices in half precision on a device and look at the result.
+
+    Raises:
+        RuntimeError: the device does not compute, or not what it should.
+    """
+    ones = torch.ones(SIDE, SIDE, dtype=torch.float16, device=device)
+    total = (ones @ ones).sum().item()
+    if total != SIDE**3:
+        raise RuntimeError(f"the product of two matrices came out as {total}, not {SIDE**3}")
+
+
+def check_device(device: str | torch.device) -> None:
+    """Check that a device computes.
+
+    Raises:
+        DeviceError: it does not; the message says what to do.
+    """
+    kind = torch.device(device).type
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise missing_cuda(find_card())
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise NoSuchDevice("There is no GPU of Apple's here that torch can use (MPS): take another device.")
+    try:
+        run_tiny_product(device)
+    except RuntimeError as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        if is_out_of_memory(error):
+            raise DeviceError("The GPU's memory is full. Close what else uses it.") from None
+        if kind == "cuda" and (card := find_card()) is not None and not is_built_for(card.capability):
+            major, minor = card.capability
+            raise DeviceError(
+                f"The {card.name} (compute capability {major}.{minor}) is none that this build of torch has "
+                f"kernels for: {', '.join(torch.cuda.get_arch_list())}. {card.advice()}"
+            ) from None
+        raise DeviceError(
+            f"The device {device} is there but does not compute: {first_line}. Restart the machine; if that "
+            "does not help, look for messages of its driver (dmesg | grep -i xid)."
+        ) from None
+
+
+def missing_cuda(card: Card | None) -> DeviceError:
+    """Return why torch finds no CUDA GPU, where the driver reports this card."""
+    if card is None:
+        return NoSuchDevice("There is no CUDA GPU here that torch can use.")
+    build = torch.version.cuda
+    if build is None:
+        problem = f"This machine has an {card.name}, but this build of torch is without CUDA"
+    elif card.driver_is < (DRIVER if int(build.split(".")[0]) >= 13 else OLD_DRIVER):
+        problem = f"The driver of the {card.name} is too old for this build of torch (CUDA {build})"
+    else:
+        return DeviceError(
+            f"torch does not find the {card.name} that nvidia-smi lists. Restart the machine; in a "
+            "container, look whether the GPU is passed on (docker run --gpus all)."
+        )
+    return DeviceError(f"{problem}. {card.advice()}")
+
+
+def is_built_for(capability: tuple[int, int]) -> bool:
+    """Return whether this build of torch has kernels that a card of this compute capability runs."""
+    for name in torch.cuda.get_arch_list():  # sm_86 runs on 8.6 to 8.9; compute_86 from 8.6 on
+        kind, _, digits = name.rstrip("af").partition("_")
+        built = int(digits[:-1]), int(digits[-1])
+        if built <= capability and (kind == "compute" or built[0] == capability[0]):
+            return True
+    return False
+
+
+def best_device() -> tuple[str, str]:
+    """Return the fastest kind of device that works, and why it is not the GPU that is there, or ""."""
+    problems = []
+    for device in ("cuda", "mps"):
+        try:
+            check_device(device)
+            return device, ""
+        except NoSuchDevice:
+            continue
+        except DeviceError as error:
+            problems.append(str(error))
+    return "cpu", " ".join(problems)
+
+
+def is_lost(device: torch.device) -> bool:
+    """Return whether a device that worked does not any more: errors of CUDA can stick."""
+    if device.type == "cpu":
+        return False
+    try:
+        run_tiny_product(device)
+    except RuntimeError as error:
+        return not is_out_of_memory(error)
+    return False
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return the bytes that a GPU has left for tensors, None for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return None
+
+
+def release_memory() -> None:
+    """Return memory that nothing uses any more to the device; call it outside of `except`."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
