@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import LimitReached, NonFiniteError, ServerStopping, StreamOutOfMemory
+from ..errors import DeviceLost, LimitReached, ServerStopping, StreamOutOfMemory, is_out_of_memory
 from ..streaming.settings import BLEND_FRAMES, StreamSettings
+from .device_loss import is_stream_fault, watched
 from .futures import delivering, fail, resolved
 from .sessions import ClipStream, FrameResult, QueuedFrame, Session, SessionRegistry
 
@@ -53,6 +54,7 @@ class Engine:
 
     needs_gpu_session = False
     session_kind: type[Session] = Session
+    failure = ""
 
     def __init__(
         self,
@@ -207,7 +209,7 @@ class Engine:
         """
         with nullcontext() if session.is_clip else self.admission(session.key):
             if self._ending.is_set():
-                raise ServerStopping
+                raise DeviceLost if self.failure else ServerStopping
             if not session.is_clip and len(self.session_keys() - {session.key}) >= self.capacity:
                 self.make_room()
             former = self.registry.add(session, self.capacity)
@@ -321,7 +323,7 @@ class Engine:
             queued = session.take_waiting()
         if queued is not None:
             with delivering(queued.result):
-                self._finish(session, queued, self.call(session, "push", queued.frame))
+                self.finish(session, queued, self.call(session, "push", queued.frame))
 
     def step_batch(self, session: Session) -> None:
         """Process the waiting frame of a session, and all others that can share its batches."""
@@ -341,14 +343,14 @@ class Engine:
         for batch in batches.values():
             outputs: Future[list] = Future()
             with delivering(outputs):
-                outputs.set_result(push_together([pending for *_, pending in batch]))
+                outputs.set_result(watched(self, push_together, [pending for *_, pending in batch]))
             for index, (member, queued, _) in enumerate(batch):
                 with delivering(queued.result):
                     frames = outputs.result()[index]
                     if isinstance(frames, RuntimeError):
                         queued.result.set_exception(self._drop(member, frames))
                     else:
-                        self._finish(member, queued, frames)
+                        self.finish(member, queued, frames)
 
     def call(self, session: Session, name: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of a session's stream."""
@@ -362,7 +364,7 @@ class Engine:
             raise session.closed_error()
         return session.stream
 
-    def _finish(self, session: Session, queued: QueuedFrame, frames: list[np.ndarray]) -> None:
+    def finish(self, session: Session, queued: QueuedFrame, frames: list[np.ndarray]) -> None:
         """Resolve the future of a frame that was pushed, with the frames that came out."""
         stream, now = session.stream, self.registry.clock()
         assert stream is not None
@@ -377,21 +379,20 @@ class Engine:
 
     def _guarded(self, session: Session, function: Callable, *arguments: Any, **options: Any) -> Any:
         """Call a function; out of memory, NaN and infinity end the session."""
-        from torch import OutOfMemoryError
-
         try:
-            return function(*arguments, **options)
-        except (OutOfMemoryError, StreamOutOfMemory, NonFiniteError) as error:
+            return watched(self, function, *arguments, **options)
+        except RuntimeError as error:
+            if not is_stream_fault(error):
+                raise
             failure = self._drop(session, error)
         raise failure  # outside `except`: the traceback of `error` keeps its tensors alive
 
     def _drop(self, session: Session, error: RuntimeError) -> RuntimeError:
         """Close a failed stream and free its memory; return the error for the client."""
-        from torch import OutOfMemoryError, cuda
+        from torch import cuda
 
-        failure = StreamOutOfMemory() if isinstance(error, OutOfMemoryError) else error
+        failure = StreamOutOfMemory() if is_out_of_memory(error) else error
         if self.remove(session, type(failure).__name__, failure):
             self.free(session)
-        if isinstance(error, OutOfMemoryError):
-            cuda.empty_cache()
+        cuda.empty_cache()
         return failure

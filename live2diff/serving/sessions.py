@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..errors import GONE, EngineBusy, ServerStopping, StreamClosed
+from ..errors import GONE, DeviceLost, EngineBusy, ServerStopping, StreamClosed
 from ..streaming.settings import StreamSettings
 from .event_log import log_event, log_id
 
@@ -73,6 +73,8 @@ class Session:
 
     def closed_error(self) -> StreamClosed:
         """Return the error for calls of a stream that has ended."""
+        if self.reason == "device lost":
+            return DeviceLost()
         return ServerStopping() if self.reason == "stopped" else StreamClosed(GONE)
 
     def is_busy(self) -> bool:
@@ -180,6 +182,7 @@ class EngineInfo(Protocol):
     default_style: str
     about: str  # which model this is, in a sentence
     size: int  # the working size n: a frame is processed at about n x n pixels
+    failure: str  # why the device computes nothing any more, "" while it does; the process then has to end
 
     @property
     def device(self) -> str:

@@ -6,12 +6,14 @@ import threading
 import time
 from typing import Any, Protocol
 
+from ..errors import DeviceLost
 from .event_log import log_event
 from .sessions import EngineProtocol
 
 GRACE_SECONDS = 10.0  # for clips to finish
 CUT_SECONDS = 3.0  # for clips that are ended early to save their frames
 REPORT_SECONDS = 2.0  # for the page to receive their results
+WATCH_SECONDS = 1.0  # how often the engine is asked whether its device is lost
 CLOSE_SECONDS = 5.0  # to close connections; after the sum of these the process is killed
 
 
@@ -23,22 +25,26 @@ class Page(Protocol):
 
 
 def serve_until_stopped(page: Page, engine: EngineProtocol, grace: float = GRACE_SECONDS) -> None:
-    """Wait for SIGTERM or Ctrl-C, then end the clips, the page and the engine; a second signal kills.
+    """Wait for SIGTERM, Ctrl-C or a lost device, then end the clips, the page and the engine.
 
-    The caller has to return from `main` then: as the interpreter ends, Gradio's exit function stops the
-    tunnel of --share. Where a thread keeps it from ending, the process is killed.
+    A second signal kills. The caller has to return from `main` then: as the interpreter ends, Gradio's exit
+    function stops the tunnel of --share. Where a thread keeps it from ending, the process is killed.
+
+    Raises:
+        DeviceLost: all is ended because the device failed.
     """
     stopping = threading.Event()
 
-    def stop(number: int, _: object) -> None:
+    def stop(*_: object) -> None:
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_DFL)
         stopping.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    while not stopping.wait(3600):  # without a limit, some systems do not deliver signals meanwhile
-        pass
+    while not stopping.wait(WATCH_SECONDS):
+        if engine.failure:
+            stop()
     last = threading.Timer(
         grace + CUT_SECONDS + REPORT_SECONDS + CLOSE_SECONDS, os.kill, [os.getpid(), signal.SIGTERM]
     )
@@ -47,7 +53,7 @@ def serve_until_stopped(page: Page, engine: EngineProtocol, grace: float = GRACE
     log_event("stopping", **{name: engine.stats()[name] for name in ("streams", "clips")})
     engine.end(clips=False)
     wait_for_clips(engine, grace)
-    cut = engine.stats()["clips"]
+    cut = engine.stats()["clips"] or bool(engine.failure)
     engine.end()
     wait_for_clips(engine, CUT_SECONDS)
     if cut:
@@ -55,6 +61,8 @@ def serve_until_stopped(page: Page, engine: EngineProtocol, grace: float = GRACE
     page.close(verbose=False)
     engine.shutdown()
     log_event("stopped", clips_cut=cut)
+    if engine.failure:
+        raise DeviceLost(engine.failure)
 
 
 def wait_for_clips(engine: EngineProtocol, seconds: float) -> None:

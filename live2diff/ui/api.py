@@ -106,12 +106,13 @@ def add_endpoints(engine: EngineProtocol, jobs: ClipQueue) -> None:
         ]
 
     def health() -> dict[str, Any]:
-        """Report the state of the server.
+        """Report the state of the server: "ok", or that its device has failed and that it ends.
 
         Model and device, live streams, clips and capacity now, dropped frames since the start, and over the
         last seconds frames per second and the delay of a frame in the server (median, 95th percentile; s).
         """
-        return {"model": engine.about, "device": engine.device} | engine.stats()
+        about = {"state": engine.failure or "ok", "model": engine.about, "device": engine.device}
+        return about | engine.stats()
 
     api(styles, api_name="styles", queue=False)
     api(health, api_name="health", queue=False)

@@ -72,6 +72,7 @@ from live2diff.serving import event_log
 from live2diff.serving.shutdown import serve_until_stopped
 
 class Engine:
+    failure = ""
     def end(self, clips=True): print("end", clips)
     def shutdown(self): print("shutdown")
     def stats(self): return {"streams": 0, "clips": 0}
