@@ -32,7 +32,7 @@ from live2diff.serving.limits import VisitorLimits
 from live2diff.serving.sessions import EngineProtocol
 from live2diff.serving.shutdown import GRACE_SECONDS, serve_until_stopped
 from live2diff.serving.temp_files import KEPT_SECONDS, MOST_BYTES, keep_tidy
-from live2diff.serving.working_size import measure_size, set_size
+from live2diff.serving.working_size import set_work, start_fitting
 from live2diff.styles import THUMBNAILS, thumbnail_of
 from live2diff.ui.api import add_endpoints
 from live2diff.ui.examples import EXAMPLES
@@ -67,11 +67,15 @@ def number_or_auto(text: str) -> int | None:
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the model and its working size."""
+    """Add the options of the model, its working size and its denoising steps."""
     add_model_options(parser)
-    sizes = "nano 256 to 448, as much as is fast enough when this starts; the full model 512"
+    sizes = "as much as is fast enough when this starts, nano 256 to 448, the full model 384 to 512"
     size_help = f"work at about N x N pixels (default: {sizes})"
     parser.add_argument("--size", type=number_or_auto, metavar="N|auto", help=size_help)
+    steps_help = (
+        "denoising steps, 1 to 4, where a viewer names none (default: as --size, the full model 1 to 3)"
+    )
+    parser.add_argument("--steps", type=number_or_auto, metavar="N|auto", help=steps_help)
 
 
 def space_engine() -> ZeroGpuEngine | None:
@@ -81,17 +85,16 @@ def space_engine() -> ZeroGpuEngine | None:
     parser = argparse.ArgumentParser()
     add_pipeline_options(parser)
     options, _ = parser.parse_known_args(operator_options())
-    # Eager: this process has no GPU, and each GPU session would capture its graphs again.
+    # Eager: this process has no GPU; the one that has captures its graphs at its first run.
     try:
         pipe = load_model(options, device="cuda", eager=True)
-        if options.size is not None:  # else the model's own: there is no GPU yet to measure on
-            set_size(pipe, options.size)
-        return ZeroGpuEngine(pipe)
+        set_work(pipe, options.size, options.steps)  # else the model's own: there is no GPU yet to measure on
+        return ZeroGpuEngine(pipe, graphs=not options.eager)
     except LOAD_ERRORS as error:  # a Space that does not start helps nobody
         event_log.log.exception("the model %s cannot be loaded", options.model)
         pipe = load_model(parser.parse_args(["--model", "nano"]), device="cuda", eager=True)
         pipe.about = f"Model: nano, the small one. {options.model} cannot be loaded: {error}"
-        return ZeroGpuEngine(pipe)
+        return ZeroGpuEngine(pipe, graphs=not options.eager)
 
 
 ENGINE = space_engine()  # on ZeroGPU the weights must be loaded at import
@@ -151,15 +154,10 @@ def start_engine(options: argparse.Namespace) -> Engine:
     advice = "Close other programs that use the GPU, or take --small-memory or a smaller model"
     with explain_out_of_memory(f"{advice} (--model nano)."):
         pipe = load_model(options)
-        from torch import int8  # loaded with the model; before, it takes seconds
-
-        size, cache_dtype = options.size, int8 if options.small_memory else None
-        if size is None:
-            size, sentence = measure_size(pipe, cache_dtype)
-            pipe.about += f" {sentence}"
-            print(sentence)
-        set_size(pipe, size)
-        engine = Engine(pipe, options.streams, cache_dtype=cache_dtype)
+        work = (options.size, options.steps, options.small_memory)
+        engine, sentence = start_fitting(pipe, options.streams, *work)
+    if sentence:
+        print(sentence)
     print(engine.room)
     return engine
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import app
+from live2diff.serving import working_size
 from live2diff.serving.engine import Engine
 from live2diff.serving.limits import VisitorLimits
 from live2diff.ui import examples
@@ -36,7 +37,7 @@ def temporary_files(monkeypatch, tmp_path):
 @pytest.fixture
 def on_space(monkeypatch):
     monkeypatch.setattr(app, "on_zero_gpu", lambda: True)
-    monkeypatch.setattr(app, "measure_size", None)  # there is no GPU yet
+    monkeypatch.setattr(app, "start_fitting", None)  # there is no GPU yet
     monkeypatch.setenv("LIVE2DIFF_OPTIONS", "--model live2diff --style 'ink' --streams 3 --no-safety-checker")
 
 
@@ -47,6 +48,7 @@ def on_space(monkeypatch):
         (["--styles", "no-such-file.json"], "no-such-file.json"),
         (["--model", "nano", "--visits-per-address", "0"], "must be above 0"),
         (["--model", "nano", "--eager", "--size", "4096"], "size 4096 is out of range"),
+        (["--model", "nano", "--eager", "--steps", "9"], "steps is 9; it must be 1, 2, 3 or 4"),
     ],
 )
 def test_bad_options_end_in_one_line_and_code_2(arguments, message, capsys):
@@ -111,17 +113,19 @@ def test_a_space_whose_model_cannot_be_loaded_serves_nano_and_says_so(
     engine.shutdown()
 
 
-@pytest.mark.parametrize("arguments", [[], ["--size", "auto"]])
-def test_the_working_size_is_measured_by_default_and_told(arguments, tiny_pipeline, monkeypatch, capsys):
-    monkeypatch.setattr(app, "measure_size", lambda pipe, cache_dtype: (64, "Working size: 64."))
+@pytest.mark.parametrize("arguments", [[], ["--size", "auto", "--steps", "auto"]])
+def test_the_work_of_a_frame_is_measured_by_default_and_told(arguments, tiny_pipeline, monkeypatch, capsys):
+    ladder = working_size.Ladder((32, 48), (1, 2), 1e-6, 2.0)  # any machine is that fast
+    monkeypatch.setattr(working_size, "LADDERS", {32: ladder})
     engine = started(arguments, tiny_pipeline, monkeypatch)
-    assert engine.size == 64 and engine.about.endswith("Working size: 64.")
-    assert "Working size: 64." in capsys.readouterr().out.splitlines()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "size" in line]
+    assert engine.size == 48 and engine.about.endswith(line)
+    assert line.startswith("Working size: 48, 2 denoising steps, at ") and "--size and --steps" in line
 
 
 def test_a_size_that_is_given_is_not_measured(tiny_pipeline, monkeypatch):
-    monkeypatch.setattr(app, "measure_size", None)
-    engine = started(["--size", "48"], tiny_pipeline, monkeypatch)
+    monkeypatch.setattr(working_size, "measure", None)
+    engine = started(["--size", "48", "--steps", "1"], tiny_pipeline, monkeypatch)
     assert engine.size == 48 and "size" not in engine.about
     with pytest.raises(SystemExit):
         app.build_parser().parse_args(["--size", "640x360"])  # cameras have aspects of their own
@@ -130,11 +134,11 @@ def test_a_size_that_is_given_is_not_measured(tiny_pipeline, monkeypatch):
 def started(arguments: list[str], pipeline, monkeypatch) -> Engine:
     """Start and end an engine on the pipeline, which is left as it was."""
     monkeypatch.setattr(app, "load_model", lambda _: pipeline)
-    about, size = pipeline.about, pipeline.config.size
+    about, size, indices = pipeline.about, pipeline.config.size, pipeline.config.t_index_list
     engine = app.start_engine(app.build_parser().parse_args(arguments))
     engine.shutdown()
     pipeline.about = about
-    pipeline.register_to_config(size=size)
+    pipeline.register_to_config(size=size, t_index_list=indices)
     return engine
 
 

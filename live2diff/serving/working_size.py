@@ -1,69 +1,252 @@
-"""The working size that this machine is fast enough for, measured before the page is served."""
+"""What each frame may cost on this machine: working size, denoising steps, precision of the cache.
+
+Measured once, before the page is served. Where memory runs out at any point of the start, less is taken.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass, replace
+from math import inf
 from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import is_out_of_memory
+from ..streaming.settings import StreamSettings
+
 if TYPE_CHECKING:
     import torch
 
     from ..pipeline import Live2DiffPipeline
+    from ..styles import Style
+    from .engine import Engine
 
-SIZES = (256, 320, 384, 448)
-FRAMES_A_SECOND = 16.0
 CAMERA = (480, 640, 3)
 TIMED_FRAMES = 9
-TOLERANCE = 1.25  # time grows more slowly than the pixels: sizes predicted a little too slow are tried
+NO_MEMORY = (
+    "There is not enough memory for one viewer, not even with the least work for each frame. Close other "
+    "programs that use the GPU, or take a smaller model (--model nano)."
+)
 
 
-def measure_size(
-    pipe: Live2DiffPipeline,
-    cache_dtype: torch.dtype | None = None,
-    clock: Callable[[], float] = time.perf_counter,
-) -> tuple[int, str]:
-    """Find the largest of `SIZES` at which one viewer alone gets 16 frames a second, or else the smallest.
+@dataclass(frozen=True)
+class Ladder:
+    """What is tried of a model, and how many frames a second one viewer should get.
 
-    A model with another default size keeps it. The smallest is measured, then from the largest down
-    those that may be fast enough by their numbers of pixels. Returns the size, and a sentence about it.
+    A choice is measured if its time, predicted from that of the least work, is within `tolerance` times the
+    limit: time grows more slowly than the work.
     """
-    size, *larger = SIZES
-    if pipe.config.size not in SIZES:
-        return pipe.config.size, f"Working size: {pipe.config.size}, the model's own."
-    seconds = first = frame_seconds(pipe, size, cache_dtype, clock)
-    for other in reversed(larger):
-        if first * (other / SIZES[0]) ** 2 * FRAMES_A_SECOND <= TOLERANCE:
-            taken = frame_seconds(pipe, other, cache_dtype, clock)
-            if taken * FRAMES_A_SECOND <= 1:
-                size, seconds = other, taken
-                break
-    return size, f"Working size: {size}, at {1 / seconds:.1f} frames a second for one viewer on this machine."
+
+    sizes: tuple[int, ...]
+    steps: tuple[int, ...] | None  # at most the model's own number; None for that alone
+    frames_a_second: float
+    tolerance: float
 
 
-def set_size(pipe: Live2DiffPipeline, size: int) -> None:
-    """Make `size` the default working size; raise ValueError if it is out of range."""
-    pipe.working_size(1, 1, size)
-    pipe.register_to_config(size=size)
+LADDERS = {  # by the model's own size
+    256: Ladder((256, 320, 384, 448), None, 16.0, 1.25),
+    512: Ladder((384, 448, 512), (1, 2, 3), 15.0, 2.0),
+}
+SPARE = 0.1  # of the free memory
 
 
-def frame_seconds(
-    pipe: Live2DiffPipeline, size: int, cache_dtype: torch.dtype | None, clock: Callable[[], float]
-) -> float:
+@dataclass(frozen=True)
+class Work:
+    """What one frame costs."""
+
+    size: int
+    steps: int
+    cache_dtype: torch.dtype | None = None  # None for the weights' own
+
+    @property
+    def cost(self) -> int:
+        """The work of a frame; its cache's bytes are in proportion to it."""
+        return self.size**2 * self.steps
+
+
+def ladder_of(pipe: Live2DiffPipeline) -> Ladder | None:
+    """Return what is tried of a model; None if it keeps its own size and steps, as the full one on a CPU."""
+    is_slow = pipe.unet.device.type == "cpu" and pipe.config.few_step_lora
+    return None if is_slow else LADDERS.get(pipe.config.size)
+
+
+def choices(
+    pipe: Live2DiffPipeline, size: int | None = None, steps: int | None = None, small_memory: bool = False
+) -> list[list[Work]]:
+    """Return what can be taken, the least work first, each with a full cache and then an 8-bit one.
+
+    On a GPU, what cannot hold the caches of a viewer and a clip in its free memory is left out; the least
+    work stays in any case.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    import torch
+
+    from ..runtime.device import free_bytes
+    from .capacity import bytes_of_cache
+
+    StreamSettings(steps=steps)
+    ladder, own, device = ladder_of(pipe), len(pipe.config.t_index_list), pipe.unet.device
+    sizes = [size] if size is not None else ladder.sizes if ladder else [pipe.config.size]
+    numbers = [own] if steps is None else [steps]
+    if ladder and ladder.steps and steps is None:
+        numbers = [number for number in ladder.steps if number <= own]
+    free = free_bytes(device)  # None on a CPU
+    dtypes = [torch.int8] if small_memory else [None] if free is None else [None, torch.int8]
+
+    def fits(work: Work) -> bool:
+        side = pipe.working_size(1, 1, work.size)
+        cache = bytes_of_cache(pipe, work.steps, side, work.cache_dtype)
+        return free is None or 2 * cache <= (1 - SPARE) * free
+
+    groups = [[Work(side, number, dtype) for dtype in dtypes] for side in sizes for number in numbers]
+    groups.sort(key=lambda group: group[0].cost)
+    fitting = [[work for work in group if fits(work)] for group in groups]
+    return [group for group in fitting if group] or [groups[0][-1:]]
+
+
+def measure(
+    pipe: Live2DiffPipeline, groups: list[list[Work]], clock: Callable[[], float] = time.perf_counter
+) -> tuple[Work, float]:
+    """Return the most work with which one viewer alone gets frames fast enough, and a frame's seconds.
+
+    The least is measured, and taken where even that is too slow; then the most of those that may be fast
+    enough; then those between, by halves. What does not fit into the memory counts as too slow; if nothing
+    fits, the time is infinite.
+    """
+    ladder = ladder_of(pipe)
+    assert ladder is not None, "there is nothing to choose"
+    limit = 1 / ladder.frames_a_second
+
+    def taken(group: list[Work]) -> tuple[Work, float]:
+        for work in group:
+            try:
+                return work, frame_seconds(pipe, work, clock)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+        return group[-1], inf
+
+    best, seconds = taken(groups[0])
+    per_cost = seconds / best.cost
+    low, high = 1, len(groups) - 1
+    while low <= high and per_cost * groups[high][0].cost > ladder.tolerance * limit:
+        high -= 1
+    tried = high
+    while low <= high and seconds <= limit:
+        work, time_of_it = taken(groups[tried])
+        if time_of_it <= limit:
+            best, seconds, low = work, time_of_it, tried + 1
+        else:
+            high = tried - 1
+        tried = (low + high + 1) // 2
+    return best, seconds
+
+
+def frame_seconds(pipe: Live2DiffPipeline, work: Work, clock: Callable[[], float]) -> float:
     """Return the median time of a warm stream's frame in seconds; no graphs are left in the runtime."""
+    from ..runtime.device import release_memory
+
+    release_memory()  # of a choice that failed
     frame = np.random.default_rng(0).integers(0, 256, CAMERA, dtype=np.uint8)
-    with closing(pipe.stream(size=size, cache_dtype=cache_dtype)) as stream:
-        stream.push(frame)
-        stream.flush()  # warms up with this one frame
-        times = []
-        for _ in range(stream.schedule.steps + TIMED_FRAMES):
-            began = clock()
+    times = []
+    try:
+        with closing(pipe.stream(size=work.size, steps=work.steps, cache_dtype=work.cache_dtype)) as stream:
             stream.push(frame)
-            times.append(clock() - began)
-    if pipe.runtime is not None:
-        pipe.runtime.forget()
+            stream.flush()  # warms up with this one frame
+            for _ in range(stream.schedule.steps + TIMED_FRAMES):
+                began = clock()
+                stream.push(frame)
+                times.append(clock() - began)
+    finally:
+        if pipe.runtime is not None:
+            pipe.runtime.forget()
     return median(times[-TIMED_FRAMES:])  # the first ones compile
+
+
+def set_work(pipe: Live2DiffPipeline, size: int | None = None, steps: int | None = None) -> None:
+    """Make a size and a number of steps the default ones; None leaves them. Styles get no more steps.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+    StreamSettings(steps=steps)
+    if size is not None:
+        pipe.working_size(1, 1, size)
+        pipe.register_to_config(size=size)
+    own = len(pipe.config.t_index_list)
+    if steps is not None and steps != own:
+        pipe.register_to_config(t_index_list=pipe.indices(steps, None))
+    if steps is not None and steps < own:
+        pipe.styles = {name: with_fewer_steps(style, steps) for name, style in pipe.styles.items()}
+
+
+def with_fewer_steps(style: Style, steps: int) -> Style:
+    """Return a style that takes at most so many denoising steps, from its first to its last one."""
+    from ..model.lcm import spread_indices
+
+    indices = style.t_index_list
+    if indices is not None and len(indices) > steps:
+        style = replace(style, t_index_list=tuple(spread_indices(indices[0], indices[-1], steps)))
+    return replace(style, steps=min(style.steps, steps)) if style.steps else style
+
+
+def start_fitting(
+    pipe: Live2DiffPipeline,
+    streams: int | None = None,
+    size: int | None = None,
+    steps: int | None = None,
+    small_memory: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Engine, str]:
+    """Start an engine with the most work for each frame that the machine is fast and large enough for.
+
+    `streams` is its capacity; `size` and `steps` are measured where they are None. Return the engine and a
+    sentence about the choice, which the page shows too; "" where there was nothing to choose.
+
+    Raises:
+        ValueError: not even the least work fits into the memory, or a number is out of range.
+    """
+    from ..runtime.device import release_memory
+    from .engine import Engine
+
+    groups, about = choices(pipe, size, steps, small_memory), pipe.about
+    works = [work for group in groups for work in reversed(group)]  # the least memory first
+    asked, work, why = size is not None and len(groups) == 1, groups[-1][0], ""
+    if len(groups) > 1:
+        work, seconds = measure(pipe, groups, clock)
+        why = f"at {1 / seconds:.1f} frames a second for one viewer on this machine"
+    chosen = works.index(work)
+    if not asked and not why:
+        why = "the model's own"
+    while chosen >= 0:
+        work = works[chosen]
+        set_work(pipe, work.size, work.steps)
+        sentence = describe(work, groups, why) if why else ""
+        pipe.about = f"{about} {sentence}".rstrip()
+        try:
+            return Engine(pipe, streams, cache_dtype=work.cache_dtype), sentence
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        release_memory()
+        chosen, why = chosen - 1, "as more does not fit into the memory"
+    pipe.about = about
+    raise ValueError(NO_MEMORY)
+
+
+def describe(work: Work, groups: list[list[Work]], why: str) -> str:
+    """Return a sentence about the choice of `work` among `groups`, and how to choose otherwise."""
+    parts, flags = [str(work.size)], ["--size"]
+    if len({group[0].steps for group in groups}) > 1:
+        parts.append(f"{work.steps} denoising step{'s' * (work.steps > 1)}")
+        flags.append("--steps")
+    if work.cache_dtype is not None:
+        parts.append("an 8-bit cache")
+    other = f" Choose otherwise with {' and '.join(flags)}." if len(groups) > 1 else ""
+    return f"Working size: {', '.join(parts)}, {why}.{other}"

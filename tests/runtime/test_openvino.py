@@ -18,7 +18,7 @@ from helpers.paths import EXAMPLES, ROOT
 import live2diff
 from live2diff import Live2DiffPipeline
 from live2diff.loading import NANO, RANGES
-from live2diff.serving import working_size
+from live2diff.serving.working_size import Work, frame_seconds
 from live2diff.video.reader import read_frames
 
 pytest.importorskip("openvino", reason="on PCs only")
@@ -136,12 +136,11 @@ def test_graphs_deleted_while_they_are_in_use_still_serve_other_sizes(
 
 
 def test_measuring_the_working_size_leaves_no_compiled_graphs(compiled_pipeline, monkeypatch):
-    monkeypatch.setattr(working_size, "SIZES", (32,))
     compile_model = Mock(side_effect=openvino.ov.compile_model)
     monkeypatch.setattr(openvino.ov, "compile_model", compile_model)
     compiled = []
     for _ in range(2):
-        assert working_size.measure_size(compiled_pipeline, clock=count(step=0.001).__next__)[0] == 32
+        frame_seconds(compiled_pipeline, Work(32, 2), clock=count(step=0.001).__next__)
         compiled.append(compile_model.call_count)
     assert compiled[1] == 2 * compiled[0] > 0  # the second time all is compiled again
 
