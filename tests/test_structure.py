@@ -26,6 +26,7 @@ LEAVES = {
     "training",
     "evaluation",
     "benchmark",
+    "gpucheck",
 }  # may import what is before ui, and cli; imported by none
 GRADIO_ROOMS = {"ui", "zerogpu", "app"}
 PUBLIC = {"Live2DiffPipeline", "STYLES", "Stream", "load"}  # what the package itself offers
