@@ -5,19 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helpers.tiny_models import build_tiny_dpt, build_tiny_pipeline
+from helpers.tiny_models import build_tiny_pipeline
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
 # With tiny models, two threads that wait for each other take five times as long as one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from helpers.published import write_base
 
 from live2diff import Live2DiffPipeline
 from live2diff.serving.engine import Engine
-from live2diff.training.text import build_text_encoder, build_tokenizer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Playwright
@@ -58,15 +56,4 @@ def playwright() -> Iterator["Playwright"]:
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
     """A random model in the layout of `stable-diffusion-v1-5`, with a DPT in `depth`; do not change it."""
-    base = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(base / "words")
-    tokenizer.save_pretrained(base / "tokenizer")
-    build_text_encoder(tokenizer).save_pretrained(base / "text_encoder")
-    unet = UNet2DConditionModel(block_out_channels=(32, 32, 32, 32), cross_attention_dim=64)
-    unet.save_pretrained(base / "unet")
-    blocks = ["DownEncoderBlock2D"] * 4, ["UpDecoderBlock2D"] * 4
-    vae = AutoencoderKL(3, 3, *blocks, (8, 8, 8, 8), latent_channels=4, norm_num_groups=4)
-    vae.save_pretrained(base / "vae")
-    build_tiny_dpt().save_pretrained(base / "depth")
-    return base
+    return write_base(tmp_path_factory.mktemp("base"))

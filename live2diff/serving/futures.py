@@ -19,6 +19,16 @@ def fail(future: Future, error: BaseException) -> None:
         future.set_exception(error)
 
 
+def follow(first: Future, other: Future) -> None:
+    """Resolve `other` as `first` is resolved."""
+
+    def copy(done: Future) -> None:
+        with delivering(other):
+            other.set_result(done.result())
+
+    first.add_done_callback(copy)
+
+
 @contextmanager
 def delivering(future: Future) -> Iterator[None]:
     """Route exceptions to the given future, as an executor does."""

@@ -5,14 +5,16 @@ README.md says how a run works. Off a Space the same code runs without a fork, i
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from contextvars import copy_context
-from dataclasses import dataclass, field
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,21 +22,19 @@ import numpy as np
 from ..config import WARMUP_FRAMES
 from ..errors import GpuSessionOver, StreamClosed
 from ..serving.engine import Engine
-from ..serving.futures import delivering, fail, resolved
+from ..serving.event_log import log
+from ..serving.futures import delivering, fail, follow, resolved
 from ..serving.sessions import FrameResult, Session
 from ..streaming.settings import BLEND_FRAMES, StreamSettings
-from .channel import PipePool
+from .channel import POLL_SECONDS, PipePool
+from .quota import FRAME_SECONDS, GENEROUSLY, GPU_SECONDS, SHORTEST_RUN, seconds_left, seconds_of
 from .remote_stream import RemoteStream, Run
-from .worker import Job, serve
+from .worker import TIME_OVER, Job, serve
 
 if TYPE_CHECKING:
     from ..pipeline import Live2DiffPipeline
 
-GPU_SECONDS = 60.0  # of a live session; what is asked for counts against the viewer's quota
-START_SECONDS = 15.0  # for the fork and the weights' way to the GPU, asked for on top
-CLIP_SECONDS = 60.0  # for a clip of unknown length
-SECONDS_PER_FRAME = 0.1  # of a clip, generously
-SHORTEST_CLIP = 10.0  # seconds that are asked for at least
+CLIP_MARGIN = 2.0  # seconds before a run ends in which a clip's next frame goes to another run
 REPORT_SECONDS = 0.5  # how often a live session reports the time left
 CLIPS_AT_ONCE = 2
 
@@ -48,11 +48,6 @@ def on_zero_gpu() -> bool:
     except ImportError:  # it is there on Spaces only
         return False
     return Config.zero_gpu
-
-
-def seconds_of(job: Job) -> int:
-    """Return how long the GPU is asked for."""
-    return round(job.seconds + START_SECONDS)
 
 
 def wrap_gpu(task: Task, seconds: Callable[[Job], int]) -> Task:
@@ -74,6 +69,8 @@ class GpuSession(Session):
     recent: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=WARMUP_FRAMES + 1))
     run: Run | None = None  # the present one, from when the GPU is asked for
     over: Run | None = None  # the last one, until the stream is opened again or the next run is asked for
+    # Of the event that asks for GPUs, by which `spaces` knows the viewer.
+    context: Context = field(default_factory=copy_context)
 
     def has_gpu(self) -> bool:
         """Return whether a run has begun."""
@@ -87,9 +84,9 @@ class GpuSession(Session):
 class ZeroGpuEngine(Engine):
     """An `Engine` that processes the frames of a live session only while `gpu_session` runs for it.
 
-    Until a GPU session begins, frames wait, of which only the newest is kept. It lasts `gpu_seconds`. After
-    it `push` raises `GpuSessionOver`; after `open`, or the next `gpu_session`, the stream goes on with the
-    last 8 frames as warmup.
+    Until a GPU session begins, frames wait, of which only the newest is kept. It is made of runs of
+    `gpu_seconds`, one after the other while the viewer stays, each warmed up from the last 8 frames. After
+    it `push` raises `GpuSessionOver`; after `open`, or the next `gpu_session`, the stream goes on likewise.
     """
 
     needs_gpu_session = True
@@ -103,8 +100,10 @@ class ZeroGpuEngine(Engine):
         gpu_seconds: float = GPU_SECONDS,
         wrap: Callable[[Task, Callable[[Job], int]], Task] = wrap_gpu,
         clock: Callable[[], float] = time.monotonic,
+        graphs: bool = False,
     ) -> None:
-        self.gpu_seconds = gpu_seconds
+        self.gpu_seconds, self.graphs = gpu_seconds, graphs
+        self.frame_times = deque([FRAME_SECONDS], maxlen=64)  # seconds, of warm streams
         # Twice as many as can be in use: a run may outlive its session while `spaces` ends it.
         self.pipes = PipePool(2 * (capacity + CLIPS_AT_ONCE))
         super().__init__(pipe, capacity, idle_seconds, together=False, clock=clock)
@@ -116,7 +115,15 @@ class ZeroGpuEngine(Engine):
         return "ZeroGPU" if on_zero_gpu() else super().device
 
     def _on_gpu(self, job: Job) -> Generator[str]:
-        yield from serve(self.pipe, self.pipes.ends[job.pipe][1], job, self.registry.clock)
+        end, clock = self.pipes.ends[job.pipe][1], self.registry.clock
+        with closing(serve(self.pipe, end, job, clock, os._exit if on_zero_gpu() else None)) as heartbeats:
+            yield next(heartbeats)
+            if self.graphs and self.pipe.unet.device.type == "cuda":
+                from ..runtime import cuda_graphs
+
+                self.graphs = False  # in this process, which may serve other runs with them
+                cuda_graphs.accelerate(self.pipe, report=log.warning)
+            yield from heartbeats
 
     def open(self, key: str, settings: StreamSettings) -> Future[str]:
         """As `Engine.open`, at once outside a GPU session; a session of this key keeps its place and GPU."""
@@ -174,10 +181,11 @@ class ZeroGpuEngine(Engine):
     def gpu_session(self, key: str) -> Iterator[float | None]:
         """Process the frames of a session on a lent GPU, in an event of the page; closing this ends it.
 
-        If one runs already, nothing happens.
+        If one runs already, nothing happens. When the time of a run is over, another one is asked for,
+        shorter if no more is left of the viewer's quota.
 
         Yields:
-            The seconds left, now and then.
+            The seconds left of the present run, now and then.
 
         Raises:
             StreamClosed: there is no session of this key.
@@ -187,17 +195,21 @@ class ZeroGpuEngine(Engine):
         former = session.run
         if former is not None and former.stop.is_set():  # on its way out
             former.done.wait()
-        with self.registry.lock:
-            if session.run is not None or session.closed:
-                return
-            run = self._begin(session, self.gpu_seconds)
-        try:
-            while not run.done.wait(REPORT_SECONDS):
-                yield self.time_left(key)
-            if run.error is not None:
+        session.context = copy_context()
+        seconds: float | None = self.gpu_seconds
+        while seconds is not None:
+            with self.registry.lock:
+                if session.run is not None or session.closed:
+                    return
+                run = self._begin(session, seconds)
+            try:
+                while not run.done.wait(REPORT_SECONDS):
+                    yield self.time_left(key)
+            finally:
+                run.stop.set()
+            seconds = run.next_seconds
+            if seconds is None and run.error is not None:
                 raise run.error
-        finally:
-            run.stop.set()
 
     def _session(self, key: str) -> GpuSession:
         session = self.registry.get(key)
@@ -214,9 +226,9 @@ class ZeroGpuEngine(Engine):
             self.submit(session, self.step, session)
 
     def open_clip(self, session: GpuSession, frames: int | None) -> Future[str]:
-        """Open the stream of a clip on a GPU, asked for by the number of frames."""
-        seconds = CLIP_SECONDS if frames is None else max(SHORTEST_CLIP, frames * SECONDS_PER_FRAME)
-        return self._begin(session, seconds).opened
+        """Open the stream of a clip on a GPU, asked for by the number of frames and the measured time."""
+        needed = self.gpu_seconds if frames is None else frames * median(self.frame_times) * GENEROUSLY
+        return self._begin(session, min(self.gpu_seconds, max(SHORTEST_RUN, needed + CLIP_MARGIN))).opened
 
     def remove(self, session: GpuSession, reason: str, error: BaseException | None = None) -> bool:
         """As `Engine.remove`; its run ends as soon as it can."""
@@ -228,13 +240,13 @@ class ZeroGpuEngine(Engine):
             fail(run.opened, error or session.closed_error())
         return is_first
 
-    def _begin(self, session: GpuSession, seconds: float) -> Run:
-        """Ask for a GPU, in the context of the event, by which `spaces` knows the viewer."""
+    def _begin(self, session: GpuSession, seconds: float, continues: bool = False) -> Run:
+        """Ask for a GPU in a thread of its own."""
         number, pipe = self.pipes.take()
-        run = Run(Job(number, pipe, seconds, session.is_clip), self.pipes.ends[pipe][0])
+        run = Run(Job(number, pipe, seconds, session.is_clip), self.pipes.ends[pipe][0], continues=continues)
         session.run, session.over = run, None
         # A thread of its own: a process forked from an executor's fails as it ends, joining itself.
-        context, arguments = copy_context(), (self._follow, session, run)
+        context, arguments = session.context.copy(), (self._follow, session, run)
         threading.Thread(target=context.run, args=arguments, name="run", daemon=True).start()
         return run
 
@@ -250,7 +262,8 @@ class ZeroGpuEngine(Engine):
                     if run.ends is None:
                         with self.registry.lock:
                             run.ends = self.registry.clock() + run.job.seconds
-                            self.submit(session, self._open_first, session, run)
+                            if not run.continues:
+                                self.submit(session, self._open_first, session, run)
         except BaseException as error:  # raised by `gpu_session`
             run.error = error
         run.unreachable.set()
@@ -263,15 +276,31 @@ class ZeroGpuEngine(Engine):
         """Close the stream of a run that is over; a live session keeps its place."""
         fail(run.opened, run.over_error())
         with self.registry.lock:
+            if session.run is not run:  # a clip goes on with another one
+                return
             session.run = None
             if session.closed:  # and its stream with it
                 return
-            session.over, session.last_seen = run, self.registry.clock()
-            waiting = session.take_waiting()
+            session.last_seen, run.next_seconds = (
+                self.registry.clock(),
+                self._next_seconds(session, run, reason),
+            )
+            waiting = None
+            if run.next_seconds is None:
+                session.over, waiting = run, session.take_waiting()
             stream_closed = self.submit(session, self.close_stream, session, reason)
         if waiting is not None:
             fail(waiting.result, run.over_error())
         stream_closed.result()
+
+    def _next_seconds(self, session: GpuSession, run: Run, reason: str) -> float | None:
+        """Return how long the run after one that is over may last, None if there is to be none."""
+        if session.is_clip or run.stop.is_set():  # the page has gone
+            return None
+        if run.error is None:
+            return self.gpu_seconds if reason == TIME_OVER else None
+        left = seconds_left(run.error)
+        return left if left is not None and SHORTEST_RUN <= left < run.job.seconds else None
 
     # From here on all runs on the session's thread.
 
@@ -281,6 +310,60 @@ class ZeroGpuEngine(Engine):
             run.opened.set_result(self.open_stream(session))
         if session.stream is not None:
             self.step(session)
+
+    def step(self, session: Any) -> None:
+        """As `Engine.step`; a frame that meets the end of a run waits for the next one."""
+        with self.registry.lock:
+            if session.stream is None and session.over is None and not session.closed:  # between two runs
+                return
+            queued = session.take_waiting()
+        if queued is None:
+            return
+        with delivering(queued.result):
+            try:
+                self.finish(session, queued, self.call(session, "push", queued.frame))
+            except GpuSessionOver:
+                with self.registry.lock:
+                    if session.closed or session.over is not None:
+                        raise
+                    if session.waiting is None:
+                        session.waiting = replace(queued, result=Future())
+                    follow(session.waiting.result, queued.result)
+
+    def call(self, session: Any, name: str, *arguments: Any, **options: Any) -> Any:
+        """As `Engine.call`; a clip goes on in another run before the time of its present one is over."""
+        if name != "push":
+            return super().call(session, name, *arguments, **options)
+        frames, clock = [], self.registry.clock
+        run, stream = session.run, session.stream
+        if session.is_clip and run is not None and run.ends is not None and run.ends - clock() < CLIP_MARGIN:
+            frames = super().call(session, "flush")
+            self._change_runs(session, run)
+            stream = session.stream
+        is_warm, began = stream is not None and stream.warm, clock()
+        frames += super().call(session, name, *arguments, **options)
+        if is_warm:
+            self.frame_times.append(clock() - began)
+        if session.is_clip:
+            session.recent.append(arguments[0])
+        return frames
+
+    def _change_runs(self, session: GpuSession, former: Run) -> None:
+        """Give a clip's GPU back and wait for another one; the stream goes on from the last frames."""
+        self.close_stream(session, TIME_OVER)
+        with self.registry.lock:
+            session.run = None  # so that the end of this run does not concern the session
+        former.stop.set()
+        former.done.wait()
+        with self.registry.lock:
+            if session.closed:
+                raise session.closed_error()
+            run = self._begin(session, self.gpu_seconds, continues=True)
+        while run.ends is None and not run.done.wait(POLL_SECONDS):
+            pass
+        if run.ends is None:
+            raise run.over_error()
+        run.opened.set_result(self.open_stream(session))
 
     def new_stream(self, session: GpuSession) -> Any:
         """Open a stream in the run's process; the first one of a run warms up from the recent frames."""

@@ -22,6 +22,8 @@ class Run:
     pipe: PipeEnd
     ends: float | None = None  # when its time is over; None before it begins
     error: BaseException | None = None  # what ended it early, for example a used-up quota
+    continues: bool = False  # a clip's stream, from its last frames
+    next_seconds: float | None = None  # how long the next run may last; None if there is none
     opened: Future[str] = field(default_factory=Future)  # the result of opening its first stream
     stop: threading.Event = field(default_factory=threading.Event)  # set to have it end
     unreachable: threading.Event = field(default_factory=threading.Event)  # set once nobody answers calls

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import NonFiniteError, StreamOutOfMemory
+from ..errors import NonFiniteError, StreamOutOfMemory, is_out_of_memory
 from ..streaming.settings import StreamSettings
 from .channel import PipeEnd
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..pipeline import Live2DiffPipeline
     from ..streaming.stream import Stream
 
+TIME_OVER = "time over"
+DEVICE_LOST = 3  # exit code
 SILENCE_SECONDS = 10.0  # without a call the viewer has gone, and the GPU is given back
 # Raised again in the main process, with their type.
 ERRORS = (StreamOutOfMemory, NonFiniteError, ValueError, OSError, RuntimeError)
@@ -35,8 +37,8 @@ class Job:
 class Callee:
     """The stream of a run, as `remote_stream.RemoteStream` calls it."""
 
-    def __init__(self, pipe: Live2DiffPipeline) -> None:
-        self._pipe = pipe
+    def __init__(self, pipe: Live2DiffPipeline, end_process: Callable[[int], object] | None = None) -> None:
+        self._pipe, self._end_process = pipe, end_process
         self.stream: Stream | None = None
 
     def open(self, settings: StreamSettings, recent: list[np.ndarray]) -> None:
@@ -57,33 +59,46 @@ class Callee:
         try:
             result = getattr(owner, name)(*arguments, **options)
         except ERRORS as error:
+            if self._end_process is not None:
+                self._end_if_lost(error, self._end_process)
             result = portable(error)
         names = ["frames_in", "frames_out", "warm"]
         if name in ("open", "update"):
             names += ["ignored_words", "settings"]
         return result, {name: getattr(self.stream, name) for name in names if self.stream is not None}
 
+    def _end_if_lost(self, error: Exception, end_process: Callable[[int], object]) -> None:
+        """End the process if its GPU is lost: `spaces` would use it for later runs."""
+        from ..runtime.device import is_lost
+
+        if isinstance(error, RuntimeError) and is_lost(self._pipe.unet.device):
+            end_process(DEVICE_LOST)
+
 
 def portable(error: Exception) -> Exception:
     """Return an error that can be pickled, with the same words; the original may refer to any object."""
-    from torch import OutOfMemoryError  # not before there is a model: torch takes seconds
-
-    if isinstance(error, OutOfMemoryError):
+    if is_out_of_memory(error):
         return StreamOutOfMemory()
     kind = next(kind for kind in ERRORS if isinstance(error, kind))
     return kind(str(error))
 
 
 def serve(
-    pipe: Live2DiffPipeline, end: PipeEnd, job: Job, clock: Callable[[], float] = time.monotonic
+    pipe: Live2DiffPipeline,
+    end: PipeEnd,
+    job: Job,
+    clock: Callable[[], float] = time.monotonic,
+    end_process: Callable[[int], object] | None = None,
 ) -> Iterator[str]:
     """Answer calls until the time is over, a live viewer is silent, or this generator is closed.
+
+    Where `end_process` is given, it is called with an exit code when the GPU is lost.
 
     Yields:
         "" after each call and at least every POLL_SECONDS, because `spaces` ends a generator only where it
         yields; at last the reason why it ends.
     """
-    callee = Callee(pipe)
+    callee = Callee(pipe, end_process)
     began = heard = clock()
 
     def is_silent() -> bool:
@@ -93,14 +108,14 @@ def serve(
         yield ""
         while True:
             call = end.receive(job.number)
-            if clock() - began >= job.seconds:
-                yield "time over"
-                return
             if call is not None:
                 reply, heard = callee.answer(*call), clock()
                 if not end.send(job.number, reply, is_silent):
                     return
-            elif is_silent() and not job.is_clip:
+            if clock() - began >= job.seconds:
+                yield TIME_OVER
+                return
+            if call is None and is_silent() and not job.is_clip:
                 yield "silent"
                 return
             yield ""

@@ -1,9 +1,10 @@
 """A Space in the ZeroGPU mode of the `spaces` package, with stand-ins for what is not here.
 
 tests/zerogpu/test_runs.py runs it as a program: the package's own decorator, fork, queues and emulation of
-CUDA, a page served by Gradio, and a scheduler that lends a GPU to everybody. The stand-ins: that scheduler's
-HTTP interface, the weights' way to the GPU, which ends on the CPU, and torch's word that it knows CUDA where
-it does not. The pipeline has a style with a LoRA. Prints what happened, as JSON.
+CUDA, `app.space_engine()` with a converted full model at tiny width, styles with weights and a safety
+checker, a page served by Gradio, and a scheduler that lends a GPU to everybody. The stand-ins: that
+scheduler's HTTP interface, the weights' way to the GPU, which ends on the CPU, and torch's word that it knows
+CUDA where it does not. Prints what happened, as JSON.
 """
 
 import contextlib
@@ -69,14 +70,13 @@ sys.path[:0] = [str(path) for path in (Path(__file__).parents[1], Path(__file__)
 import gradio as gr  # noqa: E402
 import httpx  # noqa: E402
 import numpy as np  # noqa: E402
-from helpers.checkpoints import kohya_lora, random_lora, write  # noqa: E402
-from helpers.tiny_models import build_tiny_pipeline  # noqa: E402
+from helpers.checkpoints import LAYERS, kohya_lora, random_lora, write  # noqa: E402
+from helpers.published import write_base, write_sources  # noqa: E402
+from helpers.tiny_models import tiny_checker  # noqa: E402
 
-from live2diff import Live2DiffPipeline  # noqa: E402
 from live2diff.errors import GpuSessionOver  # noqa: E402
+from live2diff.streaming import content_filter  # noqa: E402
 from live2diff.streaming.settings import StreamSettings  # noqa: E402
-from live2diff.styles import Style  # noqa: E402
-from live2diff.weights.swap import WeightSwapper  # noqa: E402
 from live2diff.zerogpu.button import gpu_session_button  # noqa: E402
 from live2diff.zerogpu.engine import ZeroGpuEngine  # noqa: E402
 
@@ -125,37 +125,39 @@ def clicked(url: str, button: int, key: str) -> Iterator[None]:
         listener.join(PATIENCE)
 
 
-def build_pipeline() -> Live2DiffPipeline:
-    """Build a tiny pipeline with the styles "felt", which has a LoRA, and "plain", the same without."""
-    pipe = build_tiny_pipeline(folder)
-    parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
-    for name, part in parts.items():
-        part.save_pretrained(folder / "model" / name)
-    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    shape = pipe.unet.get_submodule(layer).weight.shape
-    lora = write(kohya_lora(random_lora({("unet", layer): shape})), folder / "felt.safetensors")
-    pipe.styles |= {
-        "felt": Style("Felt", "felt, {}", loras=((str(lora), 1.0),)),
-        "plain": Style("Plain", "felt, {}"),
-    }
-    pipe.weight_swapper = WeightSwapper(parts, folder / "model", Path)
-    return pipe.to("cuda")
+def write_model() -> None:
+    """Write what a Space would fetch, and the options of its app."""
+    from live2diff.loading import convert
+
+    convert(folder / "model", write_sources(write_base(folder / "base"), folder / "parts"), torch.float32)
+    tiny_checker().save_pretrained(folder / "checker")
+    write(kohya_lora(random_lora(LAYERS, seed=7)), folder / "felt.safetensors")
+    styles = {"felt": {"title": "Felt", "template": "felt, {}", "loras": [["felt.safetensors", 1]]}}
+    styles["plain"] = {"title": "Plain", "template": "felt, {}"}
+    (folder / "styles.json").write_text(json.dumps(styles))
+    content_filter.CHECKER = str(folder / "checker")
+    os.environ["SPACE_ID"] = "owner/name"  # so that results are checked
+    options = f"--model {folder / 'model'} --styles {folder / 'styles.json'} --style felt --size 128"
+    os.environ["LIVE2DIFF_OPTIONS"] = options
 
 
 def main() -> None:
-    pipe = build_pipeline()
-    pipe.activate_style("felt")  # in the main process, as at the start of a Space with --style
-    engine = ZeroGpuEngine(pipe, capacity=2)
+    write_model()
+    import app  # which loads the model, as on a Space
+
+    assert isinstance(app.ENGINE, ZeroGpuEngine), "this is no Space"
+    engine, pipe = app.ENGINE, app.ENGINE.pipe
     with gr.Blocks() as demo:
         gpu_session_button(engine)
     button = next(index for index, function in demo.fns.items() if function.name == "visit")
     _, url, _ = demo.queue().launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     clip = list(np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), dtype=np.uint8))
 
-    engine.open("ann", StreamSettings(style="pencil", steps=1))
+    engine.open("ann", StreamSettings(style="felt", steps=1))
     with clicked(url, button, "ann"):
         answers = [engine.push("ann", frame, tag=tag).result(PATIENCE) for tag, frame in enumerate(clip)]
-        engine.update("ann", StreamSettings(style="neon")).result(PATIENCE)
+        engine.update("ann", StreamSettings(style="plain")).result(PATIENCE)  # to other weights
+        changed = engine.push("ann", clip[-1], tag="changed").result(PATIENCE)
         run = engine.registry.get("ann").run
     run.done.wait(PATIENCE)
     try:
@@ -175,6 +177,8 @@ def main() -> None:
         outs[style] = [int(out.astype(int).sum()) for out in translated]
     result = {
         "device": str(pipe.unet.device),
+        "about": engine.about,
+        "changed": [int(out.astype(int).sum()) for out in changed.frames],
         "tags": [answer.tag for answer in answers],
         "over": over,
         "continued": [continued.tag, continued.warm],

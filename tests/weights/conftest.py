@@ -5,45 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
-from helpers.checkpoints import (
-    CONVOLUTION,
-    LAYERS,
-    build_tiny_hybrid_dpt,
-    kohya_lora,
-    perturbed,
-    random_lora,
-    single_file,
-    write,
-)
+from diffusers import UNet2DConditionModel
+from helpers.checkpoints import LAYERS, kohya_lora, perturbed, random_lora, single_file, write
+from helpers.published import write_sources
 
 import live2diff
 from live2diff.loading import convert, load_base
 from live2diff.styles import Style, read_styles
 from live2diff.weights.convert import Sources
-from live2diff.weights.swap import is_added
 
 
 @pytest.fixture(scope="session")
 def sources(base, tmp_path_factory) -> Sources:
     """Every part of the published model, as it is published."""
-    folder = tmp_path_factory.mktemp("sources")
-    torch.manual_seed(1)
-    tiny = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
-    tiny.save_pretrained(folder / "taesd")
-    build_tiny_hybrid_dpt().save_pretrained(folder / "depth")
-    added = {
-        name: t for name, t in perturbed(load_base(base, base / "depth").unet, 2).items() if is_added(name)
-    }
-    write({f"module.{name}": t for name, t in added.items()}, folder / "live2diff.ckpt")
-    write(kohya_lora(random_lora(LAYERS | CONVOLUTION, seed=3)), folder / "lcm.safetensors")
-    return Sources(
-        str(base),
-        str(folder / "live2diff.ckpt"),
-        str(folder / "lcm.safetensors"),
-        str(folder / "taesd"),
-        str(folder / "depth"),
-    )
+    return write_sources(base, tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(scope="session")

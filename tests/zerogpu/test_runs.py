@@ -22,20 +22,20 @@ from live2diff.serving.clip_queue import ClipQueue
 from live2diff.streaming.settings import StreamSettings
 from live2diff.video.reader import Cut
 from live2diff.zerogpu.button import gpu_session_button
-from live2diff.zerogpu.engine import ZeroGpuEngine, seconds_of
+from live2diff.zerogpu.engine import ZeroGpuEngine
 from live2diff.zerogpu.worker import SILENCE_SECONDS, Job
 
 PATIENCE = 60.0  # seconds that a condition may take
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def test_the_time_that_was_lent_ends_the_session_by_itself(tiny_pipeline):
+def test_a_silent_viewers_session_ends_by_itself(tiny_pipeline):
     clock = Clock()
     engine = ZeroGpuEngine(tiny_pipeline, capacity=1, gpu_seconds=60.0, clock=clock)
     engine.open("ann", StreamSettings(style="pencil"))
     with visiting(engine, "ann") as over:
         wait_for(lambda: engine.time_left("ann") == 60.0)
-        clock.now += 60.0
+        clock.now += SILENCE_SECONDS + 1
         assert over.wait(PATIENCE)
     assert engine.time_left("ann") == 0
     with pytest.raises(GpuSessionOver):
@@ -166,23 +166,6 @@ def test_a_clip_that_fails_or_is_cancelled_says_so_and_is_freed(engine):
     assert engine.stats()["clips"] == 0
 
 
-def test_a_clip_whose_time_is_over_says_so(tiny_pipeline):
-    clock = Clock()
-    engine = ZeroGpuEngine(tiny_pipeline, clock=clock)
-    with pytest.raises(GpuSessionOver), engine.clip("ann", StreamSettings(style="pencil")) as stream:
-        stream.push(frames(10, 1)[0])
-        clock.now += 1000.0
-        run = engine.registry.get("ann").run
-        assert run is None or run.unreachable.wait(PATIENCE)
-        stream.flush()
-    engine.shutdown()
-
-
-def test_the_gpu_is_asked_for_by_the_number_of_a_clips_frames():
-    short, long = (seconds_of(Job(number=1, pipe=0, seconds=count * 0.1)) for count in (10, 600))
-    assert long - short == 59
-
-
 def quota_used_up(task: Callable, seconds: Callable) -> Callable:
     """Refuse, as `spaces` does."""
 
@@ -269,12 +252,9 @@ def test_a_space_in_zerogpu_mode_asks_once_for_each_gpu_session_and_clip_and_giv
     assert result["tags"] == [None] * 7 + [7, 8, 9, 10, 11]
     assert result["over"] and result["continued"] == ["on", True] and result["free"]
     assert len(result["clips"]["felt"]) == 12 and result["clips"]["felt"] != result["clips"]["plain"]
+    assert "content filter" in result["about"] and result["changed"] != result["clips"]["felt"][:1]
     calls = [(path, query.get("durationSeconds")) for path, query in result["calls"]]
-    visit, clip = (str(seconds_of(Job(number=1, pipe=0, seconds=seconds))) for seconds in (60, 20))
-    assert [call for call in calls if call[0] == "/schedule"] == [
-        ("/schedule", visit),
-        ("/schedule", visit),
-        ("/schedule", clip),
-        ("/schedule", clip),
-    ]
+    scheduled = [int(seconds) for path, seconds in calls if path == "/schedule"]
+    assert scheduled[:2] == [33, 33] and len(scheduled) == 4
+    assert all(13 <= seconds <= 33 for seconds in scheduled[2:]), "by the measured time of a frame"
     assert [path for path, _ in calls].count("/release") == 4

@@ -5,6 +5,7 @@ import pytest
 from helpers.gpu_visits import Clock
 
 from live2diff.errors import NonFiniteError, StreamOutOfMemory
+from live2diff.runtime import device
 from live2diff.streaming.settings import StreamSettings
 from live2diff.zerogpu.channel import PipePool
 from live2diff.zerogpu.worker import SILENCE_SECONDS, Job, portable, serve
@@ -16,10 +17,10 @@ SETTINGS = StreamSettings(style="pencil", steps=1)
 class Caller:
     """The main process: sends a call, and takes the answer of the run's next step."""
 
-    def __init__(self, pipe, seconds: float = 60.0, is_clip: bool = False) -> None:
+    def __init__(self, pipe, seconds: float = 60.0, is_clip: bool = False, end_process=None) -> None:
         pool, self.clock = PipePool(1), Clock()
         self.end = pool.ends[0][0]
-        self.run = serve(pipe, pool.ends[0][1], Job(1, 0, seconds, is_clip), self.clock)
+        self.run = serve(pipe, pool.ends[0][1], Job(1, 0, seconds, is_clip), self.clock, end_process)
         assert next(self.run) == "", "a run begins with a heartbeat"
 
     def __call__(self, name: str, *arguments: object) -> tuple:
@@ -52,8 +53,9 @@ def test_the_stream_is_closed_with_the_run(tiny_pipeline, monkeypatch):
 def test_a_run_ends_when_its_time_is_over(tiny_pipeline):
     call = Caller(tiny_pipeline, seconds=60.0)
     call.clock.now += 59.0
-    call("open", SETTINGS, [])
+    call("open", SETTINGS, [FRAME] * 8)
     call.clock.now += 1.0
+    assert len(call("push", FRAME)[0]) == 1, "what was sent in time is answered"
     assert list(call.run) == ["time over"]
 
 
@@ -79,6 +81,23 @@ def test_an_error_crosses_as_its_own_kind_and_the_run_goes_on(tiny_pipeline):
     error, attributes = call("push", FRAME.astype(float))
     assert type(error) is ValueError and attributes["frames_in"] == 0
     assert call("push", FRAME)[1]["frames_in"] == 1
+    call.run.close()
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_process_whose_gpu_is_lost_ends_and_serves_no_other_run(tiny_pipeline, monkeypatch, lost):
+    codes: list[int] = []
+    call = Caller(tiny_pipeline, end_process=codes.append)
+    call("open", SETTINGS, [FRAME] * 8)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(device, "is_lost", lambda _: lost)
+    hook = tiny_pipeline.unet.register_forward_pre_hook(fail)
+    error, _ = call("push", FRAME)
+    hook.remove()
+    assert "illegal memory access" in str(error) and codes == [3] * lost
     call.run.close()
 
 
