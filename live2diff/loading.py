@@ -200,6 +200,7 @@ def accelerate(pipeline: Live2DiffPipeline, folder: Path, report: Report) -> Non
         from .runtime import cuda_graphs
 
         cuda_graphs.accelerate(pipeline, report=report)
+        release_memory()  # of the trial
     # OpenVINO's 8-bit graphs hold the weights, which must not change then.
     elif (
         ranges.is_file()

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from statistics import median
@@ -114,22 +114,14 @@ def attempt_all(parts: dict[str, Callable[[], Result]]) -> Result:
 def compare(mine: np.ndarray, other: np.ndarray, most: float) -> Result:
     """Compare frames: on average they may differ by `most` grey levels."""
     difference = np.abs(mine - other)
-    return {
-        "ok": bool(difference.mean() <= most),
-        "mean": float(difference.mean()),
-        "max": int(difference.max()),
-    }
+    mean = float(difference.mean())
+    return {"ok": mean <= most, "mean": mean, "max": int(difference.max())}
 
 
 def versions() -> Result:
     """Return what can be said without a GPU."""
-    card, python = find_card(), sys.version.split()[0]
-    found = {"python": python, "system": platform.platform(), "torch": torch.__version__}
-    return found | {
-        "cuda": torch.version.cuda,
-        "card": card and asdict(card),
-        "arch": torch.cuda.get_arch_list(),
-    }
+    found = {"python": sys.version.split()[0], "system": platform.platform(), "torch": torch.__version__}
+    return found | {"cuda": torch.version.cuda, "card": find_card(), "arch": torch.cuda.get_arch_list()}
 
 
 def environment(check: Check) -> Result:
@@ -291,13 +283,17 @@ def full_device(check: Check) -> Iterator[None]:
     release_memory()
     if check.is_gpu:
         free = torch.cuda.mem_get_info()[0] - 2**24
-        hog = torch.empty(free, dtype=torch.uint8, device=check.device)
-        yield
-        del hog
+        hogs = [torch.empty(free, dtype=torch.uint8, device=check.device)]
+        try:
+            yield
+        finally:
+            hogs.clear()
         return
     hook = check.full.unet.register_forward_pre_hook(refuse)
-    yield
-    hook.remove()
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def memory(check: Check) -> Result:
@@ -346,10 +342,8 @@ def soak(check: Check) -> Result:
             times.append(time.perf_counter() - began)
             held.append(torch.cuda.memory_allocated() if check.is_gpu else 0)
     tenth = max(1, len(times) // 10)
-    slower, grown = (
-        median(times[-tenth:]) / median(times[WARMUP_FRAMES:][:tenth]),
-        held[-1] - held[WARMUP_FRAMES],
-    )
+    slower = median(times[-tenth:]) / median(times[WARMUP_FRAMES:][:tenth])
+    grown = held[-1] - held[WARMUP_FRAMES]
     # On a CPU others work too; a GPU that slows down by a quarter is too hot.
     ok = grown <= 0 and (slower < 1.25 or not check.is_gpu)
     return {"ok": ok, "frames": len(times), "times_slower": slower, "bytes_grown": grown}

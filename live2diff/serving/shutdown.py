@@ -53,10 +53,10 @@ def serve_until_stopped(page: Page, engine: EngineProtocol, grace: float = GRACE
     log_event("stopping", **{name: engine.stats()[name] for name in ("streams", "clips")})
     engine.end(clips=False)
     wait_for_clips(engine, grace)
-    cut = engine.stats()["clips"] or bool(engine.failure)
+    cut = engine.stats()["clips"]
     engine.end()
     wait_for_clips(engine, CUT_SECONDS)
-    if cut:
+    if cut or engine.failure:
         time.sleep(REPORT_SECONDS)
     page.close(verbose=False)
     engine.shutdown()

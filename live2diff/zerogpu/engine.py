@@ -281,17 +281,15 @@ class ZeroGpuEngine(Engine):
             session.run = None
             if session.closed:  # and its stream with it
                 return
-            session.last_seen, run.next_seconds = (
-                self.registry.clock(),
-                self._next_seconds(session, run, reason),
-            )
-            waiting = None
+            session.last_seen, waiting = self.registry.clock(), None
+            run.next_seconds = self._next_seconds(session, run, reason)
             if run.next_seconds is None:
                 session.over, waiting = run, session.take_waiting()
-            stream_closed = self.submit(session, self.close_stream, session, reason)
+            stream_closed = self.submit(session, self._close_after, session, reason)
         if waiting is not None:
             fail(waiting.result, run.over_error())
-        stream_closed.result()
+        if not session.is_clip:  # whose thread may wait for the end of this run
+            stream_closed.result()
 
     def _next_seconds(self, session: GpuSession, run: Run, reason: str) -> float | None:
         """Return how long the run after one that is over may last, None if there is to be none."""
@@ -303,6 +301,11 @@ class ZeroGpuEngine(Engine):
         return left if left is not None and SHORTEST_RUN <= left < run.job.seconds else None
 
     # From here on all runs on the session's thread.
+
+    def _close_after(self, session: GpuSession, reason: str) -> None:
+        """Close the stream of a run that is over, unless another run has its place by now."""
+        if session.run is None:
+            self.close_stream(session, reason)
 
     def _open_first(self, session: GpuSession, run: Run) -> None:
         """Open the stream of a run that has begun, and process the frame that waited for it."""
@@ -363,7 +366,9 @@ class ZeroGpuEngine(Engine):
             pass
         if run.ends is None:
             raise run.over_error()
-        run.opened.set_result(self.open_stream(session))
+        with delivering(run.opened):
+            run.opened.set_result(self.open_stream(session))
+        run.opened.result()
 
     def new_stream(self, session: GpuSession) -> Any:
         """Open a stream in the run's process; the first one of a run warms up from the recent frames."""

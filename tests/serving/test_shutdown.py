@@ -146,11 +146,16 @@ def test_where_the_gpu_is_lent_the_log_has_a_line_for_each_session_and_clip(tiny
                 engine.push("live/token", FRAME).result(PATIENCE)
             engine.open("live/token", StreamSettings(style="comic")).result(PATIENCE)
         engine.open("live/token", one_step)
-        for seconds in (SILENCE_SECONDS + 1, engine.gpu_seconds):
-            with visiting(engine, "live/token") as over:
-                wait_for(lambda: engine.registry.get("live/token").stream is not None)
-                clock.now += seconds  # no frame comes
-                assert over.wait(PATIENCE)
+        session = engine.registry.get("live/token")
+        with visiting(engine, "live/token") as over:
+            wait_for(lambda: session.stream is not None)
+            clock.now += SILENCE_SECONDS + 1  # no frame comes
+            assert over.wait(PATIENCE)
+        with visiting(engine, "live/token"):
+            wait_for(lambda: session.stream is not None)
+            first = session.run
+            clock.now += engine.gpu_seconds
+            wait_for(lambda: session.run not in (None, first) and session.stream is not None)
         with engine.clip("clip/token", one_step) as stream:
             for _ in range(9):
                 stream.push(FRAME)
@@ -170,6 +175,8 @@ def test_where_the_gpu_is_lent_the_log_has_a_line_for_each_session_and_clip(tiny
         "closed kind=live reason=silent frames_in=8 frames_out=8",
         "opened kind=live style=neon steps=1 size=None",
         "closed kind=live reason='time over' frames_in=8 frames_out=8",
+        "opened kind=live style=neon steps=1 size=None",
+        "closed kind=live reason=closed frames_in=8 frames_out=8",
         "opened kind=clip style=neon steps=1 size=None",
         "closed kind=clip reason=closed frames_in=9 frames_out=9",
         "opened kind=clip style=neon steps=None size=None",

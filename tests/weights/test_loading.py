@@ -9,7 +9,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 import live2diff
-from live2diff.loading import convert
+from live2diff import loading
+from live2diff.loading import NANO, TOO_LARGE, convert
+from live2diff.runtime import cuda_graphs
 from live2diff.styles import STYLES, Style
 from live2diff.weights.convert import Sources
 
@@ -64,3 +66,48 @@ def test_a_style_with_a_missing_file_in_a_folder_is_not_offered(model, tmp_path)
     (tmp_path / "loras").mkdir()
     (tmp_path / name).touch()
     assert "ink" in live2diff.load(str(model), "cpu", styles=style, checkpoints=tmp_path).styles
+
+
+class Crowded:
+    """`read_pipeline` on a device that is full at its first call, or has a bug."""
+
+    def __init__(self, error: RuntimeError):
+        self.error, self.calls, self.read = error, 0, loading.read_pipeline
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        if self.calls == 1:
+            raise self.error
+        return self.read(*arguments)
+
+
+def test_where_the_full_model_does_not_fit_auto_goes_on_with_nano(monkeypatch):
+    reported: list[str] = []
+    crowded = Crowded(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    monkeypatch.setattr(loading, "read_pipeline", crowded)
+    monkeypatch.setattr(loading, "choose_model", lambda *_: ("live2diff", "Model: Live2Diff, the full one."))
+    monkeypatch.setattr(loading, "model_folder", lambda *_: NANO)
+    pipeline = live2diff.load("auto", "cpu", eager=True, report=reported.append)
+    assert pipeline.about == f"Model: nano, the small one. {TOO_LARGE}" and crowded.calls == 2
+    assert f"{TOO_LARGE} Continuing with nano." in reported
+    for model, error in (("live2diff", crowded.error), ("auto", RuntimeError("a bug"))):
+        monkeypatch.setattr(loading, "read_pipeline", Crowded(error))
+        with pytest.raises(RuntimeError, match=r"out of memory|a bug"):
+            live2diff.load(model, "cpu", eager=True)
+
+
+def test_a_trial_of_graphs_that_runs_out_of_memory_leaves_the_model_eager(tiny_pipeline, monkeypatch):
+    reported: list[str] = []
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(cuda_graphs, "CudaRuntime", full)
+    cuda_graphs.accelerate(tiny_pipeline, report=reported.append)
+    assert tiny_pipeline.runtime is None and "out of memory" in reported[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused_in_a_sentence():
+    with pytest.raises(ValueError, match="There is no CUDA GPU here that torch can use"):
+        live2diff.load("nano", "cuda")
