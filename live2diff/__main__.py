@@ -1,20 +1,25 @@
-"""Translate a clip on the command line: `python -m live2diff IN OUT --style pencil`; see `--help`."""
+"""Translate a clip, or a folder, on the command line: `python -m live2diff IN OUT --style pencil`."""
 
 import argparse
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from functools import partial
+from pathlib import Path
 
 from .cli import add_model_options, explain_out_of_memory, load_model, run_main, size_of, t_index_list_of
 from .streaming.scene_change import SCENE_CUT
 from .streaming.settings import StreamSettings
-from .video.reader import ClipInfo, probe
-from .video.translate import Progress, translate
-from .video.writer import check_target, even
+from .video.folder import ClipJob, attempt, find_jobs, report
+from .video.reader import probe
+from .video.translate import Progress, sizes, translate
+from .video.writer import check_target
 
 SECONDS_BETWEEN_LINES = 5.0  # of progress, where the output is no terminal
+ADVICE = "Try a smaller --size or fewer --steps."
 
 
 def scene_cut_of(text: str) -> float | None:
@@ -31,8 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="live2diff", description="Translate a video clip into another style, frame by frame."
     )
     add = parser.add_argument
-    add("source", metavar="IN", help="a video: mp4, webm, mov, mkv, gif, ...")
-    add("target", metavar="OUT", help="the result, an .mp4 with the frames and sound of IN")
+    source_help = "a video (mp4, webm, mov, mkv, gif, ...), or a folder of videos"
+    add("source", metavar="IN", type=Path, help=source_help)
+    target_help = "the result, an .mp4 with the frames and sound of IN; for a folder, another folder"
+    add("target", metavar="OUT", type=Path, help=target_help)
     add_model_options(parser)
     add("--prompt", help="describes what is in the video")
     add("--seed", type=int, default=0, help="same seed and clip, same result (default: 0)")
@@ -45,55 +52,84 @@ def build_parser() -> argparse.ArgumentParser:
     add("--depth-every", type=int, metavar="K", help="estimate depth for every K-th frame (default: all)")
     skip_help = "repeat the last result for frames this similar (default: never)"
     add("--similar-frame-skip", type=float, metavar="THRESHOLD", help=skip_help)
+    cluster_help = "translate a folder on Ray: on this machine, on the cluster it is part of, or on another"
+    add("--cluster", metavar="local|auto|ADDRESS", help=cluster_help)
     return parser
 
 
-def sizes(
-    size: int | tuple[int, int] | None, info: ClipInfo
-) -> tuple[tuple[int, int] | None, int | tuple[int, int] | None]:
-    """Return the (width, height) to resize frames to, and the working size of the stream."""
-    if size is None:
-        return None, None
-    if isinstance(size, int):
-        scale = size / math.sqrt(info.width * info.height)
-        return (even(max(2, round(info.width * scale))), even(max(2, round(info.height * scale)))), size
-    width, height = even(size[0]), even(size[1])
-    return (width, height), (height, width)
-
-
-def show(steps: Iterator[Progress]) -> int:
-    """Print the progress, in one line on a terminal; return the number of frames."""
+def show(steps: Iterator[Progress]) -> Generator[Progress]:
+    """Print the progress, in one line on a terminal, and pass it on."""
     is_terminal = sys.stderr.isatty()
-    done, printed = 0, time.monotonic()
+    printed = time.monotonic()
     for step in steps:
-        done = step.done
         if is_terminal or time.monotonic() - printed > SECONDS_BETWEEN_LINES:
             printed = time.monotonic()
             left = "" if step.seconds_left is None else f", {math.ceil(step.seconds_left)} s left"
             line = f"{step.done}/{step.total} frames{left}"
             line, end = (f"\r{line:<40}", "") if is_terminal else (line, "\n")
             print(line, end=end, file=sys.stderr, flush=True)
+        yield step
     if is_terminal:
         print(file=sys.stderr)
-    return done
+
+
+def settings_of(options: argparse.Namespace) -> StreamSettings:
+    """Return the settings given as options, without the size, which depends on the clip."""
+    names = StreamSettings.model_fields.keys() & vars(options).keys()
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    return StreamSettings(**given | {"scene_cut": options.scene_cut, "size": None})
+
+
+class Translator:
+    """Translate clips with the model and the settings of the options; the model is loaded once."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.size, self.settings = options.size, settings_of(options)
+        with explain_out_of_memory(ADVICE):
+            self.pipe = load_model(options)
+        self.ignored_words = ""
+
+    def __call__(self, job: ClipJob) -> Generator[Progress]:
+        """Translate a clip, with its progress."""
+        frame_size, working_size = sizes(self.size, job.source)
+        with explain_out_of_memory(ADVICE):
+            with closing(self.pipe.stream(self.settings.updated(size=working_size))) as stream:
+                if stream.ignored_words != self.ignored_words:
+                    self.ignored_words = stream.ignored_words
+                    words = f"live2diff: the prompt is too long; not read: {stream.ignored_words}"
+                    print(words, file=sys.stderr)
+                with closing(translate(stream, job.source, job.target, size=frame_size)) as steps:
+                    yield from steps
 
 
 def run(options: argparse.Namespace) -> None:
-    """Translate the clip; ValueError, OSError and NonFiniteError have a message for the user."""
+    """Translate the clip, or a folder; ValueError, OSError and NonFiniteError have a message for the user."""
     started = time.monotonic()
-    check_target(options.source, options.target)
-    frame_size, working_size = sizes(options.size, probe(options.source))
-    names = StreamSettings.model_fields.keys() & vars(options).keys()
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    settings = StreamSettings(**given | {"scene_cut": options.scene_cut, "size": working_size})
-    with explain_out_of_memory("Try a smaller --size or fewer --steps."):
-        pipe = load_model(options)  # takes seconds, so everything else is checked before
-        with closing(pipe.stream(settings)) as stream:
-            if stream.ignored_words:
-                print(f"live2diff: the prompt is too long; not read: {stream.ignored_words}", file=sys.stderr)
-            with closing(translate(stream, options.source, options.target, size=frame_size)) as steps:
-                done = show(steps)
-    print(f"{options.target}: {done} frames in {time.monotonic() - started:.1f} s", file=sys.stderr)
+    settings_of(options)  # loading takes seconds, so everything else is checked before
+    if options.source.is_dir():
+        return run_folder(options)
+    if options.cluster:
+        raise ValueError(f"--cluster translates folders; {options.source} is none.")
+    job = ClipJob(options.source, options.target)
+    check_target(job.source, job.target)
+    probe(job.source)
+    last = deque(show(Translator(options)(job)), maxlen=1).pop()
+    print(f"{job.target}: {last.done} frames in {time.monotonic() - started:.1f} s", file=sys.stderr)
+
+
+def run_folder(options: argparse.Namespace) -> None:
+    """Translate the clips of a folder that have no result yet: one after the other, or on a cluster."""
+    jobs, skipped = find_jobs(options.source, options.target)
+    if not jobs:
+        outcomes = iter(())
+    elif options.cluster:
+        from .cluster.folder import translate_on_cluster
+
+        outcomes = translate_on_cluster(options.cluster, jobs, partial(Translator, options))
+    else:
+        translator = Translator(options)
+        outcomes = (attempt(job, lambda job: show(translator(job))) for job in jobs)
+    report(jobs, skipped, outcomes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,4 +138,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from live2diff.__main__ import main as importable  # so that a cluster's workers find its classes
+
+    sys.exit(importable())

@@ -1,5 +1,6 @@
 """Translate a clip: decode it, push each frame through a stream, encode the results with times and sound."""
 
+import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from .reader import WHOLE, Cut, Image, Limits, probe, read_frames, resized
-from .writer import QUALITY, ClipWriter, check_target
+from .writer import QUALITY, ClipWriter, check_target, even
 
 
 @dataclass(frozen=True)
@@ -82,3 +83,20 @@ def translate(
             if complete or (keep and writer.written):
                 writer.finish(complete)
     yield Progress(writer.written, writer.written, 0.0, writer.latest, writer.written)
+
+
+def sizes(
+    size: int | tuple[int, int] | None, clip: str | Path
+) -> tuple[tuple[int, int] | None, int | tuple[int, int] | None]:
+    """Return the (width, height) to resize the frames of a clip to, and the working size of its stream.
+
+    `size` is n for about n x n pixels, or a (width, height).
+    """
+    if isinstance(size, int):
+        info = probe(clip)
+        scale = size / math.sqrt(info.width * info.height)
+        return (even(max(2, round(info.width * scale))), even(max(2, round(info.height * scale)))), size
+    if size is None:
+        return None, None
+    width, height = even(size[0]), even(size[1])
+    return (width, height), (height, width)

@@ -1,0 +1,87 @@
+"""Translate a folder of clips on a Ray cluster, by Ray Data."""
+
+import logging
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..video.folder import CLIP_ERRORS, ClipJob, ClipOutcome, attempt
+from ..video.translate import Progress
+from .session import WorkerResources, ray_session
+
+ROUNDS = 3  # a clip whose worker died is tried again in the next one; in the end it is given up
+Translate = Callable[[ClipJob], Generator[Progress]]
+
+
+class FolderWorker:
+    """An actor of Ray Data: it loads a model and translates clips, one after the other."""
+
+    def __init__(self, make: Callable[[], Translate]) -> None:
+        self.failure = ""
+        try:
+            self.translate = make()
+        except CLIP_ERRORS as error:  # each clip would fail: told by the first one, and the run ends
+            self.failure = str(error) or type(error).__name__
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list]:
+        """Translate the only clip of a batch; return a row for `outcome_of`."""
+        job = ClipJob(Path(batch["source"][0]), Path(batch["target"][0]))
+        outcome = ClipOutcome(job.source) if self.failure else attempt(job, self.translate)
+        row = {"source": str(job.source), "frames": outcome.frames, "seconds": outcome.seconds}
+        return {name: [value] for name, value in row.items()} | {
+            "error": [outcome.error or ""],
+            "failure": [self.failure],
+        }
+
+
+def translate_on_cluster(
+    where: str, jobs: Sequence[ClipJob], make: Callable[[], Translate]
+) -> Iterator[ClipOutcome]:
+    """Translate clips on all workers of the cluster at `where`; yield the outcomes as they come.
+
+    Each worker calls `make` once, and what it returns for each clip. Clips and results are files: all nodes
+    must have them under the same paths.
+
+    Raises:
+        ValueError: the cluster cannot be used, or a worker cannot load the model.
+    """
+    with ray_session(where) as resources:
+        left = {str(job.source.resolve()): job for job in jobs}
+        for _ in range(ROUNDS):
+            for source, outcome in run_round(resources, left, make):
+                del left[source]
+                yield outcome
+        for job in left.values():
+            yield ClipOutcome(job.source, error=f"its worker died, in {ROUNDS} attempts.")
+
+
+def run_round(
+    resources: WorkerResources, jobs: Mapping[str, ClipJob], make: Callable[[], Translate]
+) -> Iterator[tuple[str, ClipOutcome]]:
+    """Translate clips; yield the outcomes, but for those clips whose worker died."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a lost worker is no news: the summary tells
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.max_errored_blocks = -1  # without limit: a dead worker's clips are missing in the results
+    rows = [{"source": source, "target": str(job.target.resolve())} for source, job in jobs.items()]
+    if not rows:
+        return
+    size = min(resources.workers, len(rows))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of `max_restarts`, which has no other name yet
+        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            FolderWorker,
+            fn_constructor_args=(make,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
+            max_restarts=0,  # else a clip that kills its worker is tried for ever
+            **resources.options,
+        )
+    for row in results.iter_rows():
+        if row["failure"]:
+            raise ValueError(row["failure"])
+        outcome = ClipOutcome(jobs[row["source"]].source, row["frames"], row["seconds"], row["error"] or None)
+        yield row["source"], outcome

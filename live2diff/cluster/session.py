@@ -1,0 +1,61 @@
+"""Connect to Ray: on this machine, or to a cluster that runs."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+CPU_WORKER = "live2diff"  # the resource that a node without GPUs offers: one for each worker it has room for
+OBJECT_STORE_BYTES = 100_000_000  # little is kept there
+
+
+@dataclass(frozen=True)
+class WorkerResources:
+    """What one worker takes of a node, as options of Ray, and how many of them the cluster has room for."""
+
+    options: dict[str, Any]
+    workers: int
+
+
+@contextmanager
+def ray_session(where: str) -> Iterator[WorkerResources]:
+    """Connect to Ray at `local`, `auto` (the cluster of this machine) or an address, while the context lasts.
+
+    Raises:
+        ValueError: Ray is not installed, cannot be reached, or has no node for a worker.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("--cluster needs Ray: pip install 'live2diff[cluster]'") from None
+    options: dict[str, Any] = {"address": where, "log_to_driver": False, "logging_level": "ERROR"}
+    if where == "local":
+        workers = min(2, os.cpu_count() or 1)
+        options |= {
+            "num_cpus": os.cpu_count(),
+            "resources": {CPU_WORKER: workers},
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+        }
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ValueError(f"There is no Ray cluster at {where}: {error}") from None
+    try:
+        yield resources_of(ray.cluster_resources(), where)
+    finally:
+        ray.shutdown()
+
+
+def resources_of(total: Mapping[str, float], where: str) -> WorkerResources:
+    """Return the resources of a worker: a GPU where there are GPUs, else the resource CPU_WORKER."""
+    if total.get("GPU"):
+        return WorkerResources({"num_gpus": 1}, int(total["GPU"]))
+    if total.get(CPU_WORKER):
+        return WorkerResources({"num_cpus": 0, "resources": {CPU_WORKER: 1}}, int(total[CPU_WORKER]))
+    raise ValueError(
+        f"The Ray cluster at {where} has no room for a worker: neither a GPU nor the resource {CPU_WORKER}. "
+        f"""Start nodes with `ray start --num-gpus=1`, or `--resources='{{"{CPU_WORKER}": 1}}'` on a CPU."""
+    )

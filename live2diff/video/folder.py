@@ -1,0 +1,102 @@
+"""Translate a folder of clips: find what is left to do, run each clip for itself, sum up at the end."""
+
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ClipError
+from .translate import Progress
+
+SUFFIXES = tuple(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+CLIP_ERRORS = (ValueError, OSError, RuntimeError, MemoryError)  # of the model too: out of memory, NaN
+
+
+@dataclass(frozen=True)
+class ClipJob:
+    """A clip of the folder, and the file of its result."""
+
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class ClipOutcome:
+    """What became of a clip: so many frames, or an error in words."""
+
+    source: Path
+    frames: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+
+    def __str__(self) -> str:
+        """Describe it in one line."""
+        if self.error is not None:
+            return f"{self.source.name}: failed: {' '.join(self.error.split())}"
+        return f"{self.source.name}: {self.frames} frames in {self.seconds:.1f} s"
+
+
+def find_jobs(folder: Path, target: Path) -> tuple[list[ClipJob], int]:
+    """List the clips of `folder` whose results are not in `target` yet; return also how many are.
+
+    `target` is made if need be. Folders inside `folder` are not searched. A result exists under its name only
+    when it is complete, so that a translation goes on where it was stopped.
+
+    Raises:
+        ClipError: there is no clip, `target` is no other folder, or two clips would have results of one name.
+        OSError: `target` cannot be made.
+    """
+    clips = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    clips = [path for path in clips if not path.name.startswith(".")]
+    if not clips:
+        raise ClipError(f"{folder} has no clip in it: no file that ends in {', '.join(SUFFIXES)}.")
+    if target.exists() and not target.is_dir():
+        raise ClipError(f"{target} is a file: the results of a folder need a folder.")
+    if target.resolve() == folder.resolve():
+        raise ClipError(f"{target} is the folder of the clips: give the results another one.")
+    results: dict[str, Path] = {}
+    for path in clips:
+        other = results.setdefault(path.stem.casefold(), path)
+        if other is not path:
+            raise ClipError(f"{other.name} and {path.name} would both become {path.stem}.mp4: rename one.")
+    target.mkdir(exist_ok=True)
+    jobs = [ClipJob(path, target / f"{path.stem}.mp4") for path in clips]
+    left = [job for job in jobs if not job.target.is_file()]
+    return left, len(jobs) - len(left)
+
+
+def attempt(job: ClipJob, translate: Callable[[ClipJob], Generator[Progress]]) -> ClipOutcome:
+    """Translate one clip; an error of the clip or of the model costs this clip only."""
+    begun, frames = time.monotonic(), 0
+    try:
+        with closing(translate(job)) as steps:
+            for step in steps:
+                frames = step.done
+    except CLIP_ERRORS as error:
+        return ClipOutcome(job.source, error=str(error) or type(error).__name__)
+    return ClipOutcome(job.source, frames, time.monotonic() - begun)
+
+
+def report(jobs: list[ClipJob], skipped: int, outcomes: Iterable[ClipOutcome]) -> None:
+    """Print a line for each outcome, and at the end, also of an interrupted run, a summary.
+
+    Raises:
+        ClipError: some clips failed.
+    """
+    done: list[ClipOutcome] = []
+    failed: list[ClipOutcome] = []
+    try:
+        for outcome in outcomes:
+            (done if outcome.error is None else failed).append(outcome)
+            print(f"[{len(done) + len(failed)}/{len(jobs)}] {outcome}", file=sys.stderr, flush=True)
+    finally:
+        left = len(jobs) - len(done) - len(failed)
+        counts = {"done": len(done), "failed": len(failed), "skipped as already done": skipped}
+        counts |= {"left for the next run": left} if left else {}
+        print(", ".join(f"{count} {what}" for what, count in counts.items()), file=sys.stderr)
+        for outcome in failed:
+            print(f"  {outcome}", file=sys.stderr)
+    if failed:
+        raise ClipError(f"{len(failed)} of {len(jobs)} clips failed; the same command tries them again.")
