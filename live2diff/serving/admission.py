@@ -151,7 +151,8 @@ class WaitingLine:
 
     def _expected_waits(self, now: float) -> list[float]:
         """Return how long each in line will wait, first to last, if everybody uses up the slice."""
-        ends = [admitted.since + self.slice_seconds for admitted in self._admitted.values()]
+        # Where there is no place at all, because no worker is ready, one is expected soon.
+        ends = [admitted.since + self.slice_seconds for admitted in self._admitted.values()] or [now]
         heapq.heapify(ends)
         waits = []
         for queued in self._queue.values():

@@ -198,6 +198,14 @@ def test_the_expected_wait_follows_from_the_slices_ahead(line, engine, clock):
     assert [line.join(key).seconds for key in ("dee", "eve", "fay")] == [60, 100, 160]
 
 
+def test_where_there_is_no_place_yet_viewers_wait_in_line(line, engine):
+    engine.capacity = 0  # of a cluster whose workers are not ready
+    waits = [line.join(key) for key in ("ann", "bob")]
+    assert waits == [QueuePosition(1, NOTICE_SECONDS), QueuePosition(2, NOTICE_SECONDS + SLICE)]
+    engine.capacity = 1
+    assert positions(line, "ann", "bob") == [0, 1]
+
+
 def test_streams_that_are_open_before_there_is_a_line_are_inside(engine, clock):
     engine.open("ann", StreamSettings(style="pencil")).result(PATIENCE)
     line = WaitingLine(engine, slice_seconds=SLICE, clock=clock)

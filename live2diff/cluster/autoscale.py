@@ -1,0 +1,71 @@
+"""Ask Ray for as many workers as are wanted, and name the one to drain when there are too many."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from .placement import WorkerState, drain_candidate, wanted_workers
+from .session import WorkerResources
+
+SPARE_SECONDS = 600.0  # a worker drains once so many were not wanted for so long
+
+
+class Autoscaler:
+    """Follow the viewers with the number of workers.
+
+    More workers are requested at once. Fewer are kept only when fewer were wanted all through the last
+    `spare_seconds`: then the emptiest drains, one at each update.
+
+    Args:
+        request: called with the number of workers in all, when it changes; see `ray_request`.
+        spare_seconds: how long a worker must have been spare.
+        clock: returns seconds.
+    """
+
+    def __init__(
+        self,
+        request: Callable[[int], None],
+        spare_seconds: float = SPARE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._request, self._spare_seconds, self._clock = request, spare_seconds, clock
+        self._slots = 1  # of the smallest worker seen last
+        self._requested = 0
+        self._began = clock()
+        self._wanted: deque[tuple[float, int]] = (
+            deque()
+        )  # when, how many: falling numbers of the last minutes
+
+    def update(self, workers: Sequence[WorkerState], waiting: int) -> str | None:
+        """Request workers for the streams and for `waiting` viewers; return the worker to drain now, if any.
+
+        Call it every few seconds.
+        """
+        now = self._clock()
+        self._slots = min((worker.slots for worker in workers if worker.slots), default=self._slots)
+        wanted = wanted_workers(sum(worker.streams for worker in workers), waiting, self._slots)
+        while self._wanted and self._wanted[-1][1] <= wanted:
+            self._wanted.pop()
+        self._wanted.append((now, wanted))
+        while self._wanted[0][0] < now - self._spare_seconds:
+            self._wanted.popleft()
+        if wanted != self._requested:
+            self._requested = wanted
+            self._request(wanted)
+        most = self._wanted[0][1]  # of the last `spare_seconds`
+        available = sum(worker.is_available for worker in workers)
+        is_spare = now - self._began >= self._spare_seconds and available > most
+        return drain_candidate(workers) if is_spare else None
+
+
+def ray_request(resources: WorkerResources) -> Callable[[int], None]:
+    """Return the function that requests workers from the autoscaler of the connected Ray cluster.
+
+    The request holds until the next one. Nodes that run no worker are removed by the autoscaler after its own
+    idle time; where there is no autoscaler, nothing happens.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    options = resources.options
+    bundle = options.get("resources") or {"GPU": options["num_gpus"]}
+    return lambda workers: request_resources(bundles=[bundle] * workers)
