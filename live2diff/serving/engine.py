@@ -1,9 +1,8 @@
 """Engine: streams by key that take turns on one device.
 
-Everything that touches a model runs on one thread, because compiled graphs must be warmed up, captured and
-replayed on the same one. Its queue is short and fair: a live session has at most one frame in it, which a
-newer frame replaces while it waits, and a clip has one frame in it as well. On a GPU, waiting frames go
-through the model as one batch.
+The model runs on one thread: compiled graphs must be warmed up, captured and replayed on the same one. Its
+queue is short and fair: a live session has at most one frame in it, which a newer one replaces while it
+waits, and a clip one as well. On a GPU, waiting frames go through the model as one batch.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class Engine:
         clock: returns seconds.
     """
 
-    needs_gpu_session = False
+    needs_gpu_session = takes_jpegs = False
     session_kind: type[Session] = Session
     failure = ""
 
@@ -73,15 +72,19 @@ class Engine:
             self.room = self._thread.submit(measure_room, pipe, cache_dtype).result()
         else:
             self.room = Room(capacity, f"Room for {capacity} viewers at once, as asked.")
-        self.capacity, self.idle_seconds = self.room.viewers, idle_seconds
         self.styles, self.about, self.size = pipe.styles, pipe.about, pipe.config.size  # pyright: ignore
         self.default_style = pipe.default_style or next(iter(pipe.styles))
-        self.admission: Callable[[str], AbstractContextManager] = nullcontext
-        self.registry = SessionRegistry(clock)
         together = pipe.unet.device.type == "cuda" if together is None else together
-        self._pools = CachePools(self.capacity) if together else None
+        self._pools = CachePools(self.room.viewers) if together else None
         self.pipe, self._cache_dtype = pipe, cache_dtype
         self._downloads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="downloads")
+        self.begin_sessions(self.room.viewers, idle_seconds, clock)
+
+    def begin_sessions(self, capacity: int, idle_seconds: float, clock: Callable[[], float]) -> None:
+        """Prepare for so many sessions."""
+        self.capacity, self.idle_seconds = capacity, idle_seconds
+        self.admission: Callable[[str], AbstractContextManager] = nullcontext
+        self.registry = SessionRegistry(clock)
         self._ending = threading.Event()
         threading.Thread(target=self._reap, name="reaper", daemon=True).start()
 
@@ -137,10 +140,8 @@ class Engine:
 
     def close(self, key: str) -> Future[None]:
         """Free the stream of a key, if there is one, after the frame being processed."""
-        for session in self.registry.all():
-            if session.key == key:
-                return self.close_session(session)
-        return resolved(None)
+        sessions = [session for session in self.registry.all() if session.key == key]
+        return self.close_session(sessions[0]) if sessions else resolved(None)
 
     @contextmanager
     def clip(self, key: str, settings: StreamSettings, frames: int | None = None) -> Iterator[ClipStream]:
@@ -178,7 +179,7 @@ class Engine:
         """Return the seconds until the stream ends by itself: None, as it does not."""
         return None
 
-    def stats(self) -> dict[str, float]:
+    def stats(self) -> dict[str, Any]:
         """Return streams and clips open, capacity, frame rate, frames dropped, delay in seconds."""
         return {**self.registry.stats(), "capacity": self.capacity}
 
@@ -312,7 +313,7 @@ class Engine:
                 session.settings = settings
             else:
                 self.call(session, name)
-            return self._stream_of(session).ignored_words
+            return self.stream_of(session).ignored_words
         finally:
             with self.registry.lock:
                 session.changes -= 1
@@ -337,7 +338,7 @@ class Engine:
         for member, queued in taken:
             if queued is not None:
                 with delivering(queued.result):
-                    stream = self._stream_of(member)
+                    stream = self.stream_of(member)
                     pending = stream.receive(queued.frame)
                     batches.setdefault(stream.pool or member, []).append((member, queued, pending))
         for batch in batches.values():
@@ -355,11 +356,12 @@ class Engine:
     def call(self, session: Session, name: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of a session's stream."""
         try:
-            return self._guarded(session, getattr(self._stream_of(session), name), *arguments, **options)
+            return self._guarded(session, getattr(self.stream_of(session), name), *arguments, **options)
         finally:
             session.last_seen = self.registry.clock()
 
-    def _stream_of(self, session: Session) -> Stream:
+    def stream_of(self, session: Session) -> Any:
+        """Return the stream of a session, if it is open."""
         if session.closed or session.stream is None:
             raise session.closed_error()
         return session.stream

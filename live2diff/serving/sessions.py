@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -27,17 +27,18 @@ RATE_SECONDS = 5.0  # the frame rate in `stats` is that of the last so many seco
 class FrameResult:
     """The frames that one pushed frame finished, and the tag of the frame that the last one shows."""
 
-    frames: list[np.ndarray]  # each uint8 [height, width, 3]
+    frames: list[Any]  # each uint8 [height, width, 3]; of an engine that takes JPEGs, those of JPEGs
     tag: Any
     frames_in: int
     warm: bool
+    moved: bool = False  # the stream goes on at another worker, without a picture of this frame
 
 
 @dataclass(frozen=True, eq=False)
 class QueuedFrame:
     """A frame that waits, the time at which it arrived, and the future of its result."""
 
-    frame: np.ndarray
+    frame: Any
     tag: Any
     arrived: float
     result: Future[FrameResult]
@@ -135,18 +136,22 @@ class SessionRegistry:
 
     def stats(self) -> dict[str, float]:
         """Return streams and clips open, frames a second, frames dropped, the delay of a frame in seconds."""
-        streams, since = len(self.live_keys()), self.clock() - RATE_SECONDS
+        streams = len(self.live_keys())
         with self.lock:
-            recent = [delay for when, delay in self.finished if when >= since]
-        p50, p95 = np.percentile(recent, [50, 95]).tolist() if recent else (0.0, 0.0)
+            rates = rates_of(self.finished, self.clock())
         return {
             "streams": streams,
             "clips": len(self.all()) - streams,
-            "fps": len(recent) / RATE_SECONDS,
             "dropped": self.dropped,
-            "delay_p50": p50,
-            "delay_p95": p95,
+            **rates,
         }
+
+
+def rates_of(finished: Iterable[tuple[float, float]], now: float) -> dict[str, float]:
+    """Return frames a second and the delay of a frame in seconds, of frames (when finished, delay)."""
+    recent = [delay for when, delay in finished if when >= now - RATE_SECONDS]
+    p50, p95 = np.percentile(recent, [50, 95]).tolist() if recent else (0.0, 0.0)
+    return {"fps": len(recent) / RATE_SECONDS, "delay_p50": p50, "delay_p95": p95}
 
 
 class ClipStream:
@@ -177,6 +182,7 @@ class EngineInfo(Protocol):
     """What the page shows of an engine."""
 
     capacity: int  # how many live sessions there may be; clips do not count
+    takes_jpegs: bool  # whether frames are pushed and returned as JPEGs
     needs_gpu_session: bool  # whether frames are processed only while the page's `gpu_session` runs
     styles: dict[str, Style]
     default_style: str
@@ -203,7 +209,7 @@ class EngineProtocol(EngineInfo, Protocol):
     session_keys: Callable[[], set[str]]
     make_room: Callable[[], None]
     time_left: Callable[[str], float | None]
-    stats: Callable[[], dict[str, float]]
+    stats: Callable[[], dict[str, Any]]
     end: Callable[..., None]  # clips=True
     shutdown: Callable[[], None]
 

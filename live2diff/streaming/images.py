@@ -12,6 +12,10 @@ from PIL import Image
 if TYPE_CHECKING:
     import torch
 
+LARGEST_FRAME = 1_000_000  # bytes of a camera frame's JPEG; one of 384 pixels has some 20,000
+LONGEST_SIDE = 1280  # pixels of a camera frame
+JPEG_QUALITY = 85  # of the results
+
 
 def check_frame(frame: object) -> None:
     """Check that a frame is a uint8 array `[height, width, 3]` with pixels.
@@ -65,8 +69,25 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
-def decode_jpeg(data: bytes, longest_side: int) -> np.ndarray:
-    """Decompress a JPEG to a uint8 RGB image `[height, width, 3]`.
+def check_frame_jpeg(data: bytes) -> None:
+    """Check size and header of a camera frame's JPEG.
+
+    Raises:
+        ValueError: over 1 MB, over 1280 pixels a side, or not a JPEG.
+    """
+    if len(data) > LARGEST_FRAME:
+        raise ValueError(f"The camera frame has {len(data)} bytes, the limit is {LARGEST_FRAME}.")
+    check_jpeg(data, LONGEST_SIDE)
+
+
+def decode_frame(data: bytes) -> np.ndarray:
+    """Decode a camera frame's JPEG to uint8 `[height, width, 3]` RGB; raises as `check_frame_jpeg`."""
+    check_frame_jpeg(data)
+    return decode_jpeg(data, LONGEST_SIDE)
+
+
+def check_jpeg(data: bytes, longest_side: int) -> None:
+    """Check the header of a JPEG.
 
     Raises:
         ValueError: not a JPEG, or one with a side of more than `longest_side` pixels.
@@ -78,6 +99,11 @@ def decode_jpeg(data: bytes, longest_side: int) -> np.ndarray:
         raise ValueError("The image is not a readable JPEG.") from error
     if max(width, height) > longest_side:
         raise ValueError(f"The image is {width}x{height}, the limit is {longest_side} pixels a side.")
+
+
+def decode_jpeg(data: bytes, longest_side: int) -> np.ndarray:
+    """Decompress a JPEG to a uint8 RGB image `[height, width, 3]`; raises as `check_jpeg`."""
+    check_jpeg(data, longest_side)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise ValueError("The image is not a readable JPEG.")

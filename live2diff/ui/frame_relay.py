@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..serving.sessions import EngineProtocol, FrameResult
-from ..streaming.images import encode_jpeg
-from .live_protocol import JPEG_QUALITY, RESULT, decode_frame
+from ..streaming.images import JPEG_QUALITY, decode_frame, encode_jpeg
+from .live_protocol import RESULT
 
 FRAMES_IN_ENGINE = 2  # one being processed, and one that waits for it
 LARGEST_MICROSECONDS = 2**32 - 1
@@ -41,7 +41,9 @@ class FrameRelay:
     replaced under overload costs nothing.
     """
 
-    def __init__(self, engine: EngineProtocol, key: str, send: Callable[[bytes], Awaitable[None]]) -> None:
+    def __init__(
+        self, engine: EngineProtocol, key: str, send: Callable[[bytes | str], Awaitable[None]]
+    ) -> None:
         self.engine, self.key, self.send = engine, key, send
         self.newest: CameraFrame | None = None
         self.arrived = asyncio.Event()
@@ -79,7 +81,9 @@ class FrameRelay:
                 self.arrived.clear()
                 await self.arrived.wait()
             frame, self.newest = self.newest, None
-            image = await loop.run_in_executor(jpeg_threads, decode_frame, frame.jpeg)
+            image = frame.jpeg
+            if not self.engine.takes_jpegs:
+                image = await loop.run_in_executor(jpeg_threads, decode_frame, image)
             result = self.engine.push(self.key, image, tag=frame.number)
             if last is not None and result is last.result:  # the frame before it still waited
                 last.frame = frame
@@ -94,10 +98,11 @@ class FrameRelay:
         while True:
             pending = await self.pending.get()
             result = await asyncio.wrap_future(pending.result)
-            jpeg = b""
-            if result.frames:
-                last = result.frames[-1]
-                jpeg = await loop.run_in_executor(jpeg_threads, encode_jpeg, last, JPEG_QUALITY)
+            jpeg = result.frames[-1] if result.frames else b""
+            if not isinstance(jpeg, bytes):
+                jpeg = await loop.run_in_executor(jpeg_threads, encode_jpeg, jpeg, JPEG_QUALITY)
+            if result.moved:
+                await self.send('{"moved": true}')
             await self.send(self.header(result, pending.frame) + jpeg)
             for _ in range(pending.count):
                 self.in_engine.release()

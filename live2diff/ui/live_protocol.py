@@ -10,11 +10,9 @@ from collections.abc import Iterable
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-import numpy as np
 from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
 from starlette.datastructures import Headers
 
-from ..streaming.images import decode_jpeg
 from ..streaming.settings import StreamSettings
 
 FRAME = struct.Struct("<I")  # number of the frame
@@ -22,10 +20,7 @@ FRAME = struct.Struct("<I")  # number of the frame
 # frame's arrival to this result; microseconds from the later of that arrival and the previous result; frames
 # collected for the warmup, 0 when it is complete.
 RESULT = struct.Struct("<5I")
-LARGEST_FRAME = 1_000_000  # bytes; a 384-pixel frame has some 20,000
-LONGEST_SIDE = 1280  # pixels
 LONGEST_TEXT = 20_000  # characters of a message
-JPEG_QUALITY = 85
 
 Settings = Annotated[StreamSettings, BeforeValidator(StreamSettings.from_message)]
 
@@ -96,14 +91,3 @@ def is_same_origin(headers: Headers, hosts: Iterable[str]) -> bool:
     forwarded = headers.get("x-forwarded-host", "").split(",")
     own = {headers.get("host", ""), *(host.strip() for host in forwarded), *hosts} - {""}
     return urlsplit(origin).netloc in own
-
-
-def decode_frame(data: bytes) -> np.ndarray:
-    """Decode a JPEG to uint8 `[height, width, 3]` RGB.
-
-    Raises:
-        ValueError: over 1 MB, over 1280 pixels a side, or not a JPEG.
-    """
-    if len(data) > LARGEST_FRAME:
-        raise ValueError(f"The camera frame has {len(data)} bytes, the limit is {LARGEST_FRAME}.")
-    return decode_jpeg(data, LONGEST_SIDE)

@@ -18,8 +18,9 @@ from ..errors import LimitReached
 from ..serving.admission import WaitingLine
 from ..serving.limits import SOCKETS_AT_ONCE, Counts, VisitorLimits, visitor_address
 from ..serving.sessions import EngineProtocol
+from ..streaming.images import LARGEST_FRAME
 from ..styles import SAMPLES, Style, thumbnail_of
-from .live_protocol import FRAME, LARGEST_FRAME, is_same_origin
+from .live_protocol import FRAME, is_same_origin
 from .live_session import LiveSession
 from .theme import STATIC, file_url
 

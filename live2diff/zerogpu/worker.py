@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import NonFiniteError, StreamOutOfMemory, is_out_of_memory
+from ..serving.portable import ERRORS, portable
 from ..streaming.settings import StreamSettings
 from .channel import PipeEnd
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 TIME_OVER = "time over"
 DEVICE_LOST = 3  # exit code
 SILENCE_SECONDS = 10.0  # without a call the viewer has gone, and the GPU is given back
-# Raised again in the main process, with their type.
-ERRORS = (StreamOutOfMemory, NonFiniteError, ValueError, OSError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -73,14 +71,6 @@ class Callee:
 
         if isinstance(error, RuntimeError) and is_lost(self._pipe.unet.device):
             end_process(DEVICE_LOST)
-
-
-def portable(error: Exception) -> Exception:
-    """Return an error that can be pickled, with the same words; the original may refer to any object."""
-    if is_out_of_memory(error):
-        return StreamOutOfMemory()
-    kind = next(kind for kind in ERRORS if isinstance(error, kind))
-    return kind(str(error))
 
 
 def serve(

@@ -8,18 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from live2diff.streaming.images import encode_jpeg
+from live2diff.streaming.images import JPEG_QUALITY, LARGEST_FRAME, decode_frame, encode_jpeg
 from live2diff.streaming.settings import StreamSettings
 from live2diff.styles import Style
 from live2diff.ui.live_protocol import (
-    JPEG_QUALITY,
-    LARGEST_FRAME,
     LONGEST_TEXT,
     Restart,
     Start,
     Stop,
     Update,
-    decode_frame,
     parse_message,
 )
 from live2diff.ui.live_tab import page_script, style_entry

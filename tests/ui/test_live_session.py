@@ -13,7 +13,8 @@ from websockets.sync.client import connect
 
 import app
 from live2diff.serving.engine import Engine
-from live2diff.ui.live_protocol import FRAME, LARGEST_FRAME, RESULT, decode_frame
+from live2diff.streaming.images import LARGEST_FRAME, decode_frame
+from live2diff.ui.live_protocol import FRAME, RESULT
 from live2diff.ui.live_tab import PATH
 
 

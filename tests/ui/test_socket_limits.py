@@ -23,9 +23,9 @@ from websockets.uri import parse_uri
 import app
 from live2diff.serving.engine import Engine
 from live2diff.serving.limits import BURST_SECONDS, MESSAGES_A_SECOND, VisitorLimits
+from live2diff.streaming.images import LARGEST_FRAME, decode_frame
 from live2diff.ui import frame_relay, live_session, live_tab
 from live2diff.ui.frame_relay import CameraFrame
-from live2diff.ui.live_protocol import LARGEST_FRAME, decode_frame
 from live2diff.ui.live_session import RateBudget
 from live2diff.ui.live_tab import PATH, configure_sockets
 

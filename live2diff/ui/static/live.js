@@ -115,6 +115,8 @@ function onServerMessage(message) {
     deadline = null;
     worker.postMessage({ flow: { on: false, reset: true } });
     setState("over", message.gpu_session_over);
+  } else if ("moved" in message) {
+    showMessage("Moved to another GPU.");
   } else if ("error" in message) {
     stop(message.error);
   }
