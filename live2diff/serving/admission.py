@@ -126,6 +126,10 @@ class WaitingLine:
         if self._queue and len(self._admitted) >= self._engine.capacity:
             self._engine.make_room()
         streams = self._engine.session_keys()
+        lost = [key for key in self._admitted if key not in streams]
+        for key in reversed(lost[: max(0, len(self._admitted) - self._engine.capacity)]):
+            del self._admitted[key]  # the engine has less room than before: first in line
+            self._queue = {key: Queued(now, now), **self._queue}
         for key, admitted in list(self._admitted.items()):
             if key not in streams and now - admitted.opened > RESERVED_SECONDS:
                 del self._admitted[key]

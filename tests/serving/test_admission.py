@@ -243,3 +243,20 @@ def test_whatever_people_do_nobody_jumps_the_line_and_nobody_starves(line, engin
         waits = [places[key].seconds for key in waiting]
         assert waits == sorted(waits) and all(0 <= wait <= len(people) * SLICE for wait in waits)
         assert len(engine.session_keys()) <= engine.capacity
+
+
+def test_who_lost_the_place_as_the_engine_shrank_is_first_in_line(line, engine):
+    enter(line, engine, "ann", "bob")
+    assert positions(line, "cid") == [1]
+    engine.capacity = 1
+    engine.close("ann").result(PATIENCE)  # its GPU is gone
+    assert positions(line, "ann", "cid", "bob") == [1, 2, 0]
+    engine.capacity = 2
+    assert positions(line, "cid", "ann") == [1, 0]
+
+
+def test_everybody_has_a_position_while_there_is_no_room_at_all(line, engine):
+    enter(line, engine, "ann")
+    engine.capacity = 0
+    engine.close("ann").result(PATIENCE)
+    assert line.join("bob") == QueuePosition(2, 2 * SLICE) and positions(line, "ann") == [1]
