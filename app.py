@@ -17,13 +17,22 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
+from starlette.routing import BaseRoute
 
-from live2diff.cli import add_model_options, explain_out_of_memory, load_model, operator_options, run_main
+from live2diff.cli import (
+    add_model_options,
+    explain_out_of_memory,
+    load_model,
+    model_loader,
+    operator_options,
+    run_main,
+)
 from live2diff.serving import event_log
 from live2diff.serving.admission import WaitingLine
 from live2diff.serving.clip_queue import ClipQueue
@@ -134,12 +143,17 @@ def build(
     return demo.queue(max_size=32, default_concurrency_limit=4)
 
 
-def serve(engine: EngineProtocol, limits: VisitorLimits = DEFAULT_LIMITS, **options: Any) -> gr.Blocks:
-    """Serve the page on an engine until `.close()`; `options` are those of `launch`."""
+def serve(
+    engine: EngineProtocol,
+    limits: VisitorLimits = DEFAULT_LIMITS,
+    routes: Sequence[BaseRoute] = (),
+    **options: Any,
+) -> gr.Blocks:
+    """Serve the page on an engine until `.close()`, with more routes; `options` are those of `launch`."""
     jobs = clip_queue(engine, limits)
     demo = build(engine, limits, jobs)
     route = live_route(demo, engine, WaitingLine(engine, limits.turn_seconds), limits)
-    demo.launch(prevent_thread_lock=True, app_kwargs={"routes": [route]}, **LAUNCH, **options)
+    demo.launch(prevent_thread_lock=True, app_kwargs={"routes": [route, *routes]}, **LAUNCH, **options)
     configure_sockets(demo)
     keep_tidy(jobs.tidy, lambda: demo.is_running)
     return demo
@@ -162,6 +176,23 @@ def start_engine(options: argparse.Namespace) -> Engine:
     return engine
 
 
+def start_cluster_engine(options: argparse.Namespace) -> tuple[EngineProtocol, list[BaseRoute]]:
+    """Start an engine on a Ray cluster, whose workers load the model of the options; return also its routes.
+
+    Raises:
+        ValueError, OSError, RuntimeError: as `start_cluster`.
+    """
+    from live2diff.cluster.start import start_cluster  # only here: it needs torch
+    from live2diff.cluster.worker import load_engine
+
+    load, sizes = model_loader(options), (options.size, options.streams, options.small_memory)
+    engine = start_cluster(options.cluster, partial(load_engine, load, *sizes))
+    from live2diff.cluster.metrics import metric_routes  # comes with Ray
+
+    print(engine.room)
+    return engine, [*metric_routes(engine)]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Create the parser of the command line."""
     parser = argparse.ArgumentParser(description="Serve the page.")
@@ -174,6 +205,8 @@ def build_parser() -> argparse.ArgumentParser:
     streams = "live viewers at once (default: as many as fit into a GPU's memory, up to 8; on a CPU 4)"
     add("--streams", type=number_or_auto, metavar="N|auto", help=streams)
     add("--small-memory", action="store_true", help="on a GPU, half the memory per viewer: more fit")
+    cluster = "run on Ray: local (one worker for each GPU, on a CPU two), auto or the address of a cluster"
+    add("--cluster", metavar="local|auto|ADDRESS", help=cluster)
     numbers = (
         ("--visits-per-address", int, DEFAULT_LIMITS.visits, "live sessions from one address at once"),
         ("--clips-per-address", int, DEFAULT_LIMITS.clips, "clips from one address, waiting ones included"),
@@ -192,10 +225,16 @@ def run(options: argparse.Namespace) -> None:
     user = os.getuid() if hasattr(os, "getuid") else "files"  # a folder of another user is not writable
     os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / f"live2diff-{user}"))
     limits = VisitorLimits(options.visits_per_address, options.clips_per_address, options.turn_seconds)
-    engine = ENGINE or start_engine(options)
-    address = {"server_name": options.host, "server_port": options.port, "share": options.share}
     event_log.configure()
-    page = serve(engine, limits, mcp_server=options.mcp or None, **address)
+    routes: list[BaseRoute] = []
+    if options.cluster:
+        routes: list[BaseRoute] = []
+    if options.cluster:
+        engine, routes = start_cluster_engine(options)
+    else:
+        engine = ENGINE or start_engine(options)
+    address = {"server_name": options.host, "server_port": options.port, "share": options.share}
+    page = serve(engine, limits, routes, mcp_server=options.mcp or None, **address)
     serve_until_stopped(page, engine, options.grace_seconds)
 
 

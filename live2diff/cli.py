@@ -117,10 +117,15 @@ def load_model(options: argparse.Namespace, **settings: Any) -> Live2DiffPipelin
     Raises:
         ValueError, OSError: as `loading.load` and `styles.read_styles`.
     """
+    report = partial(print, file=sys.stderr, flush=True)
+    return model_loader(options, **{"report": report} | settings)()
+
+
+def model_loader(options: argparse.Namespace, **settings: Any) -> Callable[[], Live2DiffPipeline]:
+    """Return the call that loads the model, as `load_model` but silent; another process may call it."""
     styles = read_styles(options.styles) if options.styles else None
     from .loading import load  # imports torch, which takes seconds
 
     names = ("style", "loras", "checkpoints", "eager", "safety_checker")
     arguments = {name: getattr(options, name) for name in names}
-    report = partial(print, file=sys.stderr, flush=True)
-    return load(options.model, **arguments | {"styles": styles, "report": report} | settings)
+    return partial(load, options.model, **arguments | {"styles": styles} | settings)

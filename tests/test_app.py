@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from types import SimpleNamespace
 
 import gradio as gr
@@ -55,6 +56,13 @@ def test_bad_options_end_in_one_line_and_code_2(arguments, message, capsys):
     assert app.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error.splitlines()[-1] and "Traceback" not in error
+
+
+def test_a_cluster_without_ray_ends_in_one_line_and_code_2(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
+    assert app.main(["--cluster", "local"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install 'live2diff[cluster]'" in line
 
 
 @pytest.mark.parametrize("where", ["loading", "measuring"])

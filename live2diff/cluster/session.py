@@ -1,6 +1,7 @@
 """Connect to Ray: on this machine, or to a cluster that runs."""
 
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,12 @@ from typing import Any
 
 CPU_WORKER = "live2diff"  # the resource that a node without GPUs offers: one for each worker it has room for
 OBJECT_STORE_BYTES = 100_000_000  # little is kept there
+ENVIRONMENT = {  # read when Ray is imported, and by the processes that it starts
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",  # whoever reaches a cluster without it can run code on all nodes
+    # Ray waits so many milliseconds, by default 1000, for the reason of a death before it tells of it.
+    "RAY_timeout_ms_task_wait_for_death_info": "100",
+}
 
 
 @dataclass(frozen=True)
@@ -22,15 +29,16 @@ class WorkerResources:
 def ray_session(where: str) -> Iterator[WorkerResources]:
     """Connect to Ray at `local`, `auto` (the cluster of this machine) or an address, while the context lasts.
 
+    Variables of the environment that are set already stay as they are.
+
     Raises:
         ValueError: Ray is not installed, cannot be reached, or has no node for a worker.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ValueError("--cluster needs Ray: pip install 'live2diff[cluster]'") from None
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     options: dict[str, Any] = {"address": where, "log_to_driver": False, "logging_level": "ERROR"}
     if where == "local":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         workers = min(2, os.cpu_count() or 1)
         options |= {
             "num_cpus": os.cpu_count(),
@@ -40,9 +48,16 @@ def ray_session(where: str) -> Iterator[WorkerResources]:
             "_node_ip_address": "127.0.0.1",
         }
     try:
+        import ray
+    except ImportError:
+        raise ValueError("--cluster needs Ray: pip install 'live2diff[cluster]'") from None
+    try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ValueError(f"There is no Ray cluster at {where}: {error}") from None
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise ValueError(
+            f"There is no Ray cluster at {where} that takes this token (RAY_AUTH_TOKEN or ~/.ray/auth_token; "
+            f"set RAY_AUTH_MODE=disabled for a cluster without): {error}"
+        ) from None
     try:
         yield resources_of(ray.cluster_resources(), where)
     finally:

@@ -155,8 +155,8 @@ class WaitingLine:
 
     def _expected_waits(self, now: float) -> list[float]:
         """Return how long each in line will wait, first to last, if everybody uses up the slice."""
-        # Where there is no place at all, because no worker is ready, one is expected soon.
-        ends = [admitted.since + self.slice_seconds for admitted in self._admitted.values()] or [now]
+        ends = [admitted.since + self.slice_seconds for admitted in self._admitted.values()]
+        ends = ends or [now + self.slice_seconds]  # there is no room at all for the time being
         heapq.heapify(ends)
         waits = []
         for queued in self._queue.values():

@@ -1,0 +1,148 @@
+"""The workers of a cluster: how many there are, and which one takes a stream."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from itertools import count
+from typing import Any
+
+import ray
+
+from ..errors import EngineBusy
+from .placement import place
+from .remote_worker import NO_DEADLINE, Deadlines, RemoteWorker, WorkerLost
+from .worker import Announcement, Worker
+
+START_SECONDS = 0.1  # between two looks whether the first worker is ready
+OTHER_WEIGHTS = (
+    "Other viewers are using all GPUs in styles with other weights. Choose one of their styles, or try again "
+    "when they have left."
+)
+
+
+class WorkerPool:
+    """The workers by key: one for each GPU of the cluster, or for each CPU_WORKER resource.
+
+    Args:
+        make_engine: given by the operator, called in each worker's process.
+        options: of the actors, as `session.WorkerResources` has them.
+        deadlines: how long a worker may be silent.
+        clock: returns seconds.
+        on_change: called with a worker and "" when it is ready, or the reason why it was lost.
+    """
+
+    def __init__(
+        self,
+        make_engine: Callable[[], Any],
+        options: dict[str, Any],
+        deadlines: Deadlines,
+        clock: Callable[[], float],
+        on_change: Callable[[RemoteWorker, str], None],
+    ) -> None:
+        self.workers: dict[str, RemoteWorker] = {}
+        self._lock = threading.Lock()
+        self._numbers = count(1)
+        self._clock, self._deadlines, self._on_change = clock, deadlines, on_change
+        # A frame that Ray sent again would come out of order: the front sees to what is lost.
+        options = {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": 1000, **options}
+        self._start = lambda: ray.remote(Worker).options(**options).remote(make_engine)
+
+    def grow(self, workers: int) -> None:
+        """Start workers until there are so many."""
+        while len(self.workers) < workers:
+            key = f"w{next(self._numbers)}"
+            self.workers[key] = RemoteWorker(
+                key, self._start(), self._deadlines, self._clock, self._on_change
+            )
+
+    def watch(self) -> None:
+        """Look after each worker once."""
+        for worker in [*self.workers.values()]:
+            worker.watch()
+
+    def ready(self) -> list[RemoteWorker]:
+        """Return the workers that have announced themselves."""
+        return [worker for worker in [*self.workers.values()] if worker.announced is not None]
+
+    def first(self) -> Announcement:
+        """Wait until a worker is ready; return what it said of itself.
+
+        Raises:
+            ValueError, OSError, RuntimeError: none of them can load its model.
+        """
+        while True:
+            self.watch()
+            for worker in self.ready():
+                if worker.announced is not None:
+                    return worker.announced
+            failures = [worker.failure for worker in self.workers.values()]
+            if None not in failures and failures[0] is not None:
+                self.close()
+                raise failures[0]
+            time.sleep(START_SECONDS)
+
+    def fetch(self, style: str) -> None:
+        """Download what a style needs, on all workers.
+
+        Raises:
+            OSError: a file cannot be downloaded.
+        """
+        fetches = [worker.call(NO_DEADLINE, "fetch", style) for worker in self.ready()]
+        for error in [fetch.exception() for fetch in fetches]:
+            if error is not None and not isinstance(error, WorkerLost):
+                raise error
+
+    def device(self) -> str:
+        """Return the names of the workers' devices."""
+        names = Counter(worker.announced.device for worker in self.ready() if worker.announced)
+        return ", ".join(f"{number} x {name}" for name, number in names.items()) or "no worker"
+
+    def capacity(self) -> int:
+        """Return how many live streams the workers have room for, without those that drain."""
+        return sum(w.announced.slots for w in self.ready() if w.announced and not w.is_draining)
+
+    def take(
+        self, stream: str, weights: str | None, is_clip: bool = False, avoid: Collection[RemoteWorker] = ()
+    ) -> RemoteWorker:
+        """Choose the worker for a stream, and keep its place until `give_back`.
+
+        Raises:
+            EngineBusy: there is no room.
+            ValueError: there is room, but only beside streams with other weights.
+        """
+        with self._lock:
+            options = [worker for worker in self.ready() if worker not in avoid]
+            states = [worker.state(is_clip) for worker in options]
+            key = place(states, weights)
+            if key is None:
+                if any(state.streams < state.slots for state in states if state.is_available):
+                    raise ValueError(OTHER_WEIGHTS)
+                raise EngineBusy("All places are taken. Try again in a minute.")
+            worker = self.workers[key]
+            worker.streams.add(stream)
+            if is_clip:
+                worker.clips.add(stream)
+            worker.weights = weights
+            return worker
+
+    def can_change(self, stream_id: str, worker: RemoteWorker, weights: str | None) -> bool:
+        """Return whether a stream can change to these weights where it is; if so, note that it does."""
+        with self._lock:
+            if worker.weights != weights and worker.streams - {stream_id}:
+                return False
+            worker.weights = weights
+            return True
+
+    def retire(self, worker: RemoteWorker) -> None:
+        """End a worker for good."""
+        self.workers.pop(worker.key, None)
+        worker.lose("retired")
+        ray.kill(worker.actor)
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in [*self.workers.values()]:
+            self.retire(worker)

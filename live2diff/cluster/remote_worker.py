@@ -1,0 +1,196 @@
+"""The front's side of one worker: calls to it, and whether it lives.
+
+A worker is left when Ray says that it died, or when it has not answered in time: Ray's own check of nodes
+takes tens of seconds. A worker that was left gets no call until it has announced itself again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from ..serving.futures import fail
+from ..serving.sessions import rates_of
+from .placement import WorkerState
+from .worker import Announcement
+
+NO_DEADLINE = float("inf")  # of a download
+log = logging.getLogger("live2diff")
+
+
+class WorkerLost(RuntimeError):
+    """A worker has died or does not answer; the words say which."""
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """How many seconds a worker may be silent while it has something to do."""
+
+    frame: float = 2.0
+    compiling: float = 10.0  # while a stream is opened, warms up or changes its style
+
+
+class RemoteWorker:
+    """A worker as the front sees it. Thread-safe.
+
+    Attributes:
+        announced: what it said of itself; None while it starts, or after it was lost.
+        failure: why it cannot start.
+        streams: the ids of the streams that it has, or that it is about to be given, clips included.
+        clips: those of the clips, which need no slot.
+        weights: the weights that its streams use, or the last one used.
+        finished: when its latest frames were finished, and the delay of each in seconds.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        actor: Any,
+        deadlines: Deadlines,
+        clock: Callable[[], float],
+        on_change: Callable[[RemoteWorker, str], None],
+    ) -> None:
+        self.key, self.actor, self.deadlines, self.clock = key, actor, deadlines, clock
+        self.announced: Announcement | None = None
+        self.failure: Exception | None = None
+        self.is_draining = False
+        self.streams: set[str] = set()
+        self.clips: set[str] = set()
+        self.weights: str | None = None
+        self.finished: deque[tuple[float, float]] = deque(maxlen=512)
+        self._on_change = on_change  # called with "" when it has announced itself, or the reason of its loss
+        self._lock = threading.RLock()
+        self._calls: dict[Future, float] = {}  # without an answer yet, and their deadlines
+        self._heard = clock()  # when the last answer came, or the first of the calls went out
+        self._asked: float | None = None  # when it was asked for a ping or an announcement
+
+    def call(self, deadline: float, method: str, *arguments: Any) -> Future:
+        """Call a method of the actor; the future has its result, its error, or `WorkerLost`."""
+        future: Future = Future()
+        with self._lock:
+            if self.announced is None:
+                fail(future, WorkerLost("it is gone"))
+                return future
+            if not self._is_working():
+                self._heard = self.clock()
+            self._calls[future] = deadline
+        answer = getattr(self.actor, method).remote(*arguments).future()
+        answer.add_done_callback(partial(self._take_answer, future))
+        return future
+
+    def _is_working(self) -> bool:
+        return any(deadline < NO_DEADLINE for deadline in self._calls.values())
+
+    def _take_answer(self, future: Future, answer: Future) -> None:
+        """Resolve the future of a call; on one of Ray's own threads."""
+        error = answer.exception()
+        with self._lock:
+            self._heard = self.clock()
+            if self._calls.pop(future, None) is None:
+                return  # answered with WorkerLost
+        if error is None:
+            result, failure = answer.result()
+            future.set_result(result) if failure is None else future.set_exception(failure)
+        elif isinstance(error, RayTaskError):  # an error of the worker's code, or an answer without a pickle
+            log.error("a call of a worker failed", exc_info=error)
+            fail(future, RuntimeError(f"{type(error.cause).__name__}: {error.cause}"))
+        else:
+            fail(future, WorkerLost("it died"))
+            self.lose("it died")
+
+    def lose(self, reason: str) -> None:
+        """Give it up until it announces itself again; all calls without an answer fail."""
+        with self._lock:
+            if self.announced is None:
+                return
+            self.announced = self._asked = None
+            calls, self._calls = self._calls, {}
+            self.streams.clear()
+            self.clips.clear()
+        for future in calls:
+            fail(future, WorkerLost(reason))
+        self._on_change(self, reason)
+
+    def silence(self) -> tuple[float, float]:
+        """Return for how many seconds it has owed an answer, and how many it may."""
+        with self._lock:
+            now, limits = self.clock(), [each for each in self._calls.values() if each < NO_DEADLINE]
+            silent = now - self._heard if limits else 0.0
+            if self._asked is not None:
+                silent = max(silent, now - self._asked)
+            return silent, max(limits, default=self.deadlines.frame)
+
+    def watch(self) -> None:
+        """Ask it whether it is ready or alive; kill it, to be started again, where it is silent too long."""
+        with self._lock:
+            asked, announced = self._asked, self.announced
+            if asked is None:
+                self._asked = self.clock()
+        if announced is None:
+            if asked is None:
+                self.actor.announce.remote().future().add_done_callback(self._take_announcement)
+            return
+        silent, limit = self.silence()
+        if silent > limit:
+            ray.kill(self.actor, no_restart=False)
+            return self.lose(f"no answer for {silent:.1f} s")
+        if asked is None:
+            self.actor.ping.remote().future().add_done_callback(partial(self._take_ping, announced))
+
+    def _take_ping(self, announced: Announcement, answer: Future) -> None:
+        if answer.exception() is not None:
+            if self.announced is announced:
+                self.lose("it died")
+            return
+        with self._lock:
+            if self.announced is announced:
+                self._asked = None
+
+    def _take_announcement(self, answer: Future) -> None:
+        error = answer.exception()
+        with self._lock:
+            self._asked = None  # asked again by the next `watch`
+            if isinstance(error, RayTaskError):
+                self.failure = RuntimeError(f"{type(error.cause).__name__}: {error.cause}")
+            elif error is None:
+                self.announced, self.failure = answer.result()
+            if self.announced is None:
+                return
+        self._on_change(self, "")
+
+    @property
+    def process(self) -> int | None:
+        """The id of its process on its node, while it is ready."""
+        return self.announced.process if self.announced else None
+
+    def give_back(self, stream: str) -> None:
+        """Note that a stream is freed, or was never opened."""
+        self.streams.discard(stream)
+        self.clips.discard(stream)
+
+    def state(self, for_clip: bool = False) -> WorkerState:
+        """Return what the placement of a live stream or a clip reads."""
+        slots = self.announced.slots + len(self.clips) + for_clip if self.announced else 0
+        silent, limit = self.silence()
+        suspect = self.announced is None or silent > limit / 2
+        return WorkerState(self.key, slots, len(self.streams), self.weights, self.is_draining, suspect)
+
+    def stats(self) -> dict[str, Any]:
+        """Return streams, slots, frame rate, delay in seconds, and whether it drains or is suspect."""
+        state = self.state()
+        return {
+            "streams": state.streams,
+            "slots": state.slots,
+            "suspect": state.suspect,
+            "draining": state.draining,
+            **rates_of([*self.finished], self.clock()),
+        }

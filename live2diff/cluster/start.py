@@ -1,0 +1,34 @@
+"""Start an engine on a Ray cluster."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+
+from ..serving.engine import Engine
+from .session import WorkerResources, ray_session
+
+
+def count_workers(resources: WorkerResources) -> int:
+    """Return how many workers the cluster has room for now."""
+    import ray
+
+    kind = "GPU" if "num_gpus" in resources.options else next(iter(resources.options["resources"]))
+    return int(ray.cluster_resources().get(kind, 0))
+
+
+def start_cluster(where: str, make_engine: Callable[[], Engine]) -> Engine:
+    """Connect to Ray at `local`, `auto` or an address; return a `ClusterEngine` once one worker is ready.
+
+    `make_engine` is called in the process of each worker.
+
+    Raises:
+        ValueError: as `ray_session`.
+        ValueError, OSError, RuntimeError: what `make_engine` raises on all workers.
+    """
+    with ExitStack() as stack:
+        resources = stack.enter_context(ray_session(where))
+        from .engine import ClusterEngine  # Ray is an extra
+
+        engine = ClusterEngine(make_engine, resources, partial(count_workers, resources))
+        engine.on_shutdown = stack.pop_all().close
+        return engine

@@ -1,0 +1,246 @@
+"""Worker: the actor that owns one GPU, with an ordinary `Engine` on it.
+
+Calls of one stream are numbered, because calls of an asynchronous actor may arrive in another order. Errors
+are returned and not raised: Ray would put its own words around them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from ..config import MAX_DENOISING_STEPS, WARMUP_FRAMES
+from ..errors import GONE, StreamClosed
+from ..pipeline import Live2DiffPipeline
+from ..serving.engine import Engine
+from ..serving.portable import ERRORS, portable
+from ..serving.sessions import ClipStream, FrameResult
+from ..serving.working_size import set_size
+from ..streaming.images import JPEG_QUALITY, decode_frame, encode_jpeg
+from ..streaming.settings import StreamSettings
+from ..styles import Style
+
+log = logging.getLogger("live2diff")
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What a worker says of itself once it is ready: its weights are loaded and its graphs compiled."""
+
+    slots: int
+    styles: dict[str, Style]
+    default_style: str
+    about: str
+    size: int
+    device: str
+    process: int
+    token: str  # of all calls until the next announcement
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one frame gave."""
+
+    finished: int  # how many pictures it finished
+    jpeg: bytes  # the last one of them, b"" for none
+    frames_in: int
+    warm: bool
+    was_replaced: bool = False  # by a newer frame, before the model saw it
+
+
+Answer = tuple[Any, Exception | None]  # the result of a call, or its error
+
+
+def load_engine(
+    load: Callable[[], Live2DiffPipeline],
+    size: int | None = None,
+    streams: int | None = None,
+    small_memory: bool = False,
+) -> Engine:
+    """Load a model and make an engine for a worker; its front closes silent streams.
+
+    Args:
+        load: returns the pipeline.
+        size: working size; None for the model's own.
+        streams: how many viewers; None for as many as the device has room for.
+        small_memory: as of the page's option.
+
+    Raises:
+        ValueError, OSError: as `loading.load`.
+    """
+    from torch import int8
+
+    pipe = load()
+    if size is not None:
+        set_size(pipe, size)
+    return Engine(pipe, streams, idle_seconds=float("inf"), cache_dtype=int8 if small_memory else None)
+
+
+def warm_up(engine: Engine) -> None:
+    """Push a few frames, so that the graphs of a camera's usual shape are compiled."""
+    engine.open("warmup", StreamSettings()).result()
+    frame = np.zeros((3 * engine.size // 4, engine.size, 3), np.uint8)
+    for _ in range(WARMUP_FRAMES + MAX_DENOISING_STEPS):
+        engine.push("warmup", frame).result()
+    engine.close("warmup").result()
+
+
+class Turns:
+    """Let the calls of one stream begin in the order of their numbers."""
+
+    def __init__(self) -> None:
+        self.next = 0
+        # Frames that replace each other in the engine share a result: the number of the newest one.
+        self.newest: WeakKeyDictionary[Future[FrameResult], int] = WeakKeyDictionary()
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def take(self, number: int) -> AsyncIterator[None]:
+        """Wait for the turn of a number; the next one comes when the context ends."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.next == number)
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self.next += 1
+                self._changed.notify_all()
+
+
+class Worker:
+    """One GPU, its engine, and the streams that the front has on it.
+
+    Args:
+        make_engine: the operator's, called once in the actor's process.
+    """
+
+    def __init__(self, make_engine: Callable[[], Engine]) -> None:
+        self._make_engine = make_engine
+        self._engine: Engine | None = None
+        self._token = ""
+        self._turns: defaultdict[str, Turns] = defaultdict(Turns)
+        self._clips: dict[str, tuple[ClipStream, ExitStack]] = {}
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, once `announce` has been called."""
+        assert self._engine is not None
+        return self._engine
+
+    async def announce(self) -> Answer:
+        """Get ready, the first time; close all streams of former calls; return an `Announcement`."""
+        return await answer(asyncio.to_thread(self._get_ready))
+
+    def _get_ready(self) -> Announcement:
+        if self._engine is None:
+            engine = self._make_engine()
+            warm_up(engine)
+            self._engine = engine
+        engine = self._engine
+        for stream in [*self._turns]:
+            self._close(stream)
+        self._token = secrets.token_hex(8)
+        about = engine.styles, engine.default_style, engine.about, engine.size
+        return Announcement(engine.capacity, *about, engine.device, os.getpid(), self._token)
+
+    async def ping(self) -> None:
+        """Show that the process is alive."""
+
+    async def fetch(self, style: str | None) -> Answer:
+        """Download what a style needs."""
+        return await answer(asyncio.wrap_future(self.engine.fetch(style)))
+
+    async def call(self, token: str, stream: str, turn: int, name: str, *arguments: Any) -> Answer:
+        """Call one of the methods below for a stream, when it is the turn of this call."""
+        if token != self._token:  # a stream of before the last announcement
+            return None, StreamClosed(GONE)
+        return await answer(getattr(self, name)(self._turns[stream].take(turn), stream, *arguments))
+
+    async def open(self, turn: Any, stream: str, settings: StreamSettings, recent: list[bytes]) -> Any:
+        """Open a stream and push its recent frames; return ignored words, frames in and out, whether warm."""
+        async with turn:
+            ignored_words = await asyncio.wrap_future(self.engine.open(stream, settings))
+            frames_in = frames_out = 0
+            warm = False
+            for jpeg in recent:
+                frame = await asyncio.to_thread(decode_frame, jpeg)
+                result = await asyncio.wrap_future(self.engine.push(stream, frame))
+                frames_in, frames_out, warm = result.frames_in, frames_out + len(result.frames), result.warm
+            return ignored_words, frames_in, frames_out, warm
+
+    async def push(self, turn: Any, stream: str, jpeg: bytes) -> Reply:
+        """Push a frame; return what it gave."""
+        turns = self._turns[stream]
+        async with turn:
+            frame = await asyncio.to_thread(decode_frame, jpeg)
+            pushed, number = self.engine.push(stream, frame), turns.next
+            turns.newest[pushed] = number
+        result = await asyncio.wrap_future(pushed)
+        if turns.newest[pushed] != number:
+            return Reply(0, b"", result.frames_in, result.warm, was_replaced=True)
+        jpeg = b""
+        if result.frames:
+            jpeg = await asyncio.to_thread(encode_jpeg, result.frames[-1], JPEG_QUALITY)
+        return Reply(len(result.frames), jpeg, result.frames_in, result.warm)
+
+    async def update(self, turn: Any, stream: str, settings: StreamSettings, blend: int) -> str:
+        """Change the settings; return ignored words."""
+        async with turn:
+            changed = self.engine.update(stream, settings, blend)
+        return await asyncio.wrap_future(changed)
+
+    async def restart(self, turn: Any, stream: str) -> str:
+        """Warm up again from the last frames."""
+        async with turn:
+            changed = self.engine.restart(stream)
+        return await asyncio.wrap_future(changed)
+
+    async def open_clip(self, turn: Any, stream: str, settings: StreamSettings) -> str:
+        """Open the stream of a clip; return ignored words."""
+        async with turn:
+            stack = ExitStack()
+            clip = await asyncio.to_thread(stack.enter_context, self.engine.clip(stream, settings))
+            self._clips[stream] = clip, stack
+        return clip.ignored_words
+
+    async def push_clip(self, turn: Any, stream: str, frame: np.ndarray) -> list[np.ndarray]:
+        """Push a frame of a clip; return the finished ones."""
+        async with turn:
+            return await asyncio.to_thread(self._clips[stream][0].push, frame)
+
+    async def flush_clip(self, turn: Any, stream: str) -> list[np.ndarray]:
+        """Return the frames of a clip that are in flight."""
+        async with turn:
+            return await asyncio.to_thread(self._clips[stream][0].flush)
+
+    async def close(self, turn: Any, stream: str) -> None:
+        """Free a stream or a clip."""
+        async with turn:
+            await asyncio.to_thread(self._close, stream)
+
+    def _close(self, stream: str) -> None:
+        self.engine.close(stream).result()
+        if stream in self._clips:
+            self._clips.pop(stream)[1].close()
+        self._turns.pop(stream, None)
+
+
+async def answer(work: Awaitable[Any]) -> Answer:
+    """Return the result of a call, or its error."""
+    [outcome] = await asyncio.gather(work, return_exceptions=True)
+    if not isinstance(outcome, Exception):
+        return outcome, None
+    if not isinstance(outcome, ERRORS):
+        log.error("a call failed", exc_info=outcome)
+    return None, portable(outcome)

@@ -1,0 +1,82 @@
+"""A Ray cluster of two nodes with a CPU and a worker each, and an engine in front, for a module's tests."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from helpers.paths import ROOT
+from helpers.workers import tiny_engine, tiny_pipeline, write_weights
+
+from live2diff import Live2DiffPipeline
+from live2diff.cluster.session import CPU_WORKER, ENVIRONMENT, WorkerResources
+
+if TYPE_CHECKING:
+    from helpers.fleet import Fleet
+
+os.environ |= ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}  # before Ray is imported
+
+NODE = {"num_cpus": 1, "resources": {CPU_WORKER: 1}, "object_store_memory": 80_000_000}
+HEAD = {"num_cpus": 0, "object_store_memory": 80_000_000, "include_dashboard": False}
+# A dead node is noticed by Ray after 2 seconds, so that its worker moves to the next node soon.
+CHECKS = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
+NEVER = 1e6
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """The files of the workers' models."""
+    folder = tmp_path_factory.mktemp("weights")
+    write_weights(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pipeline(weights) -> Live2DiffPipeline:
+    """The same pipeline as in the workers."""
+    return tiny_pipeline(weights)
+
+
+@pytest.fixture(scope="module")
+def shared_fleet(weights) -> Iterator[Fleet]:
+    import ray  # an extra: the modules of the tests are skipped without it
+    from helpers.fleet import Fleet, OffsetClock
+    from ray.cluster_utils import Cluster
+
+    from live2diff.cluster.engine import ClusterEngine
+    from live2diff.cluster.remote_worker import Deadlines
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        cluster = Cluster(initialize_head=True, head_node_args=HEAD | {"_system_config": CHECKS})
+        for _ in range(2):
+            cluster.add_node(**NODE)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        resources = WorkerResources({"num_cpus": 0, "resources": {CPU_WORKER: 1}}, 2)
+        clock = OffsetClock()
+        engine = ClusterEngine(
+            partial(tiny_engine, weights),
+            resources,
+            # Generous: the machine of the tests may be slow. Nobody but a test looks after the workers.
+            deadlines=Deadlines(60.0, 240.0),
+            idle_seconds=NEVER,
+            clock=clock,
+            watch_seconds=NEVER,
+        )
+        yield Fleet(cluster, engine, clock, NODE)
+        engine.shutdown()
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture
+def fleet(shared_fleet) -> Iterator[Fleet]:
+    """Two workers without streams."""
+    shared_fleet.wait_for_workers()
+    yield shared_fleet
+    shared_fleet.close_streams()
