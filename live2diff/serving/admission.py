@@ -17,6 +17,7 @@ from .sessions import EngineProtocol
 
 RESERVED_SECONDS = 8.0  # how long a place is kept for a viewer who was admitted and has not opened a stream
 SILENCE_SECONDS = 10.0  # a waiting viewer who does not call `join` for this long has left the line
+HELD_SECONDS = 15.0  # how long a viewer whose connection was cut keeps the place or the position
 NOTICE_SECONDS = 20.0  # at least, from when another viewer begins to wait until this one must leave
 
 
@@ -59,17 +60,18 @@ class WaitingLine:
         self.slice_seconds = slice_seconds
         self._notice = min(NOTICE_SECONDS, slice_seconds)
         self._engine = engine
-        self._clock = clock
+        self.clock = clock
         self._lock = threading.Lock()  # lock order: this one first, then the engine's
         now = clock()
         self._admitted = {key: Admitted(now, now) for key in engine.session_keys()}  # longest ago first
         self._queue: dict[str, Queued] = {}  # first come first
+        self._held: dict[str, float] = {}  # until when the place or position of a cut connection is kept
         engine.admission = self._admission
 
     def __len__(self) -> int:
         """Return how many wait."""
         with self._lock:
-            self._advance(self._clock())
+            self._advance(self.clock())
             return len(self._queue)
 
     def join(self, key: str) -> QueuePosition:
@@ -79,8 +81,9 @@ class WaitingLine:
         without this call a viewer has left the line, and begins at its end.
         """
         with self._lock:
-            now = self._clock()
+            now = self.clock()
             self._advance(now)
+            self._held.pop(key, None)
             if key not in self._admitted:
                 self._queue.setdefault(key, Queued(now, now)).seen = now
                 self._advance(now)
@@ -89,18 +92,30 @@ class WaitingLine:
             position = list(self._queue).index(key)
             return QueuePosition(position + 1, self._expected_waits(now)[position])
 
+    def hold(self, key: str) -> None:
+        """Close the stream, and keep the place or the position until `join`, at most HELD_SECONDS.
+
+        The slice goes on.
+        """
+        with self._lock:
+            now = self.clock()
+            self._held[key] = now + HELD_SECONDS
+            self._engine.close(key)
+            self._advance(now)
+
     def leave(self, key: str) -> None:
         """Give up the place or the position; a stream is closed."""
         with self._lock:
+            self._held.pop(key, None)
             self._queue.pop(key, None)
             if self._admitted.pop(key, None) is not None:
                 self._engine.close(key)
-            self._advance(self._clock())
+            self._advance(self.clock())
 
     def time_left(self, key: str) -> float | None:
         """Return the seconds until a viewer must give way, or the engine ends the stream; None for never."""
         with self._lock:
-            now = self._clock()
+            now = self.clock()
             self._advance(now)
             ends = [max(0.0, deadline - now) for other, deadline in self._deadlines() if other == key]
         left = self._engine.time_left(key)
@@ -110,7 +125,7 @@ class WaitingLine:
     def _admission(self, key: str) -> Iterator[None]:
         """Hold the line while `engine.open` gives a session its place."""
         with self._lock:
-            now = self._clock()
+            now = self.clock()
             self._advance(now)
             if key not in self._admitted:
                 if self._queue or len(self._admitted) >= self._engine.capacity:
@@ -121,8 +136,10 @@ class WaitingLine:
 
     def _advance(self, now: float) -> None:
         """Bring the line up to date: remove the silent, admit the next, end what is due."""
-        for key in [key for key, queued in self._queue.items() if now - queued.seen > SILENCE_SECONDS]:
-            del self._queue[key]
+        self._held = {key: until for key, until in self._held.items() if now <= until}
+        for key, queued in list(self._queue.items()):
+            if now - queued.seen > SILENCE_SECONDS and key not in self._held:
+                del self._queue[key]
         if self._queue and len(self._admitted) >= self._engine.capacity:
             self._engine.make_room()
         streams = self._engine.session_keys()
@@ -130,8 +147,8 @@ class WaitingLine:
         for key in reversed(lost[: max(0, len(self._admitted) - self._engine.capacity)]):
             del self._admitted[key]  # the engine has less room than before: first in line
             self._queue = {key: Queued(now, now), **self._queue}
-        for key, admitted in list(self._admitted.items()):
-            if key not in streams and now - admitted.opened > RESERVED_SECONDS:
+        for key in self._admitted.keys() - streams - self._held.keys():
+            if now - self._admitted[key].opened > RESERVED_SECONDS:
                 del self._admitted[key]
         self._admit_next(now)
         for key, deadline in self._deadlines():

@@ -2,13 +2,17 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+
+from ..config import WARMUP_FRAMES
 from ..serving.sessions import EngineProtocol, FrameResult
 from ..streaming.images import JPEG_QUALITY, decode_frame, encode_jpeg
-from .live_protocol import RESULT
+from .live_protocol import EARLIER, RESULT
 
 FRAMES_IN_ENGINE = 2  # one being processed, and one that waits for it
 LARGEST_MICROSECONDS = 2**32 - 1
@@ -46,14 +50,18 @@ class FrameRelay:
     ) -> None:
         self.engine, self.key, self.send = engine, key, send
         self.newest: CameraFrame | None = None
+        self.earlier: deque[CameraFrame] = deque(maxlen=WARMUP_FRAMES)  # from before a cut, oldest first
         self.arrived = asyncio.Event()
         self.in_engine = asyncio.Semaphore(FRAMES_IN_ENGINE)
         self.pending: asyncio.Queue[PendingFrame] = asyncio.Queue()
         self.last_result = 0.0  # when it was sent
 
     def put(self, frame: CameraFrame) -> None:
-        """Keep a frame, instead of one that still waits."""
-        self.newest = frame
+        """Keep a frame, instead of one that still waits; of those from before a cut, all."""
+        if frame.number == EARLIER:
+            self.earlier.append(frame)
+        else:
+            self.newest = frame
         self.arrived.set()
 
     async def run(self) -> None:
@@ -73,24 +81,36 @@ class FrameRelay:
 
     async def push_frames(self) -> None:
         """Decode the newest frame whenever the engine has room, and push it."""
-        loop = asyncio.get_running_loop()
         last: PendingFrame | None = None
         while True:
             await self.in_engine.acquire()
+            await self.push_earlier()
             while self.newest is None:
                 self.arrived.clear()
                 await self.arrived.wait()
+                await self.push_earlier()
             frame, self.newest = self.newest, None
-            image = frame.jpeg
-            if not self.engine.takes_jpegs:
-                image = await loop.run_in_executor(jpeg_threads, decode_frame, image)
-            result = self.engine.push(self.key, image, tag=frame.number)
+            result = self.engine.push(self.key, await self.image(frame), tag=frame.number)
             if last is not None and result is last.result:  # the frame before it still waited
                 last.frame = frame
                 last.count += 1
             else:
                 last = PendingFrame(result, frame)
                 self.pending.put_nowait(last)
+
+    async def image(self, frame: CameraFrame) -> np.ndarray | bytes:
+        """Decode a frame, unless the engine takes JPEGs."""
+        if self.engine.takes_jpegs:
+            return frame.jpeg
+        return await asyncio.get_running_loop().run_in_executor(jpeg_threads, decode_frame, frame.jpeg)
+
+    async def push_earlier(self) -> None:
+        """Push the frames from before a cut, one after the other: none is replaced, and none has a result."""
+        while self.earlier:
+            frame = self.earlier.popleft()
+            result = self.engine.push(self.key, await self.image(frame), tag=EARLIER)
+            if not self.engine.needs_gpu_session:  # else the engine keeps the last ones until there is a GPU
+                await asyncio.wrap_future(result)
 
     async def send_results(self) -> None:
         """Send the engine's results to the page, in order."""

@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from ..streaming.settings import StreamSettings
 
 FRAME = struct.Struct("<I")  # number of the frame
+EARLIER = 0  # the number of frames from before a cut
 # Number of the frame shown, 0 without an image; number of the newest frame taken in; microseconds from that
 # frame's arrival to this result; microseconds from the later of that arrival and the previous result; frames
 # collected for the warmup, 0 when it is complete.

@@ -10,7 +10,6 @@ Why a WebSocket and not WebRTC (FastRTC):
 import asyncio
 import json
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,16 +18,21 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from ..errors import EngineBusy, GpuSessionOver, StreamClosed
+from ..errors import EngineBusy, GpuSessionOver, ServerStopping, StreamClosed
 from ..serving.admission import WaitingLine
 from ..serving.limits import BURST_SECONDS, BYTES_A_SECOND, MESSAGES_A_SECOND, SILENT_SECONDS, TAKEN_SECONDS
 from ..serving.sessions import EngineProtocol
 from ..streaming.settings import StreamSettings
 from .frame_relay import CameraFrame, FrameRelay
 from .live_protocol import Restart, Start, Stop, Update, parse_frame, parse_message
+from .live_visits import Visit, Visits
 
 OPEN_SECONDS = 0.3  # at least, between two streams of one viewer
 POLL_SECONDS = 1.0  # between updates of the queue position and of the time left
+ALIVE_SECONDS = 2.0  # between messages by which the page knows that the network is not dead
+REJECTED, RESTARTING = 1008, 1012  # codes that close a socket; after the second the page tries again
+# Codes of a socket after which the page connects again: a reset, a lost ping, the page heard nothing.
+CUT = {1006, 1011, RESTARTING, 4000}
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +58,14 @@ class RateBudget:
 
 @dataclass(eq=False)
 class LiveSession:
-    """One socket, with its queue position and its stream, which end with it."""
+    """One socket of a visit, with its stream, which ends with it."""
 
     socket: WebSocket
     engine: EngineProtocol
     line: WaitingLine
+    visits: Visits
+    visit: Visit
     abort: Callable[[], None]  # drops the connection without waiting for the other side
-    key: str = field(default_factory=lambda: f"live/{secrets.token_urlsafe(16)}")  # in engine and line
     settings: StreamSettings = field(default_factory=StreamSettings)  # the last requested
     applied_settings: StreamSettings = field(default_factory=StreamSettings)  # the last accepted
     relay: FrameRelay | None = None  # of the open stream
@@ -70,31 +75,60 @@ class LiveSession:
     session_task: asyncio.Task[None] | None = None  # from the waiting line to the end of the viewer's turn
     update_task: asyncio.Task[None] | None = None
 
+    @property
+    def key(self) -> str:
+        """Return the key of the visit in engine and line."""
+        return self.visit.key
+
     async def run(self) -> None:
-        """Serve the socket until it closes."""
+        """Serve the socket until it closes; if it was cut, hold the place for the next one."""
+        self.visit.connection = self
+        was_cut = False
         try:
             async with self.tasks:
-                await self.read()
-                self.end()
+                alive_task = self.tasks.create_task(self.send_alive())
+                was_cut = await self.read() and self.session_task is not None
+                alive_task.cancel()
+                self.cancel_tasks()
         finally:
-            self.end()
+            self.cancel_tasks()
+            if self.visit.connection is self:  # no other has taken over
+                self.close_stream()
+                (self.visits.hold if was_cut else self.visits.end)(self.visit)
+
+    def drop(self) -> None:
+        """Close the connection and its stream at once: another connection takes over the visit."""
+        self.cancel_tasks()
+        self.close_stream()
+        self.abort()
 
     def end(self) -> None:
         """Close the stream and leave the waiting line; may be called at any time."""
+        self.cancel_tasks()
+        self.visits.revoke(self.visit)
+        self.close_stream()
+        self.line.leave(self.key)
+
+    def cancel_tasks(self) -> None:
+        """Cancel the tasks of the stream, but not the one that calls this."""
         for task in (self.session_task, self.update_task):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
         self.session_task = self.update_task = None
-        self.close_stream()
-        self.line.leave(self.key)
+
+    async def send_alive(self) -> None:
+        """Send a message now and then: without any, the page takes the network for dead."""
+        while True:
+            await asyncio.sleep(ALIVE_SECONDS)
+            await self.send_json(alive=True)
 
     def close_stream(self) -> None:
         """Close the stream and keep the place."""
         self.relay = None
         self.engine.close(self.key)
 
-    async def read(self) -> None:
-        """Read messages and frames until the socket closes."""
+    async def read(self) -> bool:
+        """Read messages and frames until the socket closes; return whether it was cut."""
         while True:
             try:
                 async with asyncio.timeout(SILENT_SECONDS):
@@ -102,9 +136,12 @@ class LiveSession:
             except TimeoutError:
                 if self.session_task is not None and not self.session_task.done() and self.relay is None:
                     continue  # this viewer waits in line
-                return await self.reject(ValueError("Nothing came from this page for five minutes."))
+                await self.reject(ValueError("Nothing came from this page for five minutes."))
+                return False
             if message["type"] == "websocket.disconnect":
-                return
+                return message.get("code") in CUT
+            if self.visit.connection is not self:  # sent before the next connection took over
+                continue
             data, text = message.get("bytes"), message.get("text") or ""
             try:
                 if data is None:
@@ -114,14 +151,20 @@ class LiveSession:
                     if self.relay is not None:  # else sent before the page knew that there is no stream
                         self.relay.put(CameraFrame(jpeg, number, time.monotonic()))
             except ValueError as error:
-                return await self.reject(error)
+                await self.reject(error)
+                return False
             await self.rate_budget.spend(len(data or text))
 
     async def reject(self, error: ValueError) -> None:
         """Send an error and close the socket, after a message that the page never sends."""
+        self.end()
         await self.send_json(error=str(error))
+        await self.close_socket(REJECTED)
+
+    async def close_socket(self, code: int) -> None:
+        """Close the socket, if it is open."""
         if self.socket.application_state is WebSocketState.CONNECTED:
-            await self.socket.close(1008)
+            await self.socket.close(code)
 
     def handle_message(self, text: str) -> None:
         """Act on a text message of the page."""
@@ -173,6 +216,7 @@ class LiveSession:
 
     async def stream_in_turns(self) -> None:
         """Wait for a place, open the stream, relay its frames until the turn is over; again and again."""
+        await self.send_json(resume=self.visits.new_token(self.visit))
         while True:
             try:
                 while (place := self.line.join(self.key)).position > 0:
@@ -185,6 +229,8 @@ class LiveSession:
             except EngineBusy:  # the place was not taken in time
                 await asyncio.sleep(POLL_SECONDS)
                 continue
+            except ServerStopping:
+                return await self.close_socket(RESTARTING)
             except (StreamClosed, ValueError, OSError) as error:
                 return await self.fail(str(error))
             except RuntimeError as error:
@@ -200,14 +246,14 @@ class LiveSession:
         """Relay frames until the stream or the turn ends; return whether to open another stream."""
         task = asyncio.create_task(relay.run())
         task.add_done_callback(lambda task: task.cancelled() or task.exception())  # or asyncio logs it
-        reason, is_over = "Your time on the GPU is over.", False
+        refusal, is_over = "", False
         try:
             is_over = await self.watch_turn(task)
             if task.done() or not is_over:  # freed after a silence: the next frame raises StreamClosed
                 await task
         except StreamClosed as error:
             if not isinstance(error, GpuSessionOver):
-                reason = str(error)
+                refusal = str(error)
         except ValueError as error:
             await self.reject(error)
             return False
@@ -218,7 +264,8 @@ class LiveSession:
             task.cancel()
         if self.engine.needs_gpu_session and self.key in self.engine.session_keys():
             self.relay = None  # the engine keeps the last frames for the next GPU session
-            await self.send_json(gpu_session_over=reason)
+            reason = refusal or "Your time on the GPU is over."
+            await self.send_json(gpu_session_over=reason, again=not refusal)
             return False
         self.close_stream()
         if is_over:

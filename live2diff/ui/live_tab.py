@@ -22,11 +22,13 @@ from ..streaming.images import LARGEST_FRAME
 from ..styles import SAMPLES, Style, thumbnail_of
 from .live_protocol import FRAME, is_same_origin
 from .live_session import LiveSession
+from .live_visits import Visits
 from .theme import STATIC, file_url
 
 SCRIPTS = ("camera.js", "screen.js", "recorder.js", "live.js")  # one scope, in this order
 SMALLEST_SIDE = 384  # pixels; the browser sends no smaller frames, however small the working size
 PATH = "/live-socket"
+RESUME = "live2diff.resume"  # the protocol of a socket that goes on after a cut; offered with it: the token
 PING_SECONDS = 5.0  # a dead network is noticed after this and as long again
 
 
@@ -68,7 +70,7 @@ def live_route(
     demo: gr.Blocks, engine: EngineProtocol, line: WaitingLine, limits: VisitorLimits
 ) -> WebSocketRoute:
     """Create the socket's route, for `demo.launch(app_kwargs={"routes": [route]})`."""
-    visits = Counts(limits.visits, "live visits")
+    visits = Visits(Counts(limits.visits, "live visits"), line)
     open_sockets = 0
 
     async def serve(socket: WebSocket) -> None:
@@ -80,13 +82,16 @@ def live_route(
             return await socket.close(1008)  # before it is accepted: the browser reads a refusal
         open_sockets += 1
         try:
-            await socket.accept()
-            session = LiveSession(socket, engine, line, partial(abort, demo, socket))
+            offered = [*socket.scope["subprotocols"], "", ""]
+            await socket.accept(RESUME if offered[0] == RESUME else None)
+            address = visitor_address(socket.headers, socket.client and socket.client.host)
             try:
-                with visits.one_more(visitor_address(socket.headers, socket.client and socket.client.host)):
-                    await session.run()
+                visit = visits.enter(offered[1], address)
             except LimitReached as error:
-                await session.reject(error)
+                await socket.send_json({"error": str(error)})
+                return await socket.close(1008)
+            abort_socket = partial(abort, demo, socket)
+            await LiveSession(socket, engine, line, visits, visit, abort_socket).run()
         finally:
             open_sockets -= 1
 

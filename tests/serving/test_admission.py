@@ -8,6 +8,7 @@ from helpers.gpu_visits import Clock
 
 from live2diff.errors import EngineBusy, StreamClosed
 from live2diff.serving.admission import (
+    HELD_SECONDS,
     NOTICE_SECONDS,
     RESERVED_SECONDS,
     SILENCE_SECONDS,
@@ -161,6 +162,33 @@ def test_a_viewer_who_waits_in_silence_has_left_the_line(line, engine, clock):
     clock.now += SILENCE_SECONDS + 1
     assert len(line) == 0
     assert line.time_left("ann") is None, "nobody waits any more"
+
+
+def test_place_and_position_are_held_for_the_grace_and_not_longer(line, engine, clock):
+    enter(line, engine, "ann", "bob")
+    positions(line, "cid", "dee")
+    line.hold("ann")
+    line.hold("cid")
+    assert engine.session_keys() == {"bob"}, "the stream is closed at once"
+    pass_time(line, clock, HELD_SECONDS, "dee")
+    assert positions(line, "dee", "ann", "cid") == [2, 0, 1]
+    engine.open("ann", StreamSettings(style="pencil")).result(PATIENCE)
+    line.hold("ann")
+    line.hold("cid")
+    pass_time(line, clock, HELD_SECONDS + 1, "dee")
+    assert positions(line, "dee", "ann", "cid") == [0, 1, 2]
+
+
+def test_a_held_place_is_used_up_by_the_slice_and_given_up_by_leaving(line, engine, clock):
+    enter(line, engine, "ann", "bob")
+    positions(line, "cid")
+    pass_time(line, clock, SLICE - 5, "cid")
+    line.hold("ann")
+    pass_time(line, clock, 5, "cid")
+    assert positions(line, "cid", "ann") == [0, 1]
+    line.hold("bob")
+    line.leave("bob")
+    assert positions(line, "ann") == [0]
 
 
 def test_a_viewer_who_left_without_a_word_makes_room(line, engine, clock, silence):

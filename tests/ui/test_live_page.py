@@ -5,7 +5,6 @@ the time: the tests share it, and leave it stopped.
 """
 
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator
 
@@ -339,25 +338,6 @@ def test_a_camera_that_is_unplugged_is_reported(page):
       .dispatchEvent(new Event("ended"))""")
     expect(page.locator("#live .message")).to_contain_text("disconnected")
     expect(page.locator("#live .start")).to_be_visible()
-
-
-def test_a_lost_server_is_reported_and_one_that_is_back_is_used(browser):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    engine = Engine(Identity())
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1", server_port=port)
-    with opened(browser, demo.local_url) as page:
-        start(page)
-        reach(page, "running")
-        demo.close()
-        expect(page.locator("#live .message")).to_contain_text("connection to the server was lost")
-        page.locator("#live .start").click()
-        expect(page.locator("#live .message")).to_contain_text("server cannot be reached")
-        demo = app.serve(engine, quiet=True, server_name="127.0.0.1", server_port=port)
-        page.locator("#live .start").click()
-        reach(page, "running")
-    demo.close()
-    engine.shutdown()
 
 
 def test_the_page_finds_its_socket_under_a_root_path(page):

@@ -1,21 +1,19 @@
 """Viewers lost without a close: a killed browser, a dead network.
 
-Each place is free within seconds, because of the connection; by idle time alone it would take an hour here.
+Each stream is freed within seconds, because of the connection; by idle time alone it would take an hour here.
 """
 
 import json
 import os
 import signal
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from urllib.parse import urlsplit
 
 import pytest
 from helpers.browser import chromium, needs_browser, wait_for
 from helpers.live_socket import SETTINGS, answer, receive
+from helpers.network import Network
 from playwright.sync_api import sync_playwright
 from websockets.sync.client import connect
 
@@ -59,40 +57,6 @@ def test_a_browser_that_is_killed_while_it_streams_frees_its_place(engine, addre
         processes = browser.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
         (process,) = [process["id"] for process in processes if process["type"] == "browser"]
         print(f"killed: {seconds_until_free(engine, lambda: os.kill(process, signal.SIGKILL)):.2f} s")
-
-
-class Network:
-    """A network between `port` and a server that drops everything silently once it is dead."""
-
-    def __init__(self, server: int) -> None:
-        self._server, self._dead = server, threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._sockets = [self._listener]
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def die(self) -> None:
-        self._dead.set()
-
-    def close(self) -> None:
-        for each in self._sockets:
-            each.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):  # closed
-            while True:
-                viewer, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._server))
-                self._sockets += [viewer, server]
-                for way in ((viewer, server), (server, viewer)):
-                    threading.Thread(target=self._carry, args=way, daemon=True).start()
-
-    def _carry(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                if self._dead.is_set():
-                    return
-                target.sendall(data)
 
 
 @pytest.mark.long

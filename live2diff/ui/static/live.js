@@ -53,11 +53,11 @@ function showMessage(text) {
 }
 
 function setState(state, text = "") {
-  stage.dataset.state = state; // idle, starting, waiting, warmup, running, over
+  stage.dataset.state = state; // idle, starting, waiting, warmup, running, cut, over
   stage.dataset.empty = screen.isEmpty ? "yes" : "no";
   if (video.srcObject) showCamera(screen.isEmpty);
   stage.dataset.paused = paused ? "yes" : "no";
-  notice.textContent = paused ? "Paused" : text;
+  notice.textContent = paused && isOpen ? "Paused" : text;
   for (const name of ["stop", "pause", "restart"]) find(`.${name}`).disabled = state === "idle";
   find(".still").disabled = screen.isEmpty;
   find(".record").disabled = screen.isEmpty && !recording;
@@ -111,15 +111,24 @@ function onServerMessage(message) {
     worker.postMessage({ flow: { on: false, reset: true } });
     showMessage(`${message.over} You are in line again.`);
   } else if ("gpu_session_over" in message) {
+    const goesOn = message.again && shouldSend() && stage.dataset.state === "running";
     isOpen = paused = false;
     deadline = null;
     worker.postMessage({ flow: { on: false, reset: true } });
-    setState("over", message.gpu_session_over);
+    setState("over", goesOn ? "Reconnecting" : message.gpu_session_over);
+    if (goesOn) restartStream();
   } else if ("moved" in message) {
     showMessage("Moved to another GPU.");
   } else if ("error" in message) {
     stop(message.error);
   }
+}
+
+// The worker tries again; the last image stays.
+function onCut() {
+  isOpen = false;
+  deadline = null;
+  setState("cut", "Reconnecting");
 }
 
 // On ZeroGPU, a GPU session must begin with a click of the viewer: see zerogpu/button.py.
@@ -207,7 +216,9 @@ async function start() {
     else if (data.result) onResult(data);
     else if (data.collected) setState("warmup", warmupText(data.collected + 1));
     else if (data.counted) tick(data.counted);
-    else if ("closed" in data) stop(`${data.closed} Start the camera to try again.`);
+    else if (data.opened) worker.postMessage({ send: { start: settings() } });
+    else if (data.cut) onCut();
+    else if ("closed" in data) stop(data.closed, "Try again");
   };
   worker.postMessage({ options: { side: Number(stage.dataset.side), skipSimilar: find(".similar").checked } });
   try {
@@ -217,15 +228,17 @@ async function start() {
   }
   if (thisRun !== run) return;
   setState("starting", "Waiting for the server");
-  worker.postMessage({ open: socketAddress(), first: { start: settings() } });
+  worker.postMessage({ open: socketAddress() });
 }
 
-// Ends the worker, with it the socket, and with that the stream on the server.
-function stop(text = "") {
+// Ends the visit, and the worker with it.
+function stop(text = "", label = "Start camera") {
   if (recording) finishRecording();
   run += 1;
-  worker?.terminate();
+  if (worker) worker.onmessage = null;
+  worker?.postMessage({ stop: true });
   worker = null;
+  find(".start").textContent = label;
   endFeed();
   endFeed = () => {};
   track?.stop();
@@ -347,6 +360,7 @@ on(".source", "change", async () => {
   }
 });
 document.addEventListener("visibilitychange", updateFlow);
+addEventListener("pagehide", () => worker && stop());
 
 find(".record").hidden = !recordingKind();
 find(".full").hidden = !document.fullscreenEnabled;

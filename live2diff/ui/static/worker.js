@@ -1,6 +1,7 @@
 // The part of the Live tab that must not wait for the page: encoding camera frames, the socket, decoding results.
-// From the page: {open: address, first}, {stream} or {frame, captured}, {send}, {flow}, {options}.
-// To the page: {text} from the server, {result, original, captured}, {collected}, {counted}, {closed}.
+// From the page: {open: address}, {stream} or {frame, captured}, {send}, {flow}, {options}, {stop}.
+// To the page: {opened}, which it answers with {send: start}, {text} from the server, {result, original, captured},
+// {collected}, {counted}, {cut} when the connection is lost and tried again, {closed} when that is given up.
 
 const JPEG_QUALITY = 0.8;
 const MAX_IN_FLIGHT = 16;
@@ -9,6 +10,10 @@ const MARGIN = 2; // milliseconds by which a frame may arrive too early
 const HEADER = 20; // bytes before the JPEG in a result
 const SIMILAR = 1.2; // of 255: frames with a smaller mean difference are not sent
 const LONGEST_SKIP = 1000; // milliseconds
+const KEPT = 8; // of the last frames: another stream warms up from them after a cut
+const RESUME = "live2diff.resume"; // the socket's protocol after a cut; with it goes the server's token
+const RECONNECTING = 4000; // the code of a socket that is closed to open another
+const LONGEST_ATTEMPT = 4000; // milliseconds
 
 const surface = new OffscreenCanvas(2, 2);
 const drawing = surface.getContext("2d", { alpha: false, willReadFrequently: true });
@@ -16,7 +21,10 @@ const tiny = new OffscreenCanvas(16, 12).getContext("2d", { willReadFrequently: 
 
 let socket = null;
 let flowing = false; // whether to send frames: a stream is open, and not paused
-let options = { side: 384, skipSimilar: false }; // side: the longest of a frame that is sent
+// side: the longest of a frame that is sent. silence: milliseconds without a message, of which the server sends one
+// every 2 s, in a dead network. After a cut: milliseconds of the first pause between attempts, of the longest, and until
+// the page gives up.
+let options = { side: 384, skipSimilar: false, silence: 8000, pause: 250, longestPause: 2000, giveUp: 60_000 };
 let newest = null; // {frame, captured}: the camera's last, until it is sent
 let encoding = false;
 let timer = null;
@@ -33,6 +41,15 @@ let work = 0; // milliseconds from frame to frame on the server
 let interval = 16; // milliseconds from frame to frame of the camera
 let seenAt = 0;
 let probedAt = -Infinity;
+
+let address = "";
+let token = ""; // for the next connection
+let reached = false; // whether there has been a connection
+let cutAt = 0; // when the connection was cut; 0 while there is one
+let attempts = 0;
+let retry = null; // timer
+let heardAt = 0; // of the clock on the wall: the others may stand still while a computer sleeps
+let recent = []; // the last frames sent, as messages
 
 // performance.now() on a clock that page and worker share.
 const now = () => performance.timeOrigin + performance.now();
@@ -92,7 +109,10 @@ async function sendFrame() {
   const height = frame.displayHeight ?? frame.height;
   const scale = Math.min(1, options.side / Math.max(width, height));
   const size = [width, height].map((side) => Math.max(2, Math.round(side * scale)));
-  if (surface.width !== size[0] || surface.height !== size[1]) [surface.width, surface.height] = size; // else cleared
+  if (surface.width !== size[0] || surface.height !== size[1]) {
+    [surface.width, surface.height] = size; // which clears it
+    recent = []; // a stream has frames of one size
+  }
   drawing.drawImage(frame, 0, 0, ...size);
   frame.close();
   if (!options.skipSimilar || !isSimilar()) {
@@ -107,6 +127,7 @@ async function sendFrame() {
       sent.set(number, { at: now(), captured, original });
       counted.sent += 1;
       socket.send(message);
+      recent = [...recent, message].slice(-KEPT);
     } else {
       original.close();
     }
@@ -176,36 +197,88 @@ function flow({ on, reset }) {
   sendWhenDue();
 }
 
-function open(address, first) {
-  socket = new WebSocket(address);
+function connect() {
+  clearTimeout(retry);
+  heardAt = Date.now();
+  const opened = (socket = new WebSocket(address, token ? [RESUME, token] : []));
   socket.binaryType = "arraybuffer";
-  const opened = socket;
-  let wasOpen = false;
   socket.onopen = () => {
-    wasOpen = true;
-    opened.send(JSON.stringify(first));
+    if (opened !== socket) return;
+    reached = true;
+    heardAt = Date.now();
+    postMessage({ opened: true });
   };
   socket.onmessage = ({ data }) => {
     if (opened !== socket) return;
-    if (typeof data === "string") postMessage({ text: JSON.parse(data) });
+    heardAt = Date.now();
+    if (typeof data === "string") onText(JSON.parse(data));
     else onResult(data);
   };
   socket.onclose = () => {
-    if (opened !== socket) return;
-    close(wasOpen ? "The connection to the server was lost." : "The server cannot be reached.");
+    if (opened === socket) onCut();
   };
+}
+
+function onText(message) {
+  if (message.alive) return;
+  if (message.resume) return (token = message.resume);
+  if ("started" in message && cutAt) sendRecent();
+  if ("started" in message || "waiting" in message) cutAt = 0;
+  postMessage({ text: message });
+}
+
+// The new stream warms up from these. They are numbered 0, and have no result.
+function sendRecent() {
+  for (const message of recent) {
+    new DataView(message.buffer).setUint32(0, 0, true);
+    socket.send(message);
+  }
+}
+
+// Tries again after growing pauses, of random length: not every page at once when a server is back.
+function onCut() {
+  if (!reached) return close("The server cannot be reached.");
+  if (!cutAt) {
+    cutAt = now();
+    attempts = 0;
+    postMessage({ cut: true });
+  }
+  if (now() - cutAt > options.giveUp) return close("The connection to the server was lost.");
+  disconnect(RECONNECTING);
+  const pause = Math.min(options.pause * 2 ** attempts++, options.longestPause);
+  retry = setTimeout(connect, pause * (0.5 + Math.random() / 2));
+}
+
+function disconnect(code) {
+  clearTimeout(retry);
+  const former = socket;
+  socket = null;
+  former?.close(code);
+  flow({ on: false, reset: true });
+}
+
+// A network that is silently dead: a socket reports that after minutes only.
+function watch() {
+  const longest = socket?.readyState === WebSocket.OPEN ? options.silence : LONGEST_ATTEMPT;
+  if (socket && reached && Date.now() - heardAt > longest) onCut();
 }
 
 function send(message) {
   if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
-  else if (socket?.readyState === WebSocket.CONNECTING) socket.addEventListener("open", () => send(message));
 }
 
 function close(reason) {
-  socket?.close();
-  socket = null;
-  flow({ on: false, reset: true });
+  disconnect();
   postMessage({ closed: reason });
+}
+
+// Ends this worker once the server knows that the visit is over: of a socket that is only closed it would keep the place.
+function stop() {
+  send({ stop: true });
+  const last = socket;
+  disconnect();
+  if (last) last.onclose = () => self.close();
+  else self.close();
 }
 
 async function read(stream) {
@@ -220,13 +293,21 @@ async function read(stream) {
 onmessage = ({ data }) => {
   if (data.frame) onFrame(data.frame, data.captured);
   else if (data.stream) read(data.stream);
-  else if (data.open) open(data.open, data.first);
+  else if (data.open) connect((address = data.open));
   else if (data.send) send(data.send);
   else if (data.flow) flow(data.flow);
   else if (data.options) options = { ...options, ...data.options };
+  else if (data.stop) stop();
 };
 
+self.addEventListener("online", () => {
+  if (!cutAt) return;
+  disconnect();
+  connect();
+});
+
 setInterval(() => {
+  watch();
   postMessage({ counted });
   counted = { seen: 0, sent: 0 };
 }, 500);
