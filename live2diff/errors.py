@@ -67,6 +67,10 @@ class GpuSessionOver(StreamClosed):
         super().__init__("The time on the GPU is over. Start again to continue.")
 
 
+class LiveError(RuntimeError):
+    """A server has refused or ended a live stream, or refused an update; the message is its sentence."""
+
+
 class ClipError(ValueError):
     """A clip cannot be read or written; the message says why and what to do about it."""
 

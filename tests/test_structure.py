@@ -18,7 +18,7 @@ ORDER = [  # a room may import itself and what stands before it
     {"serving"},
     {"zerogpu", "cluster"},
     {"ui"},
-    {"cli"},
+    {"cli", "client"},
     {"__init__", "__main__", "app"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 
 from ..streaming.settings import StreamSettings
 
+PATH = "/live-socket"
 FRAME = struct.Struct("<I")  # number of the frame
 EARLIER = 0  # the number of frames from before a cut
 # Number of the frame shown, 0 without an image; number of the newest frame taken in; microseconds from that

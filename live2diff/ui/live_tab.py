@@ -20,14 +20,13 @@ from ..serving.limits import SOCKETS_AT_ONCE, Counts, VisitorLimits, visitor_add
 from ..serving.sessions import EngineProtocol
 from ..streaming.images import LARGEST_FRAME
 from ..styles import SAMPLES, Style, thumbnail_of
-from .live_protocol import FRAME, is_same_origin
+from .live_protocol import FRAME, PATH, is_same_origin
 from .live_session import LiveSession
 from .live_visits import Visits
 from .theme import STATIC, file_url
 
 SCRIPTS = ("camera.js", "screen.js", "recorder.js", "live.js")  # one scope, in this order
 SMALLEST_SIDE = 384  # pixels; the browser sends no smaller frames, however small the working size
-PATH = "/live-socket"
 RESUME = "live2diff.resume"  # the protocol of a socket that goes on after a cut; offered with it: the token
 PING_SECONDS = 5.0  # a dead network is noticed after this and as long again
 

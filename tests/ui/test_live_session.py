@@ -14,8 +14,7 @@ from websockets.sync.client import connect
 import app
 from live2diff.serving.engine import Engine
 from live2diff.streaming.images import LARGEST_FRAME, decode_frame
-from live2diff.ui.live_protocol import FRAME, RESULT
-from live2diff.ui.live_tab import PATH
+from live2diff.ui.live_protocol import FRAME, PATH, RESULT
 
 
 @pytest.fixture(scope="module")

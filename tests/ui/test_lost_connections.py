@@ -19,7 +19,7 @@ from websockets.sync.client import connect
 
 import app
 from live2diff.serving.engine import Engine
-from live2diff.ui.live_tab import PATH
+from live2diff.ui.live_protocol import PATH
 
 
 @pytest.fixture

@@ -26,8 +26,9 @@ from live2diff.serving.limits import BURST_SECONDS, MESSAGES_A_SECOND, VisitorLi
 from live2diff.streaming.images import LARGEST_FRAME, decode_frame
 from live2diff.ui import frame_relay, live_session, live_tab
 from live2diff.ui.frame_relay import CameraFrame
+from live2diff.ui.live_protocol import PATH
 from live2diff.ui.live_session import RateBudget
-from live2diff.ui.live_tab import PATH, configure_sockets
+from live2diff.ui.live_tab import configure_sockets
 
 AT_ONCE = 1e-9  # seconds; uvicorn takes 0 for never
 HOME = {"x-forwarded-for": "8.8.8.8"}

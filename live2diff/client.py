@@ -1,0 +1,196 @@
+"""Live frames to a server and back, from a program; ui/README.md describes the socket.
+
+    with LiveClient("http://127.0.0.1:7860", style="comic", prompt="a cat") as client:
+        for frame in frames:  # uint8 [height, width, 3] RGB, or the bytes of a JPEG
+            client.send(frame)
+            result = client.receive()
+            if result.image is not None:  # the first frames warm the stream up
+                show(result.image)
+
+Neither torch nor Gradio is imported.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.sync.client import connect
+
+from .errors import LiveError
+from .streaming.images import check_frame, decode_jpeg, encode_jpeg
+from .streaming.settings import MESSAGE_FIELDS, StreamSettings
+from .ui.live_protocol import FRAME, JPEG_QUALITY, LARGEST_FRAME, LONGEST_SIDE, PATH, RESULT
+
+ANSWER_SECONDS = 60.0  # the first frame of a stream may compile the model
+
+
+@dataclass(frozen=True)
+class LiveResult:
+    """An answer of the server.
+
+    Attributes:
+        image: uint8 `[height, width, 3]` RGB; None while the stream warms up.
+        number: of the frame that the image shows; 0 without an image.
+        newest: number of the newest frame that the server has taken in.
+        delay: seconds from the arrival of that frame at the server to this answer.
+        work: seconds from the later of that arrival and the answer before to this one.
+        collected: frames collected for the warmup; 0 once it is complete.
+    """
+
+    image: np.ndarray | None
+    number: int
+    newest: int
+    delay: float
+    work: float
+    collected: int
+
+
+def socket_address(address: str) -> str:
+    """Return the address of the socket of the page at `address`."""
+    scheme, host, path, *_ = urlsplit(address)
+    if scheme not in ("http", "https") or not host:
+        raise ValueError(f"{address!r} is not the address of a page: give one like http://127.0.0.1:7860.")
+    return urlunsplit((scheme.replace("http", "ws"), host, path.rstrip("/") + PATH, "", ""))
+
+
+class LiveClient:
+    """One live stream on a server. One thread may send while another receives.
+
+    The server works on the newest frame: of frames that come faster than it works some get no result of their
+    own. The server cuts off a client that receives nothing for 10 s or sends nothing for five minutes.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        style: str,
+        prompt: str = "",
+        *,
+        on_event: Callable[[dict[str, Any]], object] = lambda message: None,
+        **settings: Any,
+    ) -> None:
+        """Connect, and ask for a stream; `receive` waits for it.
+
+        Args:
+            address: of the page.
+            style: a name that /styles lists.
+            prompt: describes what the frames show.
+            on_event: called by `receive` with each message of the server: {"waiting": 2, "seconds": 40}.
+            **settings: `seed`, `steps`, `strength` and `lora_scale` of `StreamSettings`.
+
+        Raises:
+            ValueError: a bad address or setting.
+            LiveError: the server refuses the connection.
+            OSError: there is no server.
+        """
+        self.settings = StreamSettings(style=style, prompt=prompt, **settings)
+        self._on_event = on_event
+        self._sent = self._answered = 0  # numbers of frames
+        self._newest = b""
+        self._is_open = False  # whether the server has a stream, as far as `receive` has read
+        self._open = ExitStack()
+        try:
+            connection = connect(socket_address(address), compression=None, max_size=4 * LARGEST_FRAME)
+            self._socket = self._open.enter_context(connection)
+        except WebSocketException as error:
+            raise LiveError(f"{address} refuses live streams: {error}.") from error
+        self._send(json.dumps({"start": self._message()}))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def send(self, frame: np.ndarray | bytes) -> int:
+        """Send a frame and return its number, from 1 on; until the server has a stream, keep the newest.
+
+        Args:
+            frame: uint8 `[height, width, 3]` RGB or a JPEG, of at most 1280 pixels a side and 1 MB as a JPEG.
+
+        Raises:
+            ValueError: not a frame.
+            ConnectionError: the connection is lost; `receive` may know why.
+        """
+        if not isinstance(frame, bytes):
+            check_frame(frame)
+            frame = encode_jpeg(frame, JPEG_QUALITY)
+        self._sent += 1
+        self._newest = FRAME.pack(self._sent) + frame
+        if self._is_open:
+            self._send(self._newest)
+        return self._sent
+
+    def receive(self, timeout: float | None = ANSWER_SECONDS) -> LiveResult:
+        """Wait for the next result, in line as well if need be.
+
+        Whenever the server opens a stream, after a wait in line or a silence, it gets the newest frame.
+
+        Raises:
+            LiveError: the server has refused an update, and the stream goes on as it was, or has ended the
+                stream; the message is its sentence.
+            TimeoutError: the server has said nothing for `timeout` seconds.
+            ConnectionError: the connection is lost.
+        """
+        while True:
+            try:
+                data = self._socket.recv(timeout)
+            except ConnectionClosed as error:
+                raise ConnectionError("The connection to the server was lost.") from error
+            if isinstance(data, bytes):
+                number, newest, held, worked, collected = RESULT.unpack_from(data)
+                self._answered = newest
+                jpeg = data[RESULT.size :]
+                image = decode_jpeg(jpeg, LONGEST_SIDE) if jpeg else None
+                return LiveResult(image, number, newest, held / 1e6, worked / 1e6, collected)
+            self._handle(json.loads(data))
+
+    def update(self, **changes: Any) -> None:
+        """Change `style`, `prompt` or `lora_scale` of the stream; `receive` raises if that is refused.
+
+        Raises:
+            ValueError: a bad setting, or one that cannot change while the stream runs.
+        """
+        settings = self.settings.updated(**changes)
+        self.settings.check_update(settings)
+        self.settings = settings
+        self._send(json.dumps({"update": self._message()}))
+
+    def restart(self) -> None:
+        """Warm the stream up again from its last frames."""
+        self._send(json.dumps({"restart": True}))
+
+    def close(self) -> None:
+        """Close the stream; may be called twice."""
+        self._open.close()
+
+    def _message(self) -> dict[str, Any]:
+        return self.settings.model_dump(include=set(MESSAGE_FIELDS))
+
+    def _handle(self, message: dict[str, Any]) -> None:
+        """Report a message of the server, and act on it."""
+        self._on_event(message)
+        if "refused" in message:
+            self.settings = self.settings.updated(style=message["style"])
+            raise LiveError(message["refused"])
+        if "error" in message:
+            raise LiveError(message["error"])
+        if message.get("gpu_session"):
+            raise LiveError("This server lends its GPU to visitors of its page only, not to programs.")
+        self._is_open = "started" in message or (self._is_open and not message.keys() & {"waiting", "over"})
+        if "started" in message and self._sent > self._answered:
+            self._send(self._newest)
+
+    def _send(self, data: str | bytes) -> None:
+        try:
+            self._socket.send(data)
+        except ConnectionClosed as error:
+            raise ConnectionError("The connection to the server was lost.") from error
