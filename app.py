@@ -48,6 +48,7 @@ from live2diff.ui.examples import EXAMPLES
 from live2diff.ui.live_tab import configure_sockets, live_route, live_view
 from live2diff.ui.theme import STYLESHEET, THEME
 from live2diff.ui.video_tab import UPLOAD_MEGABYTES, clip_key, video_tab
+from live2diff.ui.virtual_camera import VirtualCamera, open_device
 from live2diff.zerogpu.button import gpu_session_button
 from live2diff.zerogpu.engine import ZeroGpuEngine, on_zero_gpu
 
@@ -203,6 +204,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--share", action="store_true", help="make a public link through Gradio's tunnel")
     add("--mcp", action="store_true", help="serve the endpoints as MCP tools as well")
     streams = "live viewers at once (default: as many as fit into a GPU's memory, up to 8; on a CPU 4)"
+    add(
+        "--virtual-camera",
+        action="store_true",
+        help="write the first viewer's live picture to a virtual camera",
+    )
     add("--streams", type=number_or_auto, metavar="N|auto", help=streams)
     add("--small-memory", action="store_true", help="on a GPU, half the memory per viewer: more fit")
     cluster = "run on Ray: local (one worker for each GPU, on a CPU two), auto or the address of a cluster"
@@ -221,19 +227,20 @@ def build_parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Load a model and serve the page until the process is stopped."""
     if options.mcp and importlib.util.find_spec("mcp") is None:
-        raise ValueError(f"--mcp needs another package: pip install 'gradio[mcp]=={gr.__version__}'")
+        raise ValueError("--mcp needs another package: pip install 'mcp<2'")
+    device = open_device() if options.virtual_camera else None
     user = os.getuid() if hasattr(os, "getuid") else "files"  # a folder of another user is not writable
     os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / f"live2diff-{user}"))
     limits = VisitorLimits(options.visits_per_address, options.clips_per_address, options.turn_seconds)
     event_log.configure()
     routes: list[BaseRoute] = []
     if options.cluster:
-        routes: list[BaseRoute] = []
-    if options.cluster:
         engine, routes = start_cluster_engine(options)
     else:
         engine = ENGINE or start_engine(options)
     address = {"server_name": options.host, "server_port": options.port, "share": options.share}
+    if device is not None:
+        VirtualCamera(engine, device)
     page = serve(engine, limits, routes, mcp_server=options.mcp or None, **address)
     serve_until_stopped(page, engine, options.grace_seconds)
 

@@ -23,9 +23,9 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import connect
 
 from .errors import LiveError
-from .streaming.images import check_frame, decode_jpeg, encode_jpeg
+from .streaming.images import JPEG_QUALITY, LARGEST_FRAME, LONGEST_SIDE, check_frame, decode_jpeg, encode_jpeg
 from .streaming.settings import MESSAGE_FIELDS, StreamSettings
-from .ui.live_protocol import FRAME, JPEG_QUALITY, LARGEST_FRAME, LONGEST_SIDE, PATH, RESULT
+from .ui.live_protocol import FRAME, PATH, RESULT
 
 ANSWER_SECONDS = 60.0  # the first frame of a stream may compile the model
 
