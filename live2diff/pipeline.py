@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 from .model.attention import Window
 from .model.depth import inverse_depth
 from .model.kv_cache import KVCache
-from .model.lcm import make_schedule, spread_indices, timesteps_of_indices
+from .model.lcm import Schedule, make_schedule, spread_indices, timesteps_of_indices
 from .model.unet import StreamUNet
 from .model.vae import VAE, decode, encode, vae_scale_factor
 from .streaming.cache_pool import CachePools
@@ -120,21 +120,27 @@ class Live2DiffPipeline(DiffusionPipeline):
             OSError: the style's weights cannot be read or downloaded.
         """
         settings = (settings or StreamSettings()).updated(**changes)
-        steps, preset = settings, self.preset(settings.style)
-        if settings.steps is None and settings.strength is None and settings.t_index_list is None:
-            steps = StreamSettings(
-                steps=preset.steps, strength=preset.strength, t_index_list=preset.t_index_list
-            )
-        indices = steps.t_index_list
-        if indices is None:
-            indices = self.indices(steps.steps, steps.strength)
-        timesteps = timesteps_of_indices(self.scheduler, list(indices), self.config.num_inference_steps)
         if cache_dtype not in CACHE_DTYPES:
             raise ValueError(
                 f"cache_dtype is {cache_dtype}; it must be torch.int8, torch.float8_e4m3fn or None."
             )
         self.working_size(1, 1, settings.size)  # fail now rather than at the first frame
-        return Stream(self, settings, make_schedule(self.scheduler, timesteps), cache_dtype, pools)
+        return Stream(self, settings, cache_dtype, pools)
+
+    def schedule(self, settings: StreamSettings) -> Schedule:
+        """Return the denoising steps of a stream of these settings, on the model's device.
+
+        Raises:
+            ValueError: no such style, or a step out of range.
+        """
+        chosen: StreamSettings | Style = settings
+        if settings.steps is None and settings.strength is None and settings.t_index_list is None:
+            chosen = self.preset(settings.style)
+        indices = chosen.t_index_list
+        if indices is None:
+            indices = self.indices(chosen.steps, chosen.strength)
+        timesteps = timesteps_of_indices(self.scheduler, list(indices), self.config.num_inference_steps)
+        return make_schedule(self.scheduler, timesteps).to(self.unet.device)
 
     def preset(self, style: str | None) -> Style:
         """Return the preset of that name; None is the default style, "" the prompt as it is.
@@ -256,10 +262,22 @@ class Live2DiffPipeline(DiffusionPipeline):
         text_model = getattr(self.text_encoder, "text_model", self.text_encoder)  # moved in transformers 5
         return text_model.final_layer_norm(hidden)[0]
 
-    def ignored_words(self, style: str | None, prompt: str) -> str:
-        """Return the end of the prompt that is beyond the text encoder's 77 tokens; "" if all of it fits."""
-        tokens = self.tokenizer(self._text(style, prompt)).input_ids[1:-1]
-        return str(self.tokenizer.decode(tokens[self.tokenizer.model_max_length - 2 :])).strip()
+    def encode_prompts(self, settings: StreamSettings) -> Tensor:
+        """Encode the prompts of a stream, interpolated by `mix`, to prompt embeddings `[tokens, dim]`.
+
+        Raises:
+            ValueError: an unknown style.
+        """
+        first, *second = [self.encode_prompt(*each) for each in settings.prompts]
+        return torch.lerp(first, second[0], settings.mix) if second else first
+
+    def ignored_words(self, settings: StreamSettings) -> str:
+        """Return the ends of the prompts beyond the text encoder's 77 tokens each; "" if all of them fits."""
+        most, ends = self.tokenizer.model_max_length - 2, []
+        for prompt in settings.prompts:
+            tokens = self.tokenizer(self._text(*prompt)).input_ids[1:-1]
+            ends.append(str(self.tokenizer.decode(tokens[most:])).strip())
+        return " … ".join(filter(None, ends))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from ..config import WARMUP_FRAMES
 from ..errors import LimitReached
 from ..pipeline import Live2DiffPipeline
-from ..streaming.stream import Stream
+from ..streaming.settings import StreamSettings
 
 MOST_VIEWERS = 8
 CPU_VIEWERS = 4
@@ -33,16 +33,16 @@ class Room:
         return self.reason
 
     def cache_bytes_of(
-        self, pipe: Live2DiffPipeline, stream: Stream, cache_dtype: torch.dtype | None, taken: int
+        self, pipe: Live2DiffPipeline, settings: StreamSettings, cache_dtype: torch.dtype | None, taken: int
     ) -> int:
-        """Return the bytes of a new stream's cache, beside `taken` bytes of other streams.
+        """Return the bytes of the cache of a stream of these settings, beside `taken` bytes of others.
 
         Raises:
             LimitReached: it does not fit; the words say what to do.
         """
         if self.cache_bytes is None:
             return 0
-        steps, size = stream.schedule.steps, pipe.working_size(1, 1, stream.settings.size)
+        steps, size = pipe.schedule(settings).steps, pipe.working_size(1, 1, settings.size)
         needed, free = bytes_of_cache(pipe, steps, size, cache_dtype), self.cache_bytes - taken
         if needed > free:
             raise LimitReached(

@@ -261,15 +261,17 @@ class Engine:
             LimitReached: the caches of all live streams would not fit into the memory measured for them.
         """
         pools = None if session.is_clip else self._pools
+        cache_bytes = self.cache_bytes_of(session, session.settings)
         stream = self.pipe.stream(session.settings, pools=pools, cache_dtype=self._cache_dtype)
-        if not session.is_clip:
-            taken = sum(other.cache_bytes for other in self.registry.all())
-            try:
-                session.cache_bytes = self.room.cache_bytes_of(self.pipe, stream, self._cache_dtype, taken)
-            except LimitReached:
-                stream.close()
-                raise
+        session.cache_bytes = cache_bytes
         return stream
+
+    def cache_bytes_of(self, session: Any, settings: StreamSettings) -> int:
+        """Return the bytes that a session's cache would take with these settings; raises as `new_stream`."""
+        if session.is_clip:
+            return 0
+        taken = sum(other.cache_bytes for other in self.registry.all() if other is not session)
+        return self.room.cache_bytes_of(self.pipe, settings, self._cache_dtype, taken)
 
     def open_stream(self, session: Any) -> str:
         """Open a session's stream; where that fails, its place is given back."""
@@ -309,8 +311,9 @@ class Engine:
             if name == "update":
                 settings, blend = arguments
                 settings = session.settings.updated_live(settings)
+                cache_bytes = self.cache_bytes_of(session, settings)
                 self.call(session, "update", settings, blend=blend)
-                session.settings = settings
+                session.settings, session.cache_bytes = settings, cache_bytes
             else:
                 self.call(session, name)
             return self.stream_of(session).ignored_words

@@ -10,9 +10,10 @@ from .scene_change import SCENE_CUT
 
 LONGEST_PROMPT = 4000  # characters; the tokenizer keeps 77 tokens in any case
 LONGEST_MESSAGE_PROMPT = 2000  # characters of a style or prompt in a message of the page
-MESSAGE_FIELDS = ("style", "prompt", "seed", "steps", "strength", "lora_scale")
+TEXT_FIELDS = ("style", "prompt", "mix_style", "mix_prompt")
+LIVE_FIELDS = (*TEXT_FIELDS, "mix", "steps", "strength", "lora_scale")  # what `Stream.update` can change
+MESSAGE_FIELDS = (*LIVE_FIELDS, "seed")
 BLEND_FRAMES = 8  # over which a new prompt replaces the old one
-LIVE_FIELDS = ("style", "prompt", "lora_scale")  # what `Stream.update` can change
 
 Integer = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
@@ -20,6 +21,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # what a value must sa
     "seed": (lambda n: -(2**63) <= n < 2**63, "fit into 64 bits"),
     "steps": (lambda n: 1 <= n <= MAX_DENOISING_STEPS, "be 1, 2, 3 or 4"),
     "strength": (lambda x: 0 < x <= 1, "be above 0 and at most 1"),
+    "mix": (lambda x: 0 <= x <= 1, "be from 0 to 1"),
     "lora_scale": (lambda x: 0 <= x <= 2, "be from 0 to 2"),
     "depth_every": (lambda n: n >= 1, "be a whole number from 1 on"),
     "scene_cut": (lambda x: 0 < x < 1, "be between 0 and 1, or None for never"),
@@ -35,6 +37,9 @@ class StreamSettings(BaseModel):
     Attributes:
         style: a name in the pipeline's `styles`, "" for the prompt as it is, None for the default style.
         prompt: the viewer's words, at most 4000 characters.
+        mix_prompt, mix_style: a second prompt, and the style whose wording it gets, None for that of `style`;
+            the weights of that style are not used.
+        mix: 0 to 1, the share of the second prompt: their embeddings are interpolated.
         seed: 64 bits; the same seed and frames give the same output.
         steps: 1 to 4 denoising steps; None for the style's or the model's own.
         strength: above 0 (a touch of the style) up to 1; None for the style's or the model's own.
@@ -51,6 +56,9 @@ class StreamSettings(BaseModel):
 
     style: str | None = None
     prompt: str = ""
+    mix_style: str | None = None
+    mix_prompt: str = ""
+    mix: Number = 0.0
     seed: Integer = 0
     steps: Integer | None = None
     strength: Number | None = None
@@ -72,7 +80,7 @@ class StreamSettings(BaseModel):
         except ValidationError as error:
             raise ValueError(describe(error)) from None
 
-    @field_validator("prompt")
+    @field_validator("prompt", "mix_prompt")
     @classmethod
     def check_prompt(cls, prompt: str) -> str:
         """Limit the length of the prompt."""
@@ -99,15 +107,23 @@ class StreamSettings(BaseModel):
         if not isinstance(message, dict):
             raise ValueError("The settings are not an object.")
         values = {name: message[name] for name in MESSAGE_FIELDS if name in message}
-        for name in ("style", "prompt"):
+        for name in ("style", "prompt", *(values.keys() & {"mix_style", "mix_prompt"})):
             text = values.get(name)
+            if name == "mix_style" and text is None:
+                continue
             if not isinstance(text, str) or len(text) > LONGEST_MESSAGE_PROMPT:
                 raise ValueError(
-                    f"Style and prompt are texts of at most {LONGEST_MESSAGE_PROMPT} characters."
+                    f"Styles and prompts are texts of at most {LONGEST_MESSAGE_PROMPT} characters."
                 )
             # JSON can hold unpaired surrogates, which no tokenizer accepts.
             values[name] = text.encode("utf-8", "replace").decode()
         return cls(**values)
+
+    @property
+    def prompts(self) -> list[tuple[str | None, str]]:
+        """The styles and prompts in use: one, or two where they are mixed."""
+        second = self.style if self.mix_style is None else self.mix_style, self.mix_prompt
+        return [(self.style, self.prompt), *([second] if self.mix else [])]
 
     def updated(self, **changes: Any) -> Self:
         """Return a validated copy with some settings changed."""

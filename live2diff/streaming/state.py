@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from ..config import WARMUP_FRAMES, WINDOW
@@ -34,8 +35,9 @@ class FrameModel(FrameNetworks, Protocol):
     unet: StreamUNet
     config: Any
     tokenize: Callable[[str | None, str], torch.Tensor]
-    encode_prompt: Callable[[str | None, str], torch.Tensor]
-    ignored_words: Callable[[str | None, str], str]
+    encode_prompts: Callable[[StreamSettings], torch.Tensor]
+    ignored_words: Callable[[StreamSettings], str]
+    schedule: Callable[[StreamSettings], Schedule]
     activate_style: Callable[[str | None, object, float], bool]
     release_style: Callable[[object], None]
     working_size: Callable[[int, int, int | tuple[int, int] | None], tuple[int, int]]
@@ -89,7 +91,7 @@ class StreamState:
     pipeline: FrameModel | None  # the model; None once the stream is closed
     settings: StreamSettings
     schedule: Schedule
-    new_lease: Callable[[tuple[int, int]], CacheLease]  # for latents of this (height, width)
+    new_lease: Callable[[int, tuple[int, int]], CacheLease]  # steps, (height, width) of latents
     draw_noise: Callable[[tuple[int, ...]], torch.Tensor]  # on the CPU: a seed means the same everywhere
     scenes: SceneChangeDetector
     similar: SimilarFrameFilter
@@ -101,6 +103,7 @@ class StreamState:
     counts: FrameCounts = field(default_factory=FrameCounts)
     working_size: tuple[int, int] = (0, 0)  # height, width at which frames are processed: of the first frame
     lease: CacheLease | None = None  # the stream's rows of the cache; None before the warmup
+    finished: list[np.ndarray] = field(default_factory=list)  # images that the next push returns first
     restart_due: bool = False  # whether the next frame fills the cache again from the recent frames
 
     @property

@@ -255,7 +255,8 @@ def return_outputs(state: StreamState, decoded: DecodedFrames) -> list[np.ndarra
         raise
     state.counts.frames_out += len(decoded.images)
     state.similar.last_output = decoded.images[-1] if decoded.images else state.similar.last_output
-    return decoded.images
+    earlier, state.finished = state.finished, []
+    return earlier + decoded.images
 
 
 def finish(state: StreamState, frames: list[Frame]) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
 """`Stream`: one viewer's stream of frames, restyled one for one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from .settings import BLEND_FRAMES, StreamSettings
 from .similar_frames import SimilarFrameFilter
 from .state import FrameModel, StreamState
 from .steps import PendingFrame, collect, denoise_step, finish, push_together, unwrap
-from .warmup import warm_up_collected
+from .warmup import frame_noise, warm_up_collected
 
 
 class Stream:
@@ -29,16 +30,16 @@ class Stream:
         self,
         model: FrameModel,
         settings: StreamSettings,
-        schedule: Schedule,
         cache_dtype: torch.dtype | None = None,
         pools: CachePools | None = None,
     ) -> None:
         pools = CachePools() if pools is None else pools
+        schedule = model.schedule(settings)
         self.state = StreamState(
             pipeline=model,
             settings=settings,
-            schedule=schedule.to(model.unet.device),
-            new_lease=lambda size: pools.take(model.unet, schedule.steps, size, cache_dtype),
+            schedule=schedule,
+            new_lease=lambda steps, size: pools.take(model.unet, steps, size, cache_dtype),
             draw_noise=noise_source(settings.seed, model.config["fixed_noise"]),
             scenes=SceneChangeDetector(settings.scene_cut),
             similar=SimilarFrameFilter(settings.similar_frame_skip, settings.seed),
@@ -69,7 +70,8 @@ class Stream:
 
         With fewer than 8 frames, the last one stands in for the missing warmup frames.
         """
-        state, out = self.state, []
+        state, out = self.state, self.state.finished
+        state.finished = []
         if state.recent and not state.warm:
             out += finish(state, warm_up_collected(state))
         while any(row is not None for row in state.rows):
@@ -84,16 +86,17 @@ class Stream:
         keep_cache: bool = False,
         **changes: Any,
     ) -> None:
-        """Change prompt or style from the next frame on.
+        """Change prompt, style or denoising steps from the next frame on.
 
-        The cache is kept where the weights stay the same. A style with other weights fills it again from the
-        last 8 frames, without a gap.
+        The cache is kept where weights and steps stay the same. Other ones fill it again from the last 8
+        frames, without a gap. With another number of steps, the frames in flight are finished first and
+        returned by the next `push`.
 
         Args:
-            settings: the new settings, None for the present ones. Only style, prompt and lora_scale can
+            settings: the new settings, None for the present ones. Only those of `settings.LIVE_FIELDS` can
                 differ from the present ones.
             blend: over how many frames the old prompt turns into the new one; 0 or 1 for at once.
-            keep_cache: keep the cache although the weights change: the old style fades out slowly.
+            keep_cache: keep the cache although weights or timesteps change: the old style fades out slowly.
             **changes: fields of `StreamSettings` that replace those of `settings`.
 
         Raises:
@@ -134,7 +137,7 @@ class Stream:
 
     @property
     def frames_out(self) -> int:
-        """How many frames were returned."""
+        """How many frames were returned, or will be first thing by the next `push`."""
         return self.state.counts.frames_out
 
     @property
@@ -155,18 +158,40 @@ class Stream:
     @property
     def ignored_words(self) -> str:
         """The end of the prompt that is too long for the text encoder, "" if it all fits."""
-        return self.state.model.ignored_words(self.settings.style, self.settings.prompt)
+        return self.state.model.ignored_words(self.settings)
 
     def _apply(self, settings: StreamSettings, blend: int = 1) -> bool:
-        """Activate style and prompt; return whether the weights changed."""
+        """Activate style, prompt and steps; return whether weights or steps changed."""
         state, model = self.state, self.state.model
-        model.tokenize(settings.style, settings.prompt)  # raises before any weights change
+        schedule = model.schedule(settings)
+        for prompt in settings.prompts:
+            model.tokenize(*prompt)  # raises before any weights change
         changed = model.activate_style(settings.style, state, settings.lora_scale)
         state.settings = settings
-        state.prompt.target = model.encode_prompt(settings.style, settings.prompt)
+        state.prompt.target = model.encode_prompts(settings)
         # Between the embeddings of two text encoders there is nothing to blend.
         state.prompt.frames_left = 1 if changed else max(1, blend)
-        return changed
+        if torch.equal(schedule.timesteps, state.schedule.timesteps):
+            return changed
+        self._change_schedule(schedule)
+        return True
+
+    @torch.no_grad()
+    def _change_schedule(self, schedule: Schedule) -> None:
+        """Go on with other denoising steps; with another number of them, in another cache."""
+        state, same_number = self.state, schedule.steps == self.schedule.steps
+        if not same_number and state.lease is not None:
+            height, width = state.recent[-1].latents.shape[1:]
+            lease = state.new_lease(schedule.steps, (height, width))
+            state.finished = self.flush()
+            state.lease.free()
+            state.lease, state.restart_due = lease, True
+        state.schedule = schedule
+        if not same_number:
+            state.rows = [None] * schedule.steps
+            for _ in range(len(state.recent)):
+                frame = state.recent.popleft()
+                state.recent.append(replace(frame, noise=frame_noise(state)))
 
 
 def noise_source(seed: int, is_fixed: bool) -> Callable[[tuple[int, ...]], torch.Tensor]:

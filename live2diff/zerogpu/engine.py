@@ -127,7 +127,7 @@ class ZeroGpuEngine(Engine):
 
     def open(self, key: str, settings: StreamSettings) -> Future[str]:
         """As `Engine.open`, at once outside a GPU session; a session of this key keeps its place and GPU."""
-        ignored_words = self.pipe.ignored_words(settings.style, settings.prompt)
+        ignored_words = self.pipe.ignored_words(settings)
         if key not in self.session_keys():
             self.admit(GpuSession(key=key, settings=settings, last_seen=self.registry.clock()))
             return resolved(ignored_words)
@@ -162,7 +162,7 @@ class ZeroGpuEngine(Engine):
             session = self._session(key)
             if session.has_gpu():
                 return super().update(key, settings, blend)
-            ignored_words = self.pipe.ignored_words(settings.style, settings.prompt)
+            ignored_words = self.pipe.ignored_words(settings)
             session.settings = session.settings.updated_live(settings)
         return resolved(ignored_words)
 

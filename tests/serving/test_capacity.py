@@ -137,6 +137,12 @@ def test_streams_are_admitted_by_the_bytes_of_their_caches(tiny_pipeline, monkey
     assert engine.session_keys() == {"ann", "bob"}, "a refused stream takes no place"
     engine.open("ann", ordinary).result(PATIENCE)
     engine.open("cid", ordinary).result(PATIENCE)
+    with pytest.raises(LimitReached, match="4 denoising steps need"):
+        engine.update("cid", hungry).result(PATIENCE)
+    engine.close("bob").result(PATIENCE)
+    engine.update("cid", hungry).result(PATIENCE)
+    with pytest.raises(LimitReached, match="2 denoising steps need"):
+        engine.open("bob", ordinary).result(PATIENCE)
     with engine.clip("clip", hungry) as stream:  # has room of its own
         assert stream.ignored_words == ""
     assert engine.capacity == 3

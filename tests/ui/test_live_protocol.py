@@ -49,7 +49,7 @@ def test_messages_of_the_page_are_parsed():
     ("text", "message"),
     [
         (json.dumps({"start": SETTINGS | {"steps": 9}}), "steps is 9; it must be 1, 2, 3 or 4"),
-        (json.dumps({"update": {"style": "oil"}}), "Style and prompt are texts of at most 2000 characters"),
+        (json.dumps({"update": {"style": "oil"}}), "Styles and prompts are texts of at most 2000 characters"),
         (json.dumps({"start": []}), "not an object"),
         ('{"dance": true}', "no message like this"),
         ("[1]", "no message like this"),

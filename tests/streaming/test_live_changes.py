@@ -1,0 +1,119 @@
+"""Changes of a running stream: two prompts mixed, other denoising steps; equal to slow computations."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.streams import assert_same, frames
+
+from live2diff.streaming.settings import StreamSettings
+
+CLIP = frames(5, 20)
+PENCIL = {"style": "pencil", "prompt": "a cat", "size": 32, "scene_cut": None}
+
+
+@pytest.fixture
+def pipe(tiny_pipeline):
+    """A pipeline whose noise does not depend on how many frames came before."""
+    tiny_pipeline.register_to_config(fixed_noise=True)
+    yield tiny_pipeline
+    tiny_pipeline.register_to_config(fixed_noise=False)
+
+
+def outputs(stream, clip):
+    return [image for frame in clip for image in stream.push(frame)]
+
+
+@pytest.mark.parametrize("mix_style", ["neon", None])
+def test_mixed_prompts_are_embeddings_interpolated(pipe, monkeypatch, mix_style):
+    mixed = pipe.stream(**PENCIL, mix_style=mix_style, mix_prompt="a dog", mix=0.25)
+    own, second = pipe.encode_prompt("pencil", "a cat"), pipe.encode_prompt(mix_style or "pencil", "a dog")
+    by_hand = 0.75 * own.double() + 0.25 * second.double()
+    torch.testing.assert_close(mixed.state.prompt.target.double(), by_hand, atol=1e-6, rtol=0)
+    image = outputs(mixed, CLIP[:12])
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe, "encode_prompt", lambda *_: by_hand.float())
+        slow = outputs(pipe.stream(**PENCIL), CLIP[:12])
+    assert np.abs(np.stack(image).astype(int) - np.stack(slow)).max() <= 1
+    assert np.abs(np.stack(image).astype(int) - np.stack(outputs(pipe.stream(**PENCIL), CLIP[:12]))).max() > 1
+
+
+def test_without_a_share_the_second_prompt_does_nothing_and_with_all_of_it_the_first(pipe):
+    plain = outputs(pipe.stream(**PENCIL), CLIP[:12])
+    unused = {"mix_style": "no such style", "mix_prompt": "a dog"}
+    assert_same(outputs(pipe.stream(**PENCIL, **unused), CLIP[:12]), plain)
+    whole = pipe.stream(**PENCIL, mix_style="neon", mix_prompt="a dog", mix=1)
+    second = pipe.stream(**PENCIL | {"style": "neon", "prompt": "a dog"})
+    assert_same(outputs(whole, CLIP[:12]), outputs(second, CLIP[:12]))
+
+
+def test_a_share_that_changes_is_blended_over_frames(pipe):
+    stream = pipe.stream(**PENCIL, steps=1)
+    outputs(stream, CLIP[:10])
+    stream.update(mix_style="neon", mix_prompt="a dog", mix=0.5, blend=4)
+    target = torch.lerp(pipe.encode_prompt("pencil", "a cat"), pipe.encode_prompt("neon", "a dog"), 0.5)
+    for index, frame in enumerate(CLIP[10:16]):
+        stream.push(frame)
+        assert torch.allclose(stream.state.prompt.embeds, target, atol=1e-6) == (index >= 3)
+
+
+def test_a_bad_mixture_is_named_and_changes_nothing(pipe):
+    stream = pipe.stream(**PENCIL)
+    for changes, words in (
+        ({"mix": 1.5}, "mix is 1.5; it must be from 0 to 1"),
+        ({"mix": float("nan")}, "mix is nan; it must be from 0 to 1"),
+        ({"mix": 0.5, "mix_style": "cubist"}, "no style 'cubist'"),
+        ({"mix": 0.5, "mix_prompt": "x" * 5000}, "5000 characters"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            stream.update(**changes)
+    assert stream.settings == StreamSettings(**PENCIL)
+    stream.update(mix=0.5, mix_prompt="cat " * 100)
+    assert stream.ignored_words.startswith("cat cat")
+
+
+@pytest.mark.parametrize(
+    ("before", "steps", "strength"), [(1, 3, 0.9), (4, 1, None), (4, 2, 0.3), (2, 2, 0.9)]
+)
+def test_other_steps_give_what_a_stream_opened_with_them_gives_after_a_restart(pipe, before, steps, strength):
+    changed = pipe.stream(**PENCIL, steps=before)
+    opened = pipe.stream(**PENCIL, steps=steps, strength=strength)
+    out, _ = outputs(changed, CLIP[:14]), outputs(opened, CLIP[:14])
+    if before == steps:
+        out += changed.flush()
+    changed.update(steps=steps, strength=strength)
+    opened.flush()  # those in flight have a past of their own
+    opened.restart()
+    out += outputs(changed, CLIP[14:])
+    assert_same(out[14:], outputs(opened, CLIP[14:]))
+    out += changed.flush()
+    assert len(out) == changed.frames_out == changed.frames_in == len(CLIP), "a frame was lost"
+
+
+def test_frames_in_flight_are_finished_with_their_own_steps(pipe):
+    changed, flushed = (pipe.stream(**PENCIL, steps=4) for _ in range(2))
+    outputs(changed, CLIP[:12])
+    outputs(flushed, CLIP[:12])
+    changed.update(steps=1)
+    assert_same(changed.push(CLIP[12])[:3], flushed.flush())
+    assert len(changed.push(CLIP[13])) == 1
+
+
+def test_steps_may_change_before_the_warmup_and_the_cache_is_freed(pipe):
+    changed, opened = pipe.stream(**PENCIL, steps=1), pipe.stream(**PENCIL, steps=3)
+    outputs(changed, CLIP[:5])
+    changed.update(steps=3)
+    assert_same(outputs(changed, CLIP[5:]), outputs(opened, CLIP))
+    assert changed.nbytes == opened.nbytes
+    changed.update(steps=2)
+    assert changed.nbytes == pytest.approx(opened.nbytes * 2 / 3)
+
+
+def test_strength_changes_in_the_cache_at_hand_only_if_asked_to(pipe):
+    kept, filled = (pipe.stream(**PENCIL, steps=1, strength=0.3) for _ in range(2))
+    for stream in (kept, filled):
+        outputs(stream, CLIP[:12])
+    kept.update(strength=0.9, keep_cache=True)
+    filled.update(strength=0.9)
+    assert not kept.state.restart_due and filled.state.restart_due
+    assert not np.array_equal(kept.push(CLIP[12]), filled.push(CLIP[12]))
+    assert torch.equal(kept.schedule.timesteps, filled.schedule.timesteps)
