@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from .cli import add_model_options, explain_out_of_memory, load_model, run_main, size_of, t_index_list_of
+from .streaming.cues import CuedStream, CueSheet, read_cues
 from .streaming.scene_change import SCENE_CUT
 from .streaming.settings import StreamSettings
 from .video.folder import ClipJob, attempt, find_jobs, report
@@ -42,12 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("target", metavar="OUT", type=Path, help=target_help)
     add_model_options(parser)
     add("--prompt", help="describes what is in the video")
-    add("--seed", type=int, default=0, help="same seed and clip, same result (default: 0)")
+    add("--seed", type=int, help="same seed and clip, same result (default: 0)")
     add("--steps", type=int, choices=range(1, 5), help="denoising steps: more is slower")
     add("--strength", type=float, help="near 0 keeps the video, 1 is as far as the model goes")
     add("--t-index-list", type=t_index_list_of, metavar="30,36,42", help="the denoising steps one by one")
     cut_help = "image difference that starts a new cache (default: %(default)s)"
     add("--scene-cut", type=scene_cut_of, default=SCENE_CUT, metavar="0..1|off", help=cut_help)
+    add("--cues", metavar="FILE", help="changes on the way, as the page saves them: a JSON file")
     add("--size", type=size_of, metavar="N|WxH", help="512 (about 512x512 in all) or 640x360")
     add("--depth-every", type=int, metavar="K", help="estimate depth for every K-th frame (default: all)")
     skip_help = "repeat the last result for frames this similar (default: never)"
@@ -74,19 +76,20 @@ def show(steps: Iterator[Progress]) -> Generator[Progress]:
 
 
 def settings_of(options: argparse.Namespace) -> StreamSettings:
-    """Return the settings given as options, without the size, which depends on the clip."""
+    """Return the settings of the options and of the cues' start; the size depends on the clip."""
     names = StreamSettings.model_fields.keys() & vars(options).keys()
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    return StreamSettings(**given | {"scene_cut": options.scene_cut, "size": None})
+    return StreamSettings(**options.sheet.start | given | {"scene_cut": options.scene_cut, "size": None})
 
 
 class Translator:
     """Translate clips with the model and the settings of the options; the model is loaded once."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.size, self.settings = options.size, settings_of(options)
+        self.size, self.settings, self.sheet = options.size, settings_of(options), options.sheet
         with explain_out_of_memory(ADVICE):
             self.pipe = load_model(options)
+        self.sheet.check(self.pipe, self.settings)
         self.ignored_words = ""
 
     def __call__(self, job: ClipJob) -> Generator[Progress]:
@@ -98,13 +101,18 @@ class Translator:
                     self.ignored_words = stream.ignored_words
                     words = f"live2diff: the prompt is too long; not read: {stream.ignored_words}"
                     print(words, file=sys.stderr)
-                with closing(translate(stream, job.source, job.target, size=frame_size)) as steps:
+                cued = CuedStream(stream, self.sheet)
+                with closing(translate(cued, job.source, job.target, size=frame_size)) as steps:
                     yield from steps
+                for cue in cued.due:
+                    words = f"live2diff: {job.source} has ended before the cue at frame {cue.frame}"
+                    print(words, file=sys.stderr)
 
 
 def run(options: argparse.Namespace) -> None:
     """Translate the clip, or a folder; ValueError, OSError and NonFiniteError have a message for the user."""
     started = time.monotonic()
+    options.sheet = read_cues(options.cues) if options.cues else CueSheet({}, ())
     settings_of(options)  # loading takes seconds, so everything else is checked before
     if options.source.is_dir():
         return run_folder(options)

@@ -149,5 +149,7 @@ def test_only_options_that_are_given_become_settings(clip: Path, tmp_path: Path,
     out = str(tmp_path / "out.mp4")
     assert main([str(clip), out]) == 2
     assert main([str(clip), out, "--similar-frame-skip", "0.98", "--steps", "2", "--scene-cut", "off"]) == 2
-    always = {"seed": 0, "scene_cut": 0.45, "size": None}
-    assert given == [always, always | {"similar_frame_skip": 0.98, "steps": 2, "scene_cut": None}]
+    assert main([str(clip), out, "--seed", "3"]) == 2
+    always = {"scene_cut": 0.45, "size": None}
+    assert given[2] == always | {"seed": 3}
+    assert given[:2] == [always, always | {"similar_frame_skip": 0.98, "steps": 2, "scene_cut": None}]

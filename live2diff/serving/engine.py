@@ -1,8 +1,8 @@
 """Engine: streams by key that take turns on one device.
 
 The model runs on one thread: compiled graphs must be warmed up, captured and replayed on the same one. Its
-queue is short and fair: a live session has at most one frame in it, which a newer one replaces while it
-waits, and a clip one as well. On a GPU, waiting frames go through the model as one batch.
+queue is short and fair: a session has at most one frame in it; while it waits, a newer one of a live session
+replaces it. On a GPU, waiting frames go through the model as one batch.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DeviceLost, LimitReached, ServerStopping, StreamOutOfMemory, is_out_of_memory
+from ..errors import DeviceLost, ServerStopping, StreamOutOfMemory, is_out_of_memory
 from ..streaming.settings import BLEND_FRAMES, StreamSettings
 from .device_loss import is_stream_fault, watched
 from .futures import delivering, fail, resolved
@@ -38,15 +37,14 @@ CLOSE_SECONDS = 30.0  # at most: a clip may be garbage-collected on the device t
 class Engine:
     """Streams by key, one for each viewer, on one device; meets `sessions.EngineProtocol`.
 
-    `open`, `push`, `update`, `restart` and `close` may be called from any thread or event loop and return a
-    future at once. An exception in one session's stream reaches the futures of that session alone.
+    Calls may come from any thread or event loop; they return a future at once. An exception in one session's
+    stream reaches the futures of that session alone.
 
     Args:
         pipe: the model.
         capacity: how many live sessions there may be; None for as many as the device has room for.
         idle_seconds: a session silent for this long is closed.
-        together: whether waiting frames are processed as one batch; by default on a GPU. In a batch a frame
-            differs by up to one grey level from that of a stream alone; without, it is the same to the bit.
+        together: whether waiting frames form a batch, within a grey level of streams alone; default on GPUs.
         cache_dtype: of the streams' caches, as `Live2DiffPipeline.stream` takes it.
         clock: returns seconds.
     """
@@ -158,7 +156,7 @@ class Engine:
             submit = partial(self.submit, session, self.call, session)
             yield ClipStream(ignored_words, submit, ahead=self.needs_gpu_session)
         finally:
-            wait_for([self.close_session(session)], CLOSE_SECONDS)
+            wait([self.close_session(session)], CLOSE_SECONDS)
 
     def session_keys(self) -> set[str]:
         """Return the keys of the live sessions."""
@@ -194,7 +192,7 @@ class Engine:
         """Close every stream and end all threads."""
         sessions = self.registry.all()
         self.end()
-        wait_for([session.freed for session in sessions], CLOSE_SECONDS)
+        wait([session.freed for session in sessions], CLOSE_SECONDS)
         self._downloads.shutdown(wait=False, cancel_futures=True)
         self._thread.shutdown(wait=True)
 
@@ -294,8 +292,8 @@ class Engine:
         stream, session.stream = session.stream, None
         if stream is not None:
             counts = {"frames_in": stream.frames_in, "frames_out": stream.frames_out}
-            seconds = self.registry.clock() - session.opened
-            session.log("closed", reason=reason or session.reason, **counts, seconds=seconds)
+            counts["seconds"] = self.registry.clock() - session.opened
+            session.log("closed", reason=reason or session.reason, **counts)
             stream.close()
             session.in_flight.clear()
 
@@ -309,10 +307,9 @@ class Engine:
         """Update or restart a stream."""
         try:
             if name == "update":
-                settings, blend = arguments
-                settings = session.settings.updated_live(settings)
+                settings = session.settings.updated_live(arguments[0])
                 cache_bytes = self.cache_bytes_of(session, settings)
-                self.call(session, "update", settings, blend=blend)
+                self.call(session, "update", settings, blend=arguments[1])
                 session.settings, session.cache_bytes = settings, cache_bytes
             else:
                 self.call(session, name)

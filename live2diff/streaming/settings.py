@@ -14,9 +14,11 @@ TEXT_FIELDS = ("style", "prompt", "mix_style", "mix_prompt")
 LIVE_FIELDS = (*TEXT_FIELDS, "mix", "steps", "strength", "lora_scale")  # what `Stream.update` can change
 MESSAGE_FIELDS = (*LIVE_FIELDS, "seed")
 BLEND_FRAMES = 8  # over which a new prompt replaces the old one
+LONGEST_BLEND = 600
 
 Integer = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
+Blend = Annotated[Integer, Field(ge=0, le=LONGEST_BLEND)]
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # what a value must satisfy, and the message
     "seed": (lambda n: -(2**63) <= n < 2**63, "fit into 64 bits"),
     "steps": (lambda n: 1 <= n <= MAX_DENOISING_STEPS, "be 1, 2, 3 or 4"),

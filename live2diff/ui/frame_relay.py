@@ -55,6 +55,7 @@ class FrameRelay:
         self.in_engine = asyncio.Semaphore(FRAMES_IN_ENGINE)
         self.pending: asyncio.Queue[PendingFrame] = asyncio.Queue()
         self.last_result = 0.0  # when it was sent
+        self.frames_in = 0  # of the stream, as of the last result
 
     def put(self, frame: CameraFrame) -> None:
         """Keep a frame, instead of one that still waits; of those from before a cut, all."""
@@ -131,7 +132,7 @@ class FrameRelay:
         """Pack the header of a result, and note when it is sent."""
         now = time.monotonic()
         seconds = now - frame.arrived, now - max(frame.arrived, self.last_result)
-        self.last_result = now
+        self.last_result, self.frames_in = now, result.frames_in
         times = (min(int(each * 1e6), LARGEST_MICROSECONDS) for each in seconds)
         collected = 0 if result.warm else result.frames_in
         return RESULT.pack(result.tag or 0, frame.number, *times, collected)

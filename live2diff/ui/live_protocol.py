@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
 from starlette.datastructures import Headers
 
-from ..streaming.settings import StreamSettings
+from ..streaming.settings import BLEND_FRAMES, Blend, StreamSettings
 
 PATH = "/live-socket"
 FRAME = struct.Struct("<I")  # number of the frame
@@ -34,9 +34,11 @@ class Start(BaseModel):
 
 
 class Update(BaseModel):
-    """Change style, prompt and LoRA scale of the running stream."""
+    """Change the running stream, over `blend` frames or, with `refill`, at once and in a new cache."""
 
     update: Settings
+    blend: Blend = BLEND_FRAMES
+    refill: bool = False
 
 
 class Restart(BaseModel):

@@ -68,6 +68,7 @@ class LiveSession:
     abort: Callable[[], None]  # drops the connection without waiting for the other side
     settings: StreamSettings = field(default_factory=StreamSettings)  # the last requested
     applied_settings: StreamSettings = field(default_factory=StreamSettings)  # the last accepted
+    last_update: Update = field(default_factory=lambda: Update.model_construct())
     relay: FrameRelay | None = None  # of the open stream
     rate_budget: RateBudget = field(default_factory=RateBudget)
     opened_at: float = 0.0  # when a stream was last opened
@@ -172,8 +173,8 @@ class LiveSession:
             case Start(start=settings):
                 self.settings = settings
                 self.start()
-            case Update(update=settings):
-                self.settings = self.settings.updated_live(settings)
+            case Update(update=settings) as message:
+                self.settings, self.last_update = self.settings.updated_live(settings), message
                 self.sync_settings()
             case Restart():
                 if self.relay is not None:
@@ -198,12 +199,17 @@ class LiveSession:
     async def apply_settings(self) -> None:
         """Update the stream until it has the settings last requested."""
         while self.relay is not None and self.settings != self.applied_settings:
-            settings = self.settings
+            settings, refill = self.settings, self.last_update.refill
+            blend = 0 if refill else self.last_update.blend
             try:
                 await asyncio.wrap_future(self.engine.fetch(settings.style))
-                ignored = await asyncio.wrap_future(self.engine.update(self.key, settings))
+                updated = self.engine.update(self.key, settings, blend=blend)
+                if refill:
+                    self.engine.restart(self.key)
+                ignored = await asyncio.wrap_future(updated)
                 self.applied_settings = settings
-                await self.send_json(updated=settings.style, ignored=ignored)
+                frame = self.relay.frames_in if self.relay else 0
+                await self.send_json(updated=settings.style, ignored=ignored, frame=frame)
             except StreamClosed:
                 break  # the next frame opens another stream, with these settings
             except (ValueError, OSError) as error:

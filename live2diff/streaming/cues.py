@@ -1,0 +1,128 @@
+"""Cues: changes of a stream that are written down, each with the frame before which it is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from .settings import BLEND_FRAMES, LIVE_FIELDS, Blend, Integer, StreamSettings
+
+if TYPE_CHECKING:
+    from .state import FrameModel
+    from .stream import Stream
+
+EXAMPLE = '{"start": {"style": "pencil", "seed": 0}, "cues": [{"frame": 40, "style": "ink", "blend": 8}]}'
+
+
+class Cue(StreamSettings):
+    """A change of a running stream; settings that it does not name stay as they are.
+
+    Attributes:
+        frame: how many frames the stream has received by then.
+        blend: over how many frames the old prompt turns into the new one.
+        refill: whether to fill the cache again with the new prompt, which then replaces the old one at once.
+    """
+
+    frame: Annotated[Integer, Field(ge=0)] | None = None
+    blend: Blend = BLEND_FRAMES
+    refill: bool = False
+
+    @model_validator(mode="after")
+    def check_fields(self) -> Self:
+        """Raise `ValueError` without a frame, or if a setting cannot change while a stream runs."""
+        if self.frame is None:
+            raise ValueError(
+                "It has no frame; step to it once on the page, or write the number of the frame."
+            )
+        fixed = sorted(self.model_fields_set - {*LIVE_FIELDS, "frame", "blend", "refill"})
+        if fixed:
+            raise ValueError(f"{fixed[0]} cannot change while a stream runs; it belongs into start.")
+        return self
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The settings that it names."""
+        return self.model_dump(include=self.model_fields_set & set(LIVE_FIELDS))
+
+    def apply(self, stream: Stream) -> None:
+        """Make the change; raises as `Stream.update`."""
+        stream.update(blend=0 if self.refill else self.blend, **self.changes)
+        if self.refill:
+            stream.restart()
+
+
+@dataclass(frozen=True)
+class CueSheet:
+    """The settings with which a stream starts, and its cues in the order of their frames."""
+
+    start: dict[str, Any]
+    cues: tuple[Cue, ...]
+
+    def check(self, model: FrameModel, settings: StreamSettings) -> None:
+        """Check the cues against a model, for a stream that is opened with `settings`.
+
+        Raises:
+            ValueError: names the cue that cannot be applied, and why.
+        """
+        for number, cue in enumerate(self.cues, 1):
+            settings = settings.updated(**cue.changes)
+            try:
+                model.schedule(settings)
+                for prompt in settings.prompts:
+                    model.tokenize(*prompt)
+            except ValueError as error:
+                raise ValueError(f"Cue {number}, at frame {cue.frame}: {error}") from None
+
+
+def read_cues(file: str | Path) -> CueSheet:
+    """Read the cues that the page has saved, or that were written by hand like `EXAMPLE`.
+
+    Raises:
+        ValueError: it is not such a file; the message names the first mistake.
+        OSError: it cannot be read.
+    """
+    try:
+        sheet = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not a JSON file: {error}") from None
+    start, cues = (sheet.get("start", {}), sheet.get("cues")) if isinstance(sheet, dict) else (None, None)
+    if not isinstance(start, dict) or not isinstance(cues, list):
+        raise ValueError(f"{file} must be like {EXAMPLE}.")
+    return CueSheet(start, tuple(sorted(parse(file, start, cues), key=lambda cue: cue.frame or 0)))
+
+
+def parse(file: str | Path, start: dict[str, Any], entries: list[Any]) -> Iterator[Cue]:
+    """Check `start`, and yield the cues."""
+    name = "start"
+    try:
+        StreamSettings(**start)
+        for number, entry in enumerate(entries, 1):
+            name = f"cue {number}"
+            if not isinstance(entry, dict):
+                raise ValueError(f'It must be an object like {{"frame": 40, "style": "ink"}}, not {entry!r}.')
+            yield Cue(**entry)
+    except ValueError as error:
+        raise ValueError(f"{file}, {name}: {error}") from None
+
+
+class CuedStream:
+    """A stream that applies its cues by itself, as `video.translate` calls a stream."""
+
+    def __init__(self, stream: Stream, sheet: CueSheet) -> None:
+        self.stream, self.due = stream, list(sheet.cues)
+
+    def push(self, frame: np.ndarray) -> list[np.ndarray]:
+        """Apply the cues of this frame and push it; raises as `Stream.update` and `Stream.push`."""
+        while self.due and (self.due[0].frame or 0) <= self.stream.frames_in:
+            self.due.pop(0).apply(self.stream)
+        return self.stream.push(frame)
+
+    def flush(self) -> list[np.ndarray]:
+        """Return the frames in flight, as `Stream.flush`."""
+        return self.stream.flush()
