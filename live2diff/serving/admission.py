@@ -83,7 +83,8 @@ class WaitingLine:
         with self._lock:
             now = self.clock()
             self._advance(now)
-            self._held.pop(key, None)
+            if self._held.pop(key, None) is not None and key in self._admitted:
+                self._admitted[key].opened = now  # a new stream is to be opened at the place that was kept
             if key not in self._admitted:
                 self._queue.setdefault(key, Queued(now, now)).seen = now
                 self._advance(now)
@@ -172,8 +173,8 @@ class WaitingLine:
 
     def _expected_waits(self, now: float) -> list[float]:
         """Return how long each in line will wait, first to last, if everybody uses up the slice."""
-        ends = [admitted.since + self.slice_seconds for admitted in self._admitted.values()]
-        ends = ends or [now + self.slice_seconds]  # there is no room at all for the time being
+        # Where there is no place at all, because no worker is ready, one is expected soon.
+        ends = [admitted.since + self.slice_seconds for admitted in self._admitted.values()] or [now]
         heapq.heapify(ends)
         waits = []
         for queued in self._queue.values():

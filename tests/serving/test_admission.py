@@ -287,4 +287,4 @@ def test_everybody_has_a_position_while_there_is_no_room_at_all(line, engine):
     enter(line, engine, "ann")
     engine.capacity = 0
     engine.close("ann").result(PATIENCE)
-    assert line.join("bob") == QueuePosition(2, 2 * SLICE) and positions(line, "ann") == [1]
+    assert line.join("bob") == QueuePosition(2, NOTICE_SECONDS + SLICE) and positions(line, "ann") == [1]
