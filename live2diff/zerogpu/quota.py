@@ -20,5 +20,12 @@ def seconds_of(job: Job) -> int:
 
 def seconds_left(error: BaseException) -> float | None:
     """Return how long a run may last by the quota that a refusal names; None if it names none."""
-    found = LEFT_OF_QUOTA.search(str(getattr(error, "message", error)))
+    found = LEFT_OF_QUOTA.search(words_of(error))
     return found and int(found[1]) / CHARGED - START_SECONDS - 1  # a second for rounding
+
+
+def words_of(error: BaseException) -> str:
+    """Return what to tell a viewer whose run was refused or broken off."""
+    words = str(getattr(error, "message", error))  # `gr.Error` quotes its message
+    is_anonymous = "exceeded your ZeroGPU quota" in words  # else `spaces` names the kind of account
+    return f"{words.strip()} Signing in to Hugging Face gives more time a day." if is_anonymous else words

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import GpuSessionOver, StreamClosed
 from ..streaming.settings import StreamSettings
 from .channel import PipeEnd
+from .quota import words_of
 from .worker import Job
 
 
@@ -34,7 +35,7 @@ class Run:
         """Return the error for calls after the run: that its time is over, or why it was broken off."""
         if self.error is None:
             return GpuSessionOver()
-        return StreamClosed(str(getattr(self.error, "message", self.error)))  # `gr.Error` quotes its message
+        return StreamClosed(words_of(self.error))
 
     def call(self, name: str, *arguments: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
         """Call a method in the other process; return what `worker.Callee.answer` does.

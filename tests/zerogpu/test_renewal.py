@@ -15,7 +15,7 @@ from live2diff.errors import GpuSessionOver, StreamClosed
 from live2diff.runtime import cuda_graphs
 from live2diff.streaming.settings import StreamSettings
 from live2diff.zerogpu.engine import CLIP_MARGIN, ZeroGpuEngine, wrap_gpu
-from live2diff.zerogpu.quota import CHARGED, GPU_SECONDS, seconds_left
+from live2diff.zerogpu.quota import CHARGED, GPU_SECONDS, seconds_left, words_of
 from live2diff.zerogpu.worker import Job
 
 PATIENCE = 60.0  # seconds that a condition may take
@@ -115,6 +115,13 @@ def test_the_last_run_is_as_long_as_what_is_left_of_the_day(tiny_pipeline):
 )
 def test_what_is_left_is_read_from_the_refusal(words, seconds):
     assert seconds_left(gr.Error(words)) == seconds
+
+
+def test_who_has_not_signed_in_is_told_what_that_gives():
+    hint = "Signing in to Hugging Face gives more time a day."
+    anonymous = LEFT.format(4).replace("free ", "")
+    assert words_of(gr.Error(anonymous)) == f"{anonymous} {hint}"
+    assert words_of(gr.Error(LEFT.format(4))) == LEFT.format(4)
 
 
 @pytest.mark.parametrize("wrap", [wrap_gpu, in_forked_process], ids=["thread", "fork"])
