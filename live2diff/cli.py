@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .errors import DeviceLost, NonFiniteError, is_out_of_memory
+from .errors import DEVICE_LOST, DeviceLost, NonFiniteError, is_out_of_memory
 from .styles import read_styles
 
 if TYPE_CHECKING:
     from .pipeline import Live2DiffPipeline
 
 BAD_INPUT = 2  # exit codes
-DEVICE_LOST = 3
 INTERRUPTED = 130
 MIN_SIDE, MAX_SIDE = 16, 8192
 

@@ -11,6 +11,8 @@ OUT_OF_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
 )
 
+DEVICE_LOST = 3  # exit code of a process whose device computes nothing any more
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether torch raised this because a device has too little memory; torch is not imported."""

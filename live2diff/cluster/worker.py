@@ -21,12 +21,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ..config import MAX_DENOISING_STEPS, WARMUP_FRAMES
-from ..errors import GONE, StreamClosed
+from ..errors import DEVICE_LOST, GONE, StreamClosed
 from ..pipeline import Live2DiffPipeline
 from ..serving.engine import Engine
 from ..serving.portable import ERRORS, portable
 from ..serving.sessions import ClipStream, FrameResult
-from ..serving.working_size import set_size
+from ..serving.working_size import set_work
 from ..streaming.images import JPEG_QUALITY, decode_frame, encode_jpeg
 from ..streaming.settings import StreamSettings
 from ..styles import Style
@@ -82,8 +82,7 @@ def load_engine(
     from torch import int8
 
     pipe = load()
-    if size is not None:
-        set_size(pipe, size)
+    set_work(pipe, size)
     return Engine(pipe, streams, idle_seconds=float("inf"), cache_dtype=int8 if small_memory else None)
 
 
@@ -155,7 +154,9 @@ class Worker:
         return Announcement(engine.capacity, *about, engine.device, os.getpid(), self._token)
 
     async def ping(self) -> None:
-        """Show that the process is alive."""
+        """Show that the process is alive; end it if its device is lost, so that Ray starts another."""
+        if self._engine is not None and self._engine.failure:
+            os._exit(DEVICE_LOST)
 
     async def fetch(self, style: str | None) -> Answer:
         """Download what a style needs."""

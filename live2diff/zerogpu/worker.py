@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import DEVICE_LOST
 from ..serving.portable import ERRORS, portable
 from ..streaming.settings import StreamSettings
 from .channel import PipeEnd
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from ..streaming.stream import Stream
 
 TIME_OVER = "time over"
-DEVICE_LOST = 3  # exit code
 SILENCE_SECONDS = 10.0  # without a call the viewer has gone, and the GPU is given back
 
 
