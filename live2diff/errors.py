@@ -35,7 +35,7 @@ class ServerStopping(StreamClosed):
         super().__init__("The server is being stopped.")
 
 
-class DeviceLost(StreamClosed):
+class DeviceLost(ServerStopping):
     """The device computes nothing any more, whatever is asked of it; the process has to end."""
 
     WORDS = (
@@ -43,7 +43,7 @@ class DeviceLost(StreamClosed):
     )
 
     def __init__(self, words: str = WORDS) -> None:
-        super().__init__(words)
+        StreamClosed.__init__(self, words)
 
 
 class StreamOutOfMemory(RuntimeError):
