@@ -1,7 +1,7 @@
 """Live2DiffPipeline: the weights, and what they compute. No state of any viewer is kept here."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -29,6 +29,8 @@ from .weights.swap import WeightSwapper
 LARGEST_SIDE = 1024  # of the working size: beyond it a viewer's cache takes over 12 GB with SD 1.5's UNet
 WIDEST_ASPECT = 4.0
 PUBLISHED_INDICES = (30, 36, 42)  # of most of the published styles
+PROMPT_HINT = "Say what the camera sees, and how it looks. The style adds words of its own."
+PROMPT_EXAMPLES = ("a person at a desk", "golden evening light", "a snowy night")
 CACHE_DTYPES = (None, torch.int8, torch.float8_e4m3fn)
 
 
@@ -48,6 +50,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         strongest_index: where a stream of full strength begins: the noisiest step the model was trained on.
         few_step_lora: file beside the weights: the LoRA with which a many-step model needs only a few steps.
         fixed_noise: whether each frame of a stream gets the same noise: what stands still flickers less.
+        prompt_hint, prompt_examples: what words do for this model, for people, and prompts to try.
     """
 
     config: Any
@@ -72,6 +75,8 @@ class Live2DiffPipeline(DiffusionPipeline):
         strongest_index: int = 0,
         few_step_lora: str | None = None,
         fixed_noise: bool = False,
+        prompt_hint: str = PROMPT_HINT,
+        prompt_examples: Sequence[str] = PROMPT_EXAMPLES,
     ) -> None:
         super().__init__()
         # The presets that it has the weights for, and that of streams that name none.
@@ -96,6 +101,8 @@ class Live2DiffPipeline(DiffusionPipeline):
             strongest_index=strongest_index,
             few_step_lora=few_step_lora,
             fixed_noise=fixed_noise,
+            prompt_hint=prompt_hint,
+            prompt_examples=list(prompt_examples),
         )
 
     def stream(

@@ -22,7 +22,7 @@ from ..errors import DeviceLost, ServerStopping, StreamOutOfMemory, is_out_of_me
 from ..streaming.settings import BLEND_FRAMES, StreamSettings
 from .device_loss import is_stream_fault, watched
 from .futures import delivering, fail, resolved
-from .sessions import ClipStream, FrameResult, QueuedFrame, Session, SessionRegistry
+from .sessions import ClipStream, FrameResult, PromptHelp, QueuedFrame, Session, SessionRegistry
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +71,7 @@ class Engine:
         else:
             self.room = Room(capacity, f"Room for {capacity} viewers at once, as asked.")
         self.styles, self.about, self.size = pipe.styles, pipe.about, pipe.config.size  # pyright: ignore
+        self.prompt_help = PromptHelp.of(pipe.config)
         self.default_style = pipe.default_style or next(iter(pipe.styles))
         together = pipe.unet.device.type == "cuda" if together is None else together
         self._pools = CachePools(self.room.viewers) if together else None
@@ -259,10 +260,8 @@ class Engine:
             LimitReached: the caches of all live streams would not fit into the memory measured for them.
         """
         pools = None if session.is_clip else self._pools
-        cache_bytes = self.cache_bytes_of(session, session.settings)
-        stream = self.pipe.stream(session.settings, pools=pools, cache_dtype=self._cache_dtype)
-        session.cache_bytes = cache_bytes
-        return stream
+        session.cache_bytes = self.cache_bytes_of(session, session.settings)
+        return self.pipe.stream(session.settings, pools=pools, cache_dtype=self._cache_dtype)
 
     def cache_bytes_of(self, session: Any, settings: StreamSettings) -> int:
         """Return the bytes that a session's cache would take with these settings; raises as `new_stream`."""

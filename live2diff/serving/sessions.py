@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -178,6 +178,18 @@ class ClipStream:
         return frames + self._submit("flush").result()
 
 
+class PromptHelp(NamedTuple):
+    """What words do for a model, in a sentence for people, and prompts to try."""
+
+    hint: str
+    examples: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """Read it from the configuration of a pipeline."""
+        return cls(config.prompt_hint, tuple(config.prompt_examples))
+
+
 class EngineInfo(Protocol):
     """What the page shows of an engine."""
 
@@ -187,6 +199,7 @@ class EngineInfo(Protocol):
     styles: dict[str, Style]
     default_style: str
     about: str  # which model this is, in a sentence
+    prompt_help: PromptHelp
     size: int  # the working size n: a frame is processed at about n x n pixels
     failure: str  # why the device computes nothing any more, "" while it does; the process then has to end
 

@@ -22,7 +22,7 @@ from .depth import build_depth_estimator, train_depth
 from .loop import LoopSettings, Losses
 from .pool import Pool, open_pool
 from .ranges import measure_ranges
-from .text import build_text_encoder, build_tokenizer
+from .text import PHRASES, build_text_encoder, build_tokenizer
 from .vae import build_vae, train_vae
 
 # Steps of the first two stages; `scale` multiplies those of all stages.
@@ -133,6 +133,8 @@ def save(
         num_inference_steps=NUM_INFERENCE_STEPS,
         strongest_index=STRONGEST_INDEX,
         fixed_noise=True,
+        prompt_hint=PHRASES["help"]["hint"],
+        prompt_examples=PHRASES["help"]["examples"],
     )
     styles = list(pipeline.styles)[: max(2, round(scale * len(pipeline.styles)))]
     ranges = measure_ranges(pipeline.to("cpu"), styles, SIZE, seed)

@@ -1,6 +1,7 @@
 """Shared by tests and measurements in a real browser: Chromium with a clip as its camera, and waiting."""
 
 import os
+import re
 import shutil
 import threading
 import time
@@ -81,7 +82,7 @@ def opened(browser: Browser, address: str, script: str = "", **context: object) 
     page.goto(address)
     yield page
     page.close()
-    own = address.partition("?")[0]
+    own = re.split("[?#]", address)[0]
     assert [url for url in requests if not url.startswith((own, "data:", "blob:"))] == []
     assert errors == []
 
@@ -102,7 +103,7 @@ class Identity:
 
     default_style = "pencil"
     about = "No model at all."
-    config = SimpleNamespace(size=256)
+    config = SimpleNamespace(size=256, prompt_hint="Words do nothing.", prompt_examples=["a cat", "a dog"])
     unet = SimpleNamespace(device=SimpleNamespace(type="cpu"))
 
     def __init__(self, gate: threading.Event | None = None, error: Exception | None = None) -> None:

@@ -122,3 +122,16 @@ def test_it_is_small_and_safe():
     files = list(NANO.rglob("*"))
     assert sum(file.stat().st_size for file in files) < 30e6
     assert not [file for file in files if file.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
+
+
+def test_the_prompts_that_the_page_offers_mix_a_style_in_and_things_do_nothing(pipeline, source):
+    def pencil(**settings: object) -> np.ndarray:
+        return np.stack(pipeline(source[:8], style="pencil", size=96, **settings)).astype(np.float32)
+
+    plain = pencil()
+    for prompt in pipeline.config.prompt_examples:
+        assert np.abs(pencil(prompt=prompt) - plain).mean() > 8, prompt
+    assert np.abs(pencil(prompt="a cat") - plain).mean() < 2
+    way = pencil(mix_style="neon", mix=1.0) - plain
+    half = pencil(mix_style="neon", mix=0.5) - plain
+    assert 0.2 < (half * way).sum() / (way * way).sum() < 0.8
