@@ -25,7 +25,8 @@ from .live_session import LiveSession
 from .live_visits import Visits
 from .theme import STATIC, file_url
 
-SCRIPTS = ("camera.js", "screen.js", "recorder.js", "live.js")  # one scope, in this order
+LIVE_SCRIPTS = ("camera.js", "screen.js", "recorder.js", "link.js", "cues.js", "meter.js", "keys.js")
+SCRIPTS = (*LIVE_SCRIPTS, "live.js", "command.js")  # one scope, in this order
 SMALLEST_SIDE = 384  # pixels; the browser sends no smaller frames, however small the working size
 RESUME = "live2diff.resume"  # the protocol of a socket that goes on after a cut; offered with it: the token
 PING_SECONDS = 5.0  # a dead network is noticed after this and as long again
@@ -53,13 +54,21 @@ def style_entry(name: str, style: Style, default_style: str) -> dict[str, str | 
 
 def live_view(engine: EngineProtocol, limits: VisitorLimits) -> gr.HTML:
     """Create the content of the Live tab, which talks to `live_route`."""
+    html = (STATIC / "live.html").read_text()
     return gr.HTML(
-        html_template=(STATIC / "live.html").read_text(),
-        css_template=(STATIC / "live.css").read_text(),
+        html_template=html.replace("<!-- command.html -->", (STATIC / "command.html").read_text()),
+        css_template="\n".join((STATIC / name).read_text() for name in ("live.css", "command.css")),
         js_on_load=page_script(),
         styles=[style_entry(name, style, engine.default_style) for name, style in engine.styles.items()],
         side=max(SMALLEST_SIDE, round(1.5 * engine.size)),
         limits=limits.in_words(),
+        hint=engine.prompt_help.hint,
+        suggestions=[{"text": text} for text in engine.prompt_help.examples],
+        mixable=[
+            {"name": name, "title": style.title}
+            for name, style in engine.styles.items()
+            if not style.has_weights
+        ],
         apply_default_css=False,
         elem_id="live",
     )

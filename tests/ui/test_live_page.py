@@ -200,14 +200,12 @@ def test_without_a_track_processor_the_frames_come_from_the_video_element(browse
     streams(identity[0])(0)
 
 
-def test_steps_and_seed_open_another_stream_under_the_last_image(page, identity):
+def test_a_seed_opens_another_stream_under_the_last_image(page, identity):
     start(page)
     reach(page, "running")
     note_states(page)
-    page.locator("#live .steps select").select_option("2")
-    passes(page, "warmup", "running")
     page.locator("#live .seed input").fill("7")
-    passes(page, "warmup", "running", "warmup", "running")
+    passes(page, "warmup", "running")
     assert identity[0].stats()["streams"] == 1
     assert "empty" not in page.evaluate("states"), "the screen was empty for a while"
     page.locator("#live .restart").click()
@@ -350,4 +348,5 @@ def test_the_page_finds_its_socket_under_a_root_path(page):
     start(page)
     expect(page.locator("#live .message")).to_contain_text("server cannot be reached")
     page.evaluate("gradio_config.root = ownRoot")
-    assert addresses[0] == page.url.replace("http", "ws", 1) + "some/where/live-socket"
+    own = page.url.partition("#")[0]
+    assert addresses[0] == own.replace("http", "ws", 1) + "some/where/live-socket"

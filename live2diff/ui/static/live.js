@@ -40,6 +40,7 @@ const settings = () => ({
   steps: Number(find(".steps select").value) || null,
   strength: isDefaultStrength ? null : Number(strength.value),
   seed: Math.trunc(Number(find(".seed input").value)) || 0,
+  ...mixSettings(),
 });
 
 function socketAddress() {
@@ -59,7 +60,7 @@ function setState(state, text = "") {
   stage.dataset.paused = paused ? "yes" : "no";
   notice.textContent = paused && isOpen ? "Paused" : text;
   for (const name of ["stop", "pause", "restart"]) find(`.${name}`).disabled = state === "idle";
-  find(".still").disabled = screen.isEmpty;
+  find(".still").disabled = find(".pip").disabled = screen.isEmpty;
   find(".record").disabled = screen.isEmpty && !recording;
   find(".pause").disabled ||= !isOpen && state !== "over";
   find(".restart").disabled ||= state !== "running";
@@ -83,6 +84,7 @@ function queueText(position, seconds) {
 }
 
 function onServerMessage(message) {
+  noteForCues(message);
   if ("started" in message) {
     isOpen = true;
     accepted = selected("styles");
@@ -102,6 +104,7 @@ function onServerMessage(message) {
     accepted = message.style;
     find(`.styles input[value="${CSS.escape(accepted)}"]`).checked = true;
     showStyle();
+    rememberLook();
     showMessage(message.refused);
   } else if ("time_left" in message) {
     deadline = message.time_left === null ? null : performance.now() + message.time_left * 1000;
@@ -146,6 +149,7 @@ function onResult({ result, original, captured: capturedAt }) {
     original.close();
     return;
   }
+  noteSteadiness(result, original);
   screen.show(result, original);
   if (stage.dataset.state !== "running") setState("running");
   recording?.draw();
@@ -164,6 +168,7 @@ function showNumbers() {
   find(".delay").textContent = delays.length ? time(delays[delays.length >> 1]) : "–";
   const dropped = total && shown.length ? Math.max(0, 1 - shown.length / total) : null;
   find(".dropped").textContent = dropped === null ? "–" : `${Math.round(dropped * 100)} %`;
+  showMeter(last > first ? ((shown.length - 1) * 1000) / (last - first) : 0);
   const left = deadline === null ? null : Math.max(0, Math.round((deadline - performance.now()) / 1000));
   find(".left").textContent = left === null ? "" : clock(left);
   if (recording) find(".record").textContent = `Finish ${clock(Math.floor(recording.seconds()))}`;
@@ -175,13 +180,14 @@ const time = (milliseconds) =>
 const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
 
 // Called every half second while the camera runs.
-function tick({ seen: count }) {
-  if (element.offsetParent === null) return stop(); // another tab of the page is open
+function tick({ seen: count, ...measured }) {
+  timing = measured;
+  if (element.offsetParent === null && !isClean) return stop(); // another tab of the page is open
   captured.push({ at: performance.now(), count });
   showNumbers();
 }
 
-const shouldSend = () => isOpen && !paused && !document.hidden;
+const shouldSend = () => isOpen && !paused && (!document.hidden || Boolean(document.pictureInPictureElement));
 
 const updateFlow = () => worker?.postMessage({ flow: { on: shouldSend() } });
 
@@ -260,10 +266,10 @@ function debounce(milliseconds, action) {
   timers.set(action, setTimeout(() => worker && action(), milliseconds));
 }
 
-// Applies style, prompt and LoRA scale to the running stream.
-const update = () => worker.postMessage({ send: { update: settings() } });
+// Applies all settings but the seed to the running stream.
+const update = () => worker.postMessage({ send: { update: settings(), ...transition() } });
 
-// Opens a stream with other steps, strength or seed, under the last image.
+// Opens a stream with another seed, under the last image.
 function restartStream() {
   if (!isOpen) return worker.postMessage({ send: { start: settings() } });
   isOpen = paused = false;
@@ -339,15 +345,15 @@ on(".similar", "change", () => worker?.postMessage({ options: { skipSimilar: fin
 on(".strength", "input", () => {
   isDefaultStrength = false;
   showStrength();
-  debounce(400, restartStream);
+  debounce(150, update);
 });
-on(".steps", "change", () => debounce(0, restartStream));
+on(".steps", "change", () => debounce(0, update));
 on(".seed", "input", () => debounce(400, restartStream));
 on(".own", "click", () => {
   isDefaultStrength = true;
   find(".steps select").value = "";
   showStrength();
-  debounce(0, restartStream);
+  debounce(0, update);
 });
 on(".source", "change", async () => {
   if (!worker) return;

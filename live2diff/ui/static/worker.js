@@ -308,6 +308,6 @@ self.addEventListener("online", () => {
 
 setInterval(() => {
   watch();
-  postMessage({ counted });
+  postMessage({ counted: { ...counted, network, work, interval } });
   counted = { seen: 0, sent: 0 };
 }, 500);
