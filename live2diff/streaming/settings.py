@@ -132,8 +132,8 @@ class StreamSettings(BaseModel):
         return type(self)(**{**self.model_dump(), **changes})
 
     def updated_live(self, other: Self) -> Self:
-        """Return a copy with those settings of `other` that a running stream can change."""
-        return self.updated(**{name: getattr(other, name) for name in LIVE_FIELDS})
+        """Return a copy with those settings that `other` names and that a running stream can change."""
+        return self.updated(**other.model_dump(include=other.model_fields_set & set(LIVE_FIELDS)))
 
     def check_update(self, other: Self) -> None:
         """Check that a stream with these settings can change to others while it runs.

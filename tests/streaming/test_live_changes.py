@@ -117,3 +117,10 @@ def test_strength_changes_in_the_cache_at_hand_only_if_asked_to(pipe):
     assert not kept.state.restart_due and filled.state.restart_due
     assert not np.array_equal(kept.push(CLIP[12]), filled.push(CLIP[12]))
     assert torch.equal(kept.schedule.timesteps, filled.schedule.timesteps)
+
+
+def test_an_update_of_a_session_changes_only_what_it_names():
+    opened = StreamSettings(**PENCIL, steps=3, strength=0.4, seed=2)
+    message = {"style": "neon", "prompt": "a dog", "seed": 9, "strength": None}
+    expected = opened.updated(style="neon", prompt="a dog", strength=None)
+    assert opened.updated_live(StreamSettings.from_message(message)) == expected
