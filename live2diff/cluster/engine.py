@@ -86,7 +86,7 @@ class ClusterEngine(Engine):
         self._ended = threading.Event()
         first = self.pool.first()
         self.styles, self.default_style = first.styles, first.default_style
-        self.about, self.size = first.about, first.size
+        self.about, self.prompt_help, self.size = first.about, first.prompt_help, first.size
         threading.Thread(target=self._watch, args=[watch_seconds], name="watch", daemon=True).start()
 
     @property

@@ -25,7 +25,7 @@ from ..errors import DEVICE_LOST, GONE, StreamClosed
 from ..pipeline import Live2DiffPipeline
 from ..serving.engine import Engine
 from ..serving.portable import ERRORS, portable
-from ..serving.sessions import ClipStream, FrameResult
+from ..serving.sessions import ClipStream, FrameResult, PromptHelp
 from ..serving.working_size import set_work
 from ..streaming.images import JPEG_QUALITY, decode_frame, encode_jpeg
 from ..streaming.settings import StreamSettings
@@ -42,6 +42,7 @@ class Announcement:
     styles: dict[str, Style]
     default_style: str
     about: str
+    prompt_help: PromptHelp
     size: int
     device: str
     process: int
@@ -150,7 +151,7 @@ class Worker:
         for stream in [*self._turns]:
             self._close(stream)
         self._token = secrets.token_hex(8)
-        about = engine.styles, engine.default_style, engine.about, engine.size
+        about = engine.styles, engine.default_style, engine.about, engine.prompt_help, engine.size
         return Announcement(engine.capacity, *about, engine.device, os.getpid(), self._token)
 
     async def ping(self) -> None:
