@@ -282,10 +282,14 @@ def test_cues_are_stepped_through_by_key_and_saved_with_their_frames(page, engin
     page.locator("#live .cues li button").first.click()
     start(page)
     reach(page, "running")
+    (session,) = engine.registry.all()
     for key, style in (("n", "oil"), ("n", "comic"), ("p", "oil")):
         page.locator("#live canvas").click()
         page.keyboard.press(key)
         wait_for(lambda style=style: present(engine).style == style)
+        expect(page.locator("#live .cues [aria-current]")).to_contain_text("at frame")
+        seen = session.stream.frames_in
+        wait_for(lambda seen=seen: session.stream.frames_in > seen + 3)  # so that no two cues share a frame
     assert [(settings.style, blend) for settings, blend in engine.updates] == [
         ("oil", 4),
         ("comic", 20),
