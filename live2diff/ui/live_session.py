@@ -31,8 +31,8 @@ OPEN_SECONDS = 0.3  # at least, between two streams of one viewer
 POLL_SECONDS = 1.0  # between updates of the queue position and of the time left
 ALIVE_SECONDS = 2.0  # between messages by which the page knows that the network is not dead
 REJECTED, RESTARTING = 1008, 1012  # codes that close a socket; after the second the page tries again
-# Codes of a socket after which the page connects again: a reset, a lost ping, the page heard nothing.
-CUT = {1006, 1011, RESTARTING, 4000}
+# Codes of a socket after which the page connects again: cut (1005 by uvicorn), lost ping, nothing heard.
+CUT = {1005, 1006, 1011, RESTARTING, 4000}
 
 log = logging.getLogger(__name__)
 

@@ -46,7 +46,7 @@ def address(engine, clock, monkeypatch) -> Iterator[str]:
 def visiting(address: str, token: str = "", **headers: str) -> Iterator[tuple[ClientConnection, str]]:
     """Start a visit, or go on with it; yield the socket and the token for the next one."""
     protocols = [RESUME, token] if token else None
-    with connect(address, subprotocols=protocols, additional_headers=headers, close_timeout=0) as socket:
+    with connect(address, subprotocols=protocols, additional_headers=headers) as socket:
         send_json(socket, start=SETTINGS)
         yield socket, receive(socket, "resume")["resume"]
 

@@ -249,7 +249,7 @@ function onCut() {
   retry = setTimeout(connect, pause * (0.5 + Math.random() / 2));
 }
 
-function disconnect(code) {
+function disconnect(code = 1000) {
   clearTimeout(retry);
   const former = socket;
   socket = null;
