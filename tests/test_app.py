@@ -5,7 +5,6 @@ import logging
 import sys
 from types import SimpleNamespace
 
-import gradio as gr
 import pytest
 import torch
 
@@ -159,4 +158,4 @@ def test_the_limits_are_on_the_page(engine):
 def test_the_gallery_is_empty_without_the_examples_of_the_repository(engine, monkeypatch, tmp_path):
     monkeypatch.setattr(examples, "EXAMPLES", tmp_path)
     page = app.build(engine)
-    assert not any(isinstance(block, gr.Gallery) for block in page.blocks.values())
+    assert "examples" not in {block.elem_id for block in page.blocks.values()}

@@ -6,6 +6,7 @@ from pathlib import Path
 import gradio as gr
 
 from ..serving.sessions import EngineProtocol
+from .theme import STATIC, file_url
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"  # only in the repository
 RESULTS_BY = "nano"  # the model that made examples/results
@@ -22,23 +23,25 @@ def result_of(preset: dict) -> Path:
     return EXAMPLES / "results" / f"{Path(preset['clip']).stem}-{preset['style']}.mp4"
 
 
-def example_gallery(engine: EngineProtocol, offered: list[dict]) -> gr.Gallery:
-    """Create the gallery of examples, each half original and half translated."""
-    gr.Markdown("Click an example to see its result, or use a clip of your own.", elem_classes="hint")
-    images = []
+def example_wall(engine: EngineProtocol, offered: list[dict]) -> gr.HTML:
+    """Create the wall of examples, which play their results beside the originals; `select` has the index."""
+    examples = []
     for preset in offered:
-        poster = result_of(preset).with_suffix(".jpg")
-        original = EXAMPLES / f"{Path(preset['clip']).stem}.jpg"
-        images.append((poster if poster.exists() else original, engine.styles[preset["style"]].title))
-    return gr.Gallery(
-        images,
-        label="Examples",
-        show_label=False,
-        columns=6,
-        height="auto",
-        object_fit="cover",
-        allow_preview=False,
-        interactive=False,
-        buttons=[],
+        clip, result = EXAMPLES / preset["clip"], result_of(preset)
+        is_made = result.exists()
+        poster = result.with_suffix(".jpg") if is_made else clip.with_suffix(".jpg")
+        addresses = {"poster": poster, "original": clip, "result": result if is_made else None}
+        texts = {
+            "title": engine.styles[preset["style"]].title,
+            "style": preset["style"],
+            "prompt": preset["prompt"],
+        }
+        examples.append(texts | {name: file_url(path) for name, path in addresses.items()})
+    return gr.HTML(
+        html_template=(STATIC / "wall.html").read_text(),
+        css_template=(STATIC / "wall.css").read_text(),
+        js_on_load=(STATIC / "wall.js").read_text(),
+        examples=examples,
+        apply_default_css=False,
         elem_id="examples",
     )

@@ -23,7 +23,7 @@ from ..streaming.settings import StreamSettings
 from ..styles import thumbnail_of
 from ..video.reader import Cut, Limits, probe
 from ..video.translate import Progress
-from .examples import EXAMPLES, RESULTS_BY, example_gallery, presets, result_of
+from .examples import EXAMPLES, RESULTS_BY, example_wall, presets, result_of
 from .theme import STATIC, file_url
 
 UPLOAD_MEGABYTES = 200
@@ -201,11 +201,11 @@ class Controls:
 def video_tab(engine: EngineProtocol, jobs: ClipQueue) -> None:
     """Create the tab, within `gr.Blocks`."""
     offered = [preset for preset in presets() if preset["style"] in engine.styles]
-    gallery = example_gallery(engine, offered) if offered else None
+    wall = example_wall(engine, offered) if offered else None
     controls = lay_out(engine, jobs)
     wire(controls, jobs)
-    if gallery is not None:
-        wire_examples(gallery, offered, controls)
+    if wall is not None:
+        wire_examples(wall, offered, controls)
 
 
 def lay_out(engine: EngineProtocol, jobs: ClipQueue) -> Controls:
@@ -295,7 +295,7 @@ def wire(controls: Controls, jobs: ClipQueue) -> None:
     gr.on(changes, change_clip, clip, [controls.stage, controls.start, controls.end], **PRIVATE)
 
 
-def wire_examples(gallery: gr.Gallery, offered: list[dict], controls: Controls) -> None:
+def wire_examples(wall: gr.HTML, offered: list[dict], controls: Controls) -> None:
     """Fill in the clip and its settings on a click, and show the result that was made before."""
 
     def pick(event: gr.SelectData) -> list[Any]:
@@ -306,4 +306,4 @@ def wire_examples(gallery: gr.Gallery, offered: list[dict], controls: Controls) 
         value = stage_value("done", text, path=str(made)) if made.exists() else stage_value("empty")
         return [*settings, value]
 
-    gallery.select(pick, None, [*controls.inputs, controls.stage], api_visibility="private", queue=False)
+    wall.select(pick, None, [*controls.inputs, controls.stage], api_visibility="private", queue=False)

@@ -152,6 +152,41 @@ def test_an_example_shows_its_finished_result_at_once_and_runs_again_on_request(
     assert downloaded(page, tmp_path).read_bytes() != result_of(preset).read_bytes()
 
 
+def test_an_example_plays_beside_its_original_while_the_pointer_is_over_it(page):
+    card, other = page.locator("#examples .card").nth(1), page.locator("#examples .card").nth(2)
+    times = (
+        "card => [...card.querySelectorAll('video')].map(({ currentTime, paused }) => [currentTime, paused])"
+    )
+    assert other.evaluate(times) == [[0, True]] * 2
+    card.hover()
+    wait_for(lambda: card.evaluate(times)[1][0] > 0.4)
+    expect(card.locator(".result")).to_be_visible()
+    (original, _), (result, _) = card.evaluate(times)
+    assert abs(original - result) < 0.3
+    other.hover()
+    wait_for(lambda: [paused for _, paused in card.evaluate(times)] == [True, True])
+
+
+def test_the_look_of_an_example_is_tried_on_the_camera(page):
+    preset = next(preset for preset in presets() if preset["style"] == "comic")
+    page.get_by_role("button", name="Try this look on my camera: Comic").click()
+    expect(page.locator("#live .start")).to_be_focused()
+    expect(page.locator("#live .styles input[value=comic]")).to_be_checked()
+    expect(page.locator("#live .prompt input")).to_have_value(preset["prompt"])
+    page.locator("#live .start").click()
+    page.wait_for_selector('#live .stage[data-state="running"]')
+    page.locator("#live .stop").click()
+    page.get_by_role("tab", name="Video").click()
+
+
+def test_on_a_phone_clip_and_translate_are_in_sight_at_once(browser, address):
+    with opened(browser, address, viewport={"width": 390, "height": 844}, has_touch=True) as page:
+        page.get_by_role("tab", name="Video").click()
+        expect(page.get_by_role("button", name="Translate", exact=True)).to_be_in_viewport(ratio=1)
+        expect(page.locator("#clip")).to_be_in_viewport(ratio=0.9)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_files_that_cannot_be_translated_are_reported_beside_the_clip(page, tmp_path):
     clear(page)
     page.get_by_role("button", name="Translate", exact=True).click()
