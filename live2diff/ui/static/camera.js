@@ -64,16 +64,25 @@ function feed(track, video, worker) {
     return () => own.stop();
   }
   let ended = false;
-  const onFrame = async (now, metadata) => {
-    if (ended) return;
-    next();
+  let announced = false; // WebKitGTK has the method that announces frames, and may never call it
+  const send = async (now, metadata) => {
     const captured = performance.timeOrigin + (metadata?.captureTime ?? now);
     const frame = await createImageBitmap(video).catch(() => null); // between two cameras there is none
     if (frame && !ended) worker.postMessage({ frame, captured }, [frame]);
     else frame?.close();
   };
-  const next = () =>
-    video.requestVideoFrameCallback ? video.requestVideoFrameCallback(onFrame) : requestAnimationFrame(onFrame);
-  next();
+  const onFrame = (now, metadata) => {
+    if (ended) return;
+    announced = true;
+    video.requestVideoFrameCallback(onFrame);
+    send(now, metadata);
+  };
+  const onRepaint = (now) => {
+    if (ended || announced) return;
+    requestAnimationFrame(onRepaint);
+    send(now);
+  };
+  video.requestVideoFrameCallback?.(onFrame);
+  requestAnimationFrame(onRepaint);
   return () => (ended = true);
 }
