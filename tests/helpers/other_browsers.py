@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,13 +67,15 @@ def firefox() -> Iterator[OtherBrowser]:
         pytest.skip("no Firefox here: apt-get install firefox-esr")
     from marionette_driver.marionette import Marionette
 
-    driver = Marionette(bin=FIREFOX, headless=True, prefs=FIREFOX_PREFERENCES, startup_timeout=PATIENCE)
-    try:
-        driver.start_session()
-        driver.timeout.page_load = PATIENCE
-        yield OtherBrowser(driver, driver.navigate, "")
-    finally:
-        driver.cleanup()
+    with tempfile.TemporaryDirectory() as logs:
+        options = {"headless": True, "prefs": FIREFOX_PREFERENCES, "gecko_log": logs}
+        driver = Marionette(bin=FIREFOX, startup_timeout=PATIENCE, **options)
+        try:
+            driver.start_session()
+            driver.timeout.page_load = PATIENCE
+            yield OtherBrowser(driver, driver.navigate, "")
+        finally:
+            driver.cleanup()
 
 
 @contextmanager
