@@ -11,6 +11,7 @@ Neither torch nor Gradio is imported.
 """
 
 import json
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from .streaming.images import JPEG_QUALITY, LARGEST_FRAME, LONGEST_SIDE, check_f
 from .streaming.settings import MESSAGE_FIELDS, StreamSettings
 from .ui.live_protocol import FRAME, PATH, RESULT
 
+KEEPING_ALIVE = {"alive", "resume"}  # messages for the page, which say nothing of the stream
 ANSWER_SECONDS = 60.0  # the first frame of a stream may compile the model
 
 
@@ -137,12 +139,14 @@ class LiveClient:
         Raises:
             LiveError: the server has refused an update, and the stream goes on as it was, or has ended the
                 stream; the message is its sentence.
-            TimeoutError: the server has said nothing for `timeout` seconds.
+            TimeoutError: nothing of the stream came for `timeout` seconds.
             ConnectionError: the connection is lost.
         """
+        waited_from = time.monotonic()
         while True:
+            left = None if timeout is None else max(0.0, waited_from + timeout - time.monotonic())
             try:
-                data = self._socket.recv(timeout)
+                data = self._socket.recv(left)
             except ConnectionClosed as error:
                 raise ConnectionError("The connection to the server was lost.") from error
             if isinstance(data, bytes):
@@ -151,7 +155,10 @@ class LiveClient:
                 jpeg = data[RESULT.size :]
                 image = decode_jpeg(jpeg, LONGEST_SIDE) if jpeg else None
                 return LiveResult(image, number, newest, held / 1e6, worked / 1e6, collected)
-            self._handle(json.loads(data))
+            message = json.loads(data)
+            if not message.keys() & KEEPING_ALIVE:
+                waited_from = time.monotonic()
+                self._handle(message)
 
     def update(self, **changes: Any) -> None:
         """Change `style`, `prompt` or `lora_scale` of the stream; `receive` raises if that is refused.

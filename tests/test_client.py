@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -110,6 +111,20 @@ def test_what_the_server_refuses_is_raised_with_its_sentence(server, address):
             client.receive()
         with pytest.raises(ConnectionError, match="was lost"):
             client.send(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_a_model_that_stands_still_is_noticed_whatever_else_the_server_says():
+    gate = threading.Event()
+    engine = Engine(Identity(gate), capacity=1)
+    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
+    with LiveClient(demo.local_url, "pencil") as client:
+        client.send(numbered(1))
+        with pytest.raises(TimeoutError):
+            client.receive(timeout=5.0)  # longer than two messages that keep the connection alive
+        gate.set()
+        assert client.receive().newest == 1
+    demo.close()
+    engine.shutdown()
 
 
 @pytest.mark.parametrize(
