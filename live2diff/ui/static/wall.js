@@ -25,7 +25,9 @@ function tryLook(style, prompt) {
   words.dispatchEvent(new Event("input", { bubbles: true }));
   const tabs = [...document.querySelectorAll("[role=tab]")];
   tabs.find((tab) => tab.textContent.trim() === "Live").click();
-  live.querySelector(".start").focus();
+  const start = live.querySelector(".start");
+  const focus = () => (start.offsetParent ? start.focus() : requestAnimationFrame(focus)); // once the tab is shown
+  focus();
 }
 
 cards.forEach((card, index) => {
