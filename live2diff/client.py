@@ -25,7 +25,7 @@ from websockets.sync.client import connect
 
 from .errors import LiveError
 from .streaming.images import JPEG_QUALITY, LARGEST_FRAME, LONGEST_SIDE, check_frame, decode_jpeg, encode_jpeg
-from .streaming.settings import MESSAGE_FIELDS, StreamSettings
+from .streaming.settings import BLEND_FRAMES, MESSAGE_FIELDS, StreamSettings
 from .ui.live_protocol import FRAME, PATH, RESULT
 
 KEEPING_ALIVE = {"alive", "resume"}  # messages for the page, which say nothing of the stream
@@ -84,7 +84,7 @@ class LiveClient:
             style: a name that /styles lists.
             prompt: describes what the frames show.
             on_event: called by `receive` with each message of the server: {"waiting": 2, "seconds": 40}.
-            **settings: `seed`, `steps`, `strength` and `lora_scale` of `StreamSettings`.
+            **settings: others that `MESSAGE_FIELDS` names, such as `seed` and `steps`.
 
         Raises:
             ValueError: a bad address or setting.
@@ -160,8 +160,13 @@ class LiveClient:
                 waited_from = time.monotonic()
                 self._handle(message)
 
-    def update(self, **changes: Any) -> None:
-        """Change `style`, `prompt` or `lora_scale` of the stream; `receive` raises if that is refused.
+    def update(self, *, blend: int = BLEND_FRAMES, refill: bool = False, **changes: Any) -> None:
+        """Change the stream; `receive` raises if that is refused.
+
+        Args:
+            blend: over how many frames a new prompt replaces the old one.
+            refill: change at once, in a new cache.
+            **changes: settings that `LIVE_FIELDS` names, such as `style`, `prompt` and `strength`.
 
         Raises:
             ValueError: a bad setting, or one that cannot change while the stream runs.
@@ -169,7 +174,7 @@ class LiveClient:
         settings = self.settings.updated(**changes)
         self.settings.check_update(settings)
         self.settings = settings
-        self._send(json.dumps({"update": self._message()}))
+        self._send(json.dumps({"update": self._message(), "blend": blend, "refill": refill}))
 
     def restart(self) -> None:
         """Warm the stream up again from its last frames."""
