@@ -21,7 +21,7 @@ from ray.exceptions import RayTaskError
 from ..serving.futures import fail
 from ..serving.sessions import rates_of
 from .placement import WorkerState
-from .worker import Announcement
+from .worker import Announcement, NotAnnounced
 
 NO_DEADLINE = float("inf")  # of a download
 log = logging.getLogger("live2diff")
@@ -99,6 +99,9 @@ class RemoteWorker:
                 return  # answered with WorkerLost
         if error is None:
             result, failure = answer.result()
+            if isinstance(failure, NotAnnounced):
+                token, failure = failure.token, WorkerLost("it was restarted")
+                self._check_token(token)
             future.set_result(result) if failure is None else future.set_exception(failure)
         elif isinstance(error, RayTaskError):  # an error of the worker's code, or an answer without a pickle
             log.error("a call of a worker failed", exc_info=error)
@@ -141,19 +144,25 @@ class RemoteWorker:
             return
         silent, limit = self.silence()
         if silent > limit:
-            ray.kill(self.actor, no_restart=False)
-            return self.lose(f"no answer for {silent:.1f} s")
+            self.lose(f"no answer for {silent:.1f} s")
+            return ray.kill(self.actor, no_restart=False)
         if asked is None:
             self.actor.ping.remote().future().add_done_callback(partial(self._take_ping, announced))
 
     def _take_ping(self, announced: Announcement, answer: Future) -> None:
-        if answer.exception() is not None:
-            if self.announced is announced:
-                self.lose("it died")
-            return
+        error = answer.exception()
         with self._lock:
-            if self.announced is announced:
-                self._asked = None
+            if self.announced is not announced:
+                return
+            self._asked = None
+        if error is not None:
+            return self.lose("it died")
+        self._check_token(answer.result())
+
+    def _check_token(self, token: str) -> None:
+        """Give it up if its process is another one than announced itself."""
+        if self.announced is not None and self.announced.token != token:
+            self.lose("it was restarted")
 
     def _take_announcement(self, answer: Future) -> None:
         error = answer.exception()

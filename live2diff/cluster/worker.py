@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ..config import MAX_DENOISING_STEPS, WARMUP_FRAMES
-from ..errors import DEVICE_LOST, GONE, StreamClosed
+from ..errors import DEVICE_LOST, StreamClosed
 from ..pipeline import Live2DiffPipeline
 from ..serving.engine import Engine
 from ..serving.portable import ERRORS, portable
@@ -58,6 +58,17 @@ class Reply:
     frames_in: int
     warm: bool
     was_replaced: bool = False  # by a newer frame, before the model saw it
+
+
+class NotAnnounced(StreamClosed):
+    """A call from before the worker's last announcement, or from before its process was restarted.
+
+    `token` is that of the last announcement, "" before the first one.
+    """
+
+    def __init__(self, token: str) -> None:
+        super().__init__(token)
+        self.token = token
 
 
 Answer = tuple[Any, Exception | None]  # the result of a call, or its error
@@ -154,19 +165,22 @@ class Worker:
         about = engine.styles, engine.default_style, engine.about, engine.prompt_help, engine.size
         return Announcement(engine.capacity, *about, engine.device, os.getpid(), self._token)
 
-    async def ping(self) -> None:
-        """Show that the process is alive; end it if its device is lost, so that Ray starts another."""
+    async def ping(self) -> str:
+        """Return the token of the last announcement, "" before it; end a process whose device is lost."""
         if self._engine is not None and self._engine.failure:
-            os._exit(DEVICE_LOST)
+            os._exit(DEVICE_LOST)  # Ray starts another
+        return self._token
 
     async def fetch(self, style: str | None) -> Answer:
         """Download what a style needs."""
+        if self._engine is None:
+            return None, NotAnnounced("")
         return await answer(asyncio.wrap_future(self.engine.fetch(style)))
 
     async def call(self, token: str, stream: str, turn: int, name: str, *arguments: Any) -> Answer:
         """Call one of the methods below for a stream, when it is the turn of this call."""
-        if token != self._token:  # a stream of before the last announcement
-            return None, StreamClosed(GONE)
+        if token != self._token:
+            return None, NotAnnounced(self._token)
         return await answer(getattr(self, name)(self._turns[stream].take(turn), stream, *arguments))
 
     async def open(self, turn: Any, stream: str, settings: StreamSettings, recent: list[bytes]) -> Any:

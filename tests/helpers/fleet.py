@@ -97,12 +97,18 @@ class Fleet:
         results = [self.push(key, jpeg).frames for jpeg in jpegs]
         return [pictures[-1] if pictures else b"" for pictures in results]
 
-    def push_until_moved(self, key: str, worker: RemoteWorker, jpegs: list[bytes]) -> tuple[int, list[bytes]]:
-        """Push frames until the stream is at another worker; return how many, and those it goes on from."""
-        for pushed, jpeg in enumerate(jpegs, start=1):
-            self.push(key, jpeg)
+    def push_until_moved(
+        self, key: str, worker: RemoteWorker, jpegs: list[bytes]
+    ) -> tuple[list[bytes], list[bytes], int]:
+        """Push frames until the stream is at another worker.
+
+        Return the frames it goes on from, those it has had since, and how many the old worker still answered.
+        """
+        for answered, jpeg in enumerate(jpegs):
+            kept = list(self.engine.registry.get(key).recent)
+            result = self.push(key, jpeg)
             if self.worker_of(key) is not worker:
-                return pushed, list(self.engine.registry.get(key).recent)
+                return kept, [] if result.moved else [jpeg], answered
         raise AssertionError("the stream has not moved")
 
     def remove_node_of(self, worker: RemoteWorker) -> None:
