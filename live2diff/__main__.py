@@ -129,7 +129,7 @@ def run_folder(options: argparse.Namespace) -> None:
     """Translate the clips of a folder that have no result yet: one after the other, or on a cluster."""
     jobs, skipped = find_jobs(options.source, options.target)
     if not jobs:
-        outcomes = iter(())
+        outcomes = (outcome for outcome in ())
     elif options.cluster:
         from .cluster.folder import translate_on_cluster
 

@@ -37,7 +37,7 @@ class FolderWorker:
 
 def translate_on_cluster(
     where: str, jobs: Sequence[ClipJob], make: Callable[[], Translate]
-) -> Iterator[ClipOutcome]:
+) -> Generator[ClipOutcome]:
     """Translate clips on all workers of the cluster at `where`; yield the outcomes as they come.
 
     Each worker calls `make` once, and what it returns for each clip. Clips and results are files: all nodes

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import ClipError
 from .translate import Progress
+from .writer import partials_of
 
 SUFFIXES = tuple(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
 CLIP_ERRORS = (ValueError, OSError, RuntimeError, MemoryError)  # of the model too: out of memory, NaN
@@ -42,7 +43,8 @@ def find_jobs(folder: Path, target: Path) -> tuple[list[ClipJob], int]:
     """List the clips of `folder` whose results are not in `target` yet; return also how many are.
 
     `target` is made if need be. Folders inside `folder` are not searched. A result exists under its name only
-    when it is complete, so that a translation goes on where it was stopped.
+    when it is complete, so that a translation goes on where it was stopped. Only one at a time may write to
+    `target`: unfinished files are removed.
 
     Raises:
         ClipError: there is no clip, `target` is no other folder, or two clips would have results of one name.
@@ -64,7 +66,15 @@ def find_jobs(folder: Path, target: Path) -> tuple[list[ClipJob], int]:
     target.mkdir(exist_ok=True)
     jobs = [ClipJob(path, target / f"{path.stem}.mp4") for path in clips]
     left = [job for job in jobs if not job.target.is_file()]
+    remove_partials(left)
     return left, len(jobs) - len(left)
+
+
+def remove_partials(jobs: Iterable[ClipJob]) -> None:
+    """Remove what processes left behind that were killed in the middle of a clip."""
+    for job in jobs:
+        for partial in partials_of(job.target):
+            partial.unlink(missing_ok=True)
 
 
 def attempt(job: ClipJob, translate: Callable[[ClipJob], Generator[Progress]]) -> ClipOutcome:
@@ -79,24 +89,27 @@ def attempt(job: ClipJob, translate: Callable[[ClipJob], Generator[Progress]]) -
     return ClipOutcome(job.source, frames, time.monotonic() - begun)
 
 
-def report(jobs: list[ClipJob], skipped: int, outcomes: Iterable[ClipOutcome]) -> None:
+def report(jobs: list[ClipJob], skipped: int, outcomes: Generator[ClipOutcome]) -> None:
     """Print a line for each outcome, and at the end, also of an interrupted run, a summary.
 
     Raises:
         ClipError: some clips failed.
     """
-    done: list[ClipOutcome] = []
-    failed: list[ClipOutcome] = []
+    failed: dict[Path, ClipOutcome] = {}
     try:
-        for outcome in outcomes:
-            (done if outcome.error is None else failed).append(outcome)
-            print(f"[{len(done) + len(failed)}/{len(jobs)}] {outcome}", file=sys.stderr, flush=True)
+        with closing(outcomes):
+            for number, outcome in enumerate(outcomes, 1):
+                print(f"[{number}/{len(jobs)}] {outcome}", file=sys.stderr, flush=True)
+                if outcome.error is not None:
+                    failed[outcome.source] = outcome
     finally:
-        left = len(jobs) - len(done) - len(failed)
-        counts = {"done": len(done), "failed": len(failed), "skipped as already done": skipped}
-        counts |= {"left for the next run": left} if left else {}
+        remove_partials(jobs)
+        left = [job for job in jobs if job.source not in failed and not job.target.is_file()]
+        done = len(jobs) - len(failed) - len(left)
+        counts = {"done": done, "failed": len(failed), "skipped as already done": skipped}
+        counts |= {"left for the next run": len(left)} if left else {}
         print(", ".join(f"{count} {what}" for what, count in counts.items()), file=sys.stderr)
-        for outcome in failed:
+        for outcome in failed.values():
             print(f"  {outcome}", file=sys.stderr)
     if failed:
         raise ClipError(f"{len(failed)} of {len(jobs)} clips failed; the same command tries them again.")

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from glob import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ def check_target(source: str | Path, target: str | Path) -> None:
         raise ClipError(f"{target} is a folder: name a file in it that ends in .mp4.")
     if target.exists() and source.exists() and target.samefile(source):
         raise ClipError(f"{target} is the clip itself: give the result another name.")
+
+
+def partials_of(target: Path) -> list[Path]:
+    """List the unfinished files of a result; a process that was killed leaves its own behind."""
+    return [*target.parent.glob(f".{escape(target.stem)}-{'[0-9a-f]' * 8}.part.mp4")]
 
 
 def even(length: int) -> int:

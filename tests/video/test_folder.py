@@ -8,7 +8,7 @@ from helpers.clips import numbers, write_clip
 from helpers.folders import CopyingTranslator, results
 
 from live2diff.errors import ClipError
-from live2diff.video.folder import ClipJob, ClipOutcome, attempt, find_jobs, report
+from live2diff.video.folder import ClipJob, attempt, find_jobs, report
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_broken_clip_costs_itself_and_the_next_run_does_what_is_left(folder: P
     out = tmp_path / "out"
     with pytest.raises(ClipError, match="1 of 3 clips failed"):
         jobs, skipped = find_jobs(folder, out)
-        report(jobs, skipped, [attempt(job, CopyingTranslator()) for job in jobs])
+        report(jobs, skipped, (attempt(job, CopyingTranslator()) for job in jobs))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("[1/3] a.mp4: 3 frames in ")
     assert lines[3] == "2 done, 1 failed, 0 skipped as already done"
@@ -47,7 +47,7 @@ def test_a_broken_clip_costs_itself_and_the_next_run_does_what_is_left(folder: P
     write_clip(folder / "b.MOV", 4)
     before = (out / "a.mp4").stat()
     jobs, skipped = find_jobs(folder, out)
-    report(jobs, skipped, [attempt(job, CopyingTranslator()) for job in jobs])
+    report(jobs, skipped, (attempt(job, CopyingTranslator()) for job in jobs))
     assert capsys.readouterr().err.splitlines()[-1] == "1 done, 0 failed, 2 skipped as already done"
     assert len(numbers(out / "b.mp4")) == 4 and (out / "a.mp4").stat() == before
     assert find_jobs(folder, out) == ([], 3)
@@ -104,9 +104,28 @@ def test_folders_that_cannot_be_used_are_refused_in_words(folder: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_without_failures_nothing_is_raised(capsys):
-    report([ClipJob(Path("a.mp4"), Path("b.mp4"))], 0, iter([ClipOutcome(Path("a.mp4"), 5, 1.25)]))
-    assert capsys.readouterr().err.splitlines() == [
-        "[1/1] a.mp4: 5 frames in 1.2 s",
-        "1 done, 0 failed, 0 skipped as already done",
-    ]
+def test_what_killed_processes_left_behind_is_removed(folder: Path, tmp_path: Path, capsys):
+    out = tmp_path / "out"
+    jobs, _ = find_jobs(folder, out)
+    others = [".a-mine.part.mp4", ".aa-0123abcd.part.mp4"]
+    for name in [".a-0123abcd.part.mp4", ".c-89abcdef.part.mp4", *others]:
+        (out / name).touch()
+    jobs, skipped = find_jobs(folder, out)
+    assert results(out) == sorted(others)
+    for job in jobs:
+        (out / f".{job.target.stem}-0123abcd.part.mp4").touch()
+    report(jobs[:1], skipped, (attempt(job, CopyingTranslator()) for job in jobs[:1]))
+    assert results(out) == sorted([*others, ".b-0123abcd.part.mp4", ".c-0123abcd.part.mp4", "a.mp4"])
+
+
+def test_results_whose_outcome_came_too_late_are_counted(folder: Path, tmp_path: Path, capsys):
+    jobs, skipped = find_jobs(folder, tmp_path / "out")
+
+    def stopped():
+        attempt(jobs[0], CopyingTranslator())  # by a worker, told to nobody yet
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        report(jobs, skipped, stopped())
+    assert "1 done, 0 failed, 0 skipped as already done, 2 left for the next run" in capsys.readouterr().err
