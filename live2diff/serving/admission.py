@@ -144,13 +144,14 @@ class WaitingLine:
         if self._queue and len(self._admitted) >= self._engine.capacity:
             self._engine.make_room()
         streams = self._engine.session_keys()
-        lost = [key for key in self._admitted if key not in streams]
-        for key in reversed(lost[: max(0, len(self._admitted) - self._engine.capacity)]):
-            del self._admitted[key]  # the engine has less room than before: first in line
-            self._queue = {key: Queued(now, now), **self._queue}
-        for key in self._admitted.keys() - streams - self._held.keys():
-            if now - self._admitted[key].opened > RESERVED_SECONDS:
-                del self._admitted[key]
+        if len(streams) < len(self._admitted):  # all streams are admitted: else none is missing
+            lost = [key for key in self._admitted if key not in streams]
+            for key in reversed(lost[: max(0, len(self._admitted) - self._engine.capacity)]):
+                del self._admitted[key]  # the engine has less room than before: first in line
+                self._queue = {key: Queued(now, now), **self._queue}
+            for key in self._admitted.keys() - streams - self._held.keys():
+                if now - self._admitted[key].opened > RESERVED_SECONDS:
+                    del self._admitted[key]
         self._admit_next(now)
         for key, deadline in self._deadlines():
             if deadline <= now:
