@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 from ..errors import EngineBusy
 from .sessions import EngineProtocol
@@ -174,8 +175,10 @@ class WaitingLine:
 
     def _expected_waits(self, now: float) -> list[float]:
         """Return how long each in line will wait, first to last, if everybody uses up the slice."""
-        # Where there is no place at all, because no worker is ready, one is expected soon.
-        ends = [admitted.since + self.slice_seconds for admitted in self._admitted.values()] or [now]
+        # Only the first to end can be followed by those who wait now. Where there is no place at all, because
+        # no worker is ready, one is expected soon.
+        first = islice(self._admitted.values(), len(self._queue))
+        ends = [admitted.since + self.slice_seconds for admitted in first] or [now]
         heapq.heapify(ends)
         waits = []
         for queued in self._queue.values():
