@@ -133,6 +133,7 @@ class Fleet:
         self.capacity = 0
         self.states: dict[str, WorkerState] = {}
         self.streams: dict[str, Stream] = {}
+        self.stranded: dict[str, Stream] = {}  # those that wait for a worker
         self.ended = 0
         self.stream_seconds = 0.0
         self._slots, self._clock = slots, clock
@@ -150,6 +151,7 @@ class Fleet:
     def close(self, key: str) -> None:
         """End a viewer's stream."""
         stream = self.streams.pop(key, None)
+        self.stranded.pop(key, None)
         if stream is not None:
             self._count(stream.worker, -1, stream.weights)
             self.ended += 1
@@ -173,21 +175,19 @@ class Fleet:
         """Remove a worker; return how many streams were moved, and how many found no room yet."""
         del self.states[key]
         self.capacity -= self._slots
-        lost = [stream for stream in self.streams.values() if stream.worker == key]
-        for stream in lost:
-            stream.worker = None
-            self._place(stream)
-        stranded = sum(stream.worker is None for stream in lost)
+        lost = {viewer: stream for viewer, stream in self.streams.items() if stream.worker == key}
+        before = len(self.stranded)
+        self.stranded |= lost
+        self.place_stranded()
+        stranded = len(self.stranded) - before
         return len(lost) - stranded, stranded
-
-    def stranded(self) -> list[Stream]:
-        """Return the streams that wait for a worker."""
-        return [stream for stream in self.streams.values() if stream.worker is None]
 
     def place_stranded(self) -> None:
         """Give those who lost their worker a new one as soon as there is room: they are first in line."""
-        for stream in self.stranded():
+        for viewer, stream in [*self.stranded.items()]:
             self._place(stream)
+            if stream.worker is not None:
+                del self.stranded[viewer]
 
     def _place(self, stream: Stream) -> None:
         stream.worker = place([*self.states.values()], stream.weights)
@@ -315,7 +315,7 @@ class Simulation:
 
     def _scale(self) -> None:
         self._after(SCALE_SECONDS, self._scale)
-        waiting = len(self._waiting) + len(self.fleet.stranded())
+        waiting = len(self._waiting) + len(self.fleet.stranded)
         drained = self._autoscaler.update([*self.fleet.states.values()], waiting)
         if drained is not None:
             self._bill()

@@ -113,7 +113,7 @@ def test_a_failure_moves_its_viewers_once_and_strands_those_without_room():
     assert shared.line.join("dee").position == 1, "who lost a worker comes first"
     shared.line.leave("bob")
     shared.fleet.place_stranded()
-    assert shared.fleet.stranded() == [] and shared.fleet.states["b"].streams == 2
+    assert shared.fleet.stranded == {} and shared.fleet.states["b"].streams == 2
     assert shared.line.join("dee").position == 1
     shared.fleet.add("c")
     assert shared.line.join("dee").position == 0
