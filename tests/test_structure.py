@@ -30,7 +30,7 @@ LEAVES = {
 }  # may import what is before ui, and cli; imported by none
 GRADIO_ROOMS = {"ui", "zerogpu", "app"}
 PUBLIC = {"Live2DiffPipeline", "STYLES", "Stream", "load"}  # what the package itself offers
-LIBRARY_NAMES = {"_dynamo", "_exit"}  # torch and os document them under these names
+LIBRARY_NAMES = {"_dynamo", "_exit", "_version"}  # torch and os document them, or use them across modules
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
 LONGEST_FILE, LONGEST_FUNCTION, MOST_ATTRIBUTES = 400, 60, 16

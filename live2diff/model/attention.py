@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..config import POSITIONS, RECENT_FRAMES, TEMPORAL_HEADS, WARMUP_FRAMES, WINDOW
 from .kv_cache import KVCache, Pieces
@@ -105,22 +104,24 @@ def attend_once(
 ) -> Tensor:
     """Do the same as `attend` for Q = 1, in passes over the cache in its own layout.
 
-    For a single query, P x H products of a row and a matrix of 16 columns take a CPU longer. Positions are
-    added within each pass, so that a compiler fuses it.
+    For a single query, P x H products of a row and a matrix of 16 columns take longer. There are no products
+    of matrices here, so that a compiler fuses it all.
     """
-    channels, lengths = query.shape[-1], [key.shape[1] for key in keys]
-    head = torch.arange(channels, device=query.device) // (channels // TEMPORAL_HEADS)
-    sum_heads = functional.one_hot(head, TEMPORAL_HEADS).to(query)  # [C, H]
+
+    def heads(tensor: Tensor) -> Tensor:
+        return tensor.unflatten(-1, (TEMPORAL_HEADS, -1))
+
+    lengths = [key.shape[1] for key in keys]
     position_keys, position_values = (
         position.transpose(1, 2).split(lengths, dim=1) for position in (position_key, position_value)
     )  # [B, K, 1, C]
     score = torch.cat(
-        [((key + at) * query) @ sum_heads for key, at in zip(keys, position_keys, strict=True)], dim=1
+        [heads((key + at) * query).sum(-1) for key, at in zip(keys, position_keys, strict=True)], dim=1
     )  # [B, K, P, H]
     unseen = torch.zeros_like(mask, dtype=score.dtype).masked_fill_(~mask, -torch.inf)  # [B, 1, K]
     weights = (score + unseen.transpose(1, 2)[..., None]).softmax(dim=1).split(lengths, dim=1)
     parts = [
-        ((weight @ sum_heads.T) * (value + at)).sum(dim=1, keepdim=True)
+        (weight[..., None] * heads(value + at)).sum(dim=1, keepdim=True).flatten(-2)
         for weight, value, at in zip(weights, values, position_values, strict=True)
     ]
     return sum(parts[1:], start=parts[0])
@@ -145,15 +146,20 @@ class TemporalAttention(nn.Module):
 
     def forward(self, x: Tensor, window: Window, cache: KVCache | None, layer: int) -> Tensor:
         """Attend from `x`, `[B, Q, P, C]`; `layer` is this attention's number in the cache."""
+        once = window.frames == 1 and not torch.is_grad_enabled()
+        if once and cache is not None and cache.attend is not None:
+            return self.to_out[0](cache.attend(self, x, cache, layer))
         query = self.to_q(x + self.positions[window.own][:, :, None])
         query = query * (query.shape[-1] // TEMPORAL_HEADS) ** -0.5
         keys, values = [self.to_k(x)], [self.to_v(x)]
         if cache is not None:
             keys, values = cache.write(layer, keys[0], values[0], window.slots)
-        position = self.positions[window.positions].expand(x.shape[0], -1, -1, -1)  # [B, Q, K, C]
-        once = window.frames == 1 and not torch.is_grad_enabled()
+        position_key, position_value = (
+            project(self.positions[:WINDOW])[window.positions].expand(x.shape[0], -1, -1, -1)  # [B, Q, K, C]
+            for project in (self.to_k, self.to_v)
+        )
         out = (attend_once if once else attend)(
-            query, keys, values, self.to_k(position), self.to_v(position), window.mask
+            query, keys, values, position_key, position_value, window.mask
         )
         return self.to_out[0](out)
 

@@ -1,13 +1,22 @@
 """The cache of keys and values of every temporal attention."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import TEMPORAL_HEADS, WINDOW
 
 Pieces = list[Tensor]  # each `[B, frames, P, C]`; separate in memory, one after the other along K
+
+
+class FusedAttention(Protocol):
+    """A faster form of the attention from one new frame in each row to its window; see `runtime.kernels`."""
+
+    def __call__(self, module: nn.Module, x: Tensor, cache: "KVCache", layer: int) -> Tensor:
+        """Store the entry of `x` `[B, 1, P, C]` and return what the row sees, before `to_out`."""
+        ...
 
 
 @dataclass(eq=False)
@@ -23,6 +32,8 @@ class KVCache:
     values: list[Tensor]  # as `keys`
     count: Tensor  # int64 `[B]`, frames streamed since the warmup
     scales: list[Tensor] | None = None  # of 8-bit keys and values, bfloat16 `[B, 16, 2, P, H]`
+    index: Tensor | None = None  # int64, the rows of the tensors that a call is about; None for all of them
+    attend: FusedAttention | None = None  # takes the place of `write` and the attention to one new frame
 
     @staticmethod
     def empty(
@@ -56,6 +67,22 @@ class KVCache:
         """Return one row, sharing this cache's memory."""
         return self.rows(index, index + 1)
 
+    def select(self, index: Tensor) -> "KVCache":
+        """Return the rows at `index`, int64 `[B]`; no two may be the same. Only calls to the UNet follow."""
+        return replace(self, index=index)
+
+    @property
+    def counts(self) -> Tensor:
+        """The counts of the rows that a call is about."""
+        return self.count if self.index is None else self.count[self.index]
+
+    def advance(self, frames: Tensor) -> None:
+        """Add `frames` `[B]` to the counts of the rows that a call was about."""
+        if self.index is None:
+            self.count += frames
+        else:
+            self.count.index_add_(0, self.index, frames.to(self.count.dtype))
+
     def grow(self, rows: int) -> None:
         """Grow to so many rows, the new ones of zeros.
 
@@ -67,11 +94,6 @@ class KVCache:
                 tensors[index] = grown(tensor, rows)
         self.count = grown(self.count, rows)
 
-    def copy_(self, other: "KVCache") -> None:
-        """Copy another cache of as many rows."""
-        for mine, its in zip(self.tensors, other.tensors, strict=True):
-            mine.copy_(its)
-
     def zero_(self) -> None:
         """Set everything to zero."""
         for tensor in self.tensors:
@@ -79,26 +101,59 @@ class KVCache:
 
     def write(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> tuple[Pieces, Pieces]:
         """Store `[B, Q, P, C]` at `slots`; return all keys and values of attention number `layer`."""
-        rows = torch.arange(len(key), device=key.device)[:, None]
+        rows = torch.arange(len(key), device=key.device) if self.index is None else self.index
+        at = rows[:, None], slots
         keys, values = self.keys[layer], self.values[layer]
         if self.scales is None:
-            keys[rows, slots] = key
-            values[rows, slots] = value
-            return [keys], [values]
-        scales = self.scales[layer]
-        for index, (stored, entries) in enumerate(((keys, key), (values, value))):
+            keys[at] = key
+            values[at] = value
+            return [self._selected(keys)], [self._selected(values)]
+        scales, pieces = self.scales[layer], []
+        for number, (stored, entries) in enumerate(((keys, key), (values, value))):
             scaled, scale = scaled_down(entries, stored.dtype)
-            stored.view(torch.uint8)[rows, slots] = scaled.view(torch.uint8)  # float8 knows no such indexing
-            scales[:, :, index][rows, slots] = scale
-        keys, values = (
-            scaled_up(stored, scales[:, :, index], key.dtype) for index, stored in enumerate((keys, values))
-        )
-        return [keys], [values]
+            stored.view(torch.uint8)[at] = scaled.view(torch.uint8)  # float8 knows no such indexing
+            scales[:, :, number][at] = scale
+            pieces.append(scaled_up(self._selected(stored), self._selected(scales)[:, :, number], key.dtype))
+        return [pieces[0]], [pieces[1]]
+
+    def _selected(self, tensor: Tensor) -> Tensor:
+        if self.index is None:
+            return tensor
+        bits = tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
+        return bits[self.index].view(tensor.dtype)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def share_rows(outlines: list[KVCache], rows: int, device: torch.device | str) -> list[KVCache]:
+    """Allocate `rows` rows of zeros once; return a cache in that memory for each outline.
+
+    Outlines have one row each, of any number of pixels, on "meta". A row holds the entries of one at a time.
+    """
+
+    def within(all_tensors: list[list[Tensor]]) -> list[list[Tensor]]:
+        widths = [[tensor.numel() for tensor in tensors] for tensors in all_tensors]
+        width, dtype = max(map(sum, widths)), all_tensors[0][0].dtype
+        memory = torch.zeros(rows, width, dtype=dtype, device=device)
+        return [
+            [
+                piece.unflatten(1, tensor.shape[1:])
+                for piece, tensor in zip(memory[:, : sum(sizes)].split(sizes, dim=1), tensors, strict=True)
+            ]
+            for sizes, tensors in zip(widths, all_tensors, strict=True)
+        ]
+
+    entries = within([[*outline.keys, *outline.values] for outline in outlines])
+    scales = [outline.scales for outline in outlines if outline.scales is not None]
+    shared_scales = within(scales) if scales else [None] * len(outlines)
+    count = torch.zeros(rows, dtype=torch.int64, device=device)
+    return [
+        KVCache(both[: len(both) // 2], both[len(both) // 2 :], count, of_outline)
+        for both, of_outline in zip(entries, shared_scales, strict=True)
+    ]
 
 
 def grown(tensor: Tensor, rows: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Compute a model's frames on a CUDA GPU by replaying CUDA graphs, compiled before if asked.
+"""Compute a model's frames on a CUDA GPU by replaying CUDA graphs, its temporal attention by a Triton kernel.
 
 Python launches some thousand kernels a frame, which takes longer than the GPU takes to run them; a graph is
 one launch. Each is captured for the shapes and the cache it was first called with, on the engine's thread.
@@ -9,8 +9,10 @@ yet; `pytest -m gpu tests/runtime/test_cuda_graphs.py` is what to run first.
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
+from subprocess import SubprocessError
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,10 @@ from ..model.depth import inverse_depth
 from ..model.kv_cache import KVCache
 from ..model.vae import decode, encode
 from ..pipeline import Live2DiffPipeline
+from ..streaming.steps import powers_of_two
 
 WARMUP_CALLS = 3  # before a capture: libraries choose their kernels and allocate what they need
-MOST_GRAPHS = 64  # blocks of 1, 2, 4, 8 streams at every offset, for a few sizes; the least used is dropped
+MOST_GRAPHS = 128  # 4 networks for 1, 2, 4, 8 streams of a few sizes; the least used is dropped
 
 TRIAL_FRAMES = 12
 LARGEST_DIFFERENCE = 2.0  # grey levels on average, between frames of eager code and of the graphs
@@ -98,7 +101,7 @@ class GraphCache:
 class CudaRuntime:
     """The parts of a model as CUDA graphs: a pipeline that has it as `runtime` calls it for each frame."""
 
-    def __init__(self, pipeline: Live2DiffPipeline, compiled: bool = True):
+    def __init__(self, pipeline: Live2DiffPipeline, compiled: bool = True, fused: bool = False):
         vae, depth_estimator = pipeline.vae, pipeline.depth_estimator
         self.graphs = GraphCache()
         # Compiled for each shape without graphs, which are made here.
@@ -108,18 +111,23 @@ class CudaRuntime:
         self._decode = prepare(lambda latents: decode(vae, latents))
         self._depth = prepare(lambda images: inverse_depth(depth_estimator, images))
         self._predict = prepare(pipeline.unet.forward)
+        self.fused = None
+        if fused:
+            from .kernels import FusedAttention
+
+            self.fused = FusedAttention(pipeline.unet)
 
     def encode(self, images: Tensor) -> Tensor:
         """As `Live2DiffPipeline.encode`."""
-        return self._padded("encode", self._encode, images)
+        return self._in_parts("encode", self._encode, images)
 
     def decode(self, latents: Tensor) -> Tensor:
         """As `Live2DiffPipeline.decode`, without the content filter."""
-        return self._padded("decode", self._decode, latents)
+        return self._in_parts("decode", self._decode, latents)
 
     def inverse_depth(self, images: Tensor) -> Tensor:
         """As `Live2DiffPipeline.inverse_depth`."""
-        return self._padded("depth", self._depth, images)
+        return self._in_parts("depth", self._depth, images)
 
     def takes(self, window: Window, cache: KVCache) -> bool:
         """True if `predict` can be called: one frame a row."""
@@ -132,41 +140,66 @@ class CudaRuntime:
     def predict(self, *inputs: Any) -> Tensor:
         """As `StreamUNet.forward`; the window is that of the cache's count, read again at each replay."""
         *tensors, _, cache = inputs
+        fused = self.fused if self.fused is not None and self.fused.takes(cache) else None
+        if fused is not None:
+            fused.refresh()
+            if cache.index is None:
+                cache = cache.select(torch.arange(len(cache.count), device=cache.count.device))
+        index = [] if cache.index is None else [cache.index]
 
-        def step(*tensors: Tensor) -> Tensor:
-            return self._predict(*tensors, Window.stream(cache.count), cache)
+        def step(sample: Tensor, timestep: Tensor, embeds: Tensor, depth: Tensor, *index: Tensor) -> Tensor:
+            used = replace(cache, index=index[0] if index else None, attend=fused)
+            window = Window.stream(used.counts) if fused is None else fused.window
+            return self._predict(sample, timestep, embeds, depth, window, used)
 
-        return self.graphs("predict", step, *tensors, state=cache.tensors)
+        return self.graphs("predict", step, *tensors, *index, state=cache.tensors)
 
-    def _padded(self, name: str, function: Function, batch: Tensor) -> Tensor:
-        return self.graphs(name, function, pad_batch(batch))[: len(batch)]
-
-
-def pad_batch(batch: Tensor) -> Tensor:
-    """Repeat the last row up to 1, 2, 4, 8, ... rows: each number of rows is a graph of its own."""
-    missing = (1 << (len(batch) - 1).bit_length()) - len(batch)
-    return torch.cat([batch, *[batch[-1:]] * missing]) if missing else batch
+    def _in_parts(self, name: str, function: Function, batch: Tensor) -> Tensor:
+        """Compute parts of 1, 2, 4, 8, ... rows, each number of which is a graph of its own."""
+        parts = batch.split(powers_of_two(len(batch)))
+        outputs = [self.graphs(name, function, part) for part in parts]
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
 def accelerate(
     pipeline: Live2DiffPipeline, compiled: bool = False, report: Callable[[str], None] = lambda line: None
 ) -> None:
-    """Give a pipeline on a GPU its runtime after a trial; if that fails, say so and leave it eager.
+    """Give a pipeline on a GPU its runtime after a trial; what fails is left out, and `report` says so.
 
     The trial: a short clip of noise at the smallest size, eager and with the graphs, must give the same
-    frames within 2 grey levels on average.
+    frames within 2 grey levels on average: first with the attention kernel, if there is Triton, then without.
     """
     frames = list(np.random.default_rng(0).integers(0, 256, (TRIAL_FRAMES, 64, 64, 3), dtype=np.uint8))
     size = 2 * pipeline.size_multiple
-    try:
-        expected = np.stack(pipeline(frames, size=size))
-        pipeline.runtime = CudaRuntime(pipeline, compiled)
-        generated = np.stack(pipeline(frames, size=size))
-    except RuntimeError as error:  # from CUDA, the compiler, or a stream of nothing but NaN
+
+    def translate() -> np.ndarray:
+        """Return the frames, with a cache of full precision and one of 8 bits."""
+        clips = [pipeline(frames, size=size, cache_dtype=dtype) for dtype in (None, torch.int8)]
+        return np.stack(clips).astype(np.float32)
+
+    pipeline.runtime, expected = None, None
+    for fused in (True, False) if find_spec("triton") else (False,):
+        problem = ""
+        try:
+            expected = translate() if expected is None else expected
+            pipeline.runtime = CudaRuntime(pipeline, compiled, fused)
+            difference = np.abs(translate() - expected).mean()
+            if difference > LARGEST_DIFFERENCE:
+                problem = f"the images differ by {difference:.1f} grey levels"
+        except kernel_errors() as error:  # from CUDA, a compiler, or a stream of nothing but NaN
+            problem = " ".join(str(error).split())
+        if not problem:
+            return
         pipeline.runtime = None
-        report(f"CUDA graphs do not work here; continuing without them, more slowly: {error}")
-        return
-    difference = np.abs(generated.astype(np.float32) - expected).mean()
-    if difference > LARGEST_DIFFERENCE:
-        pipeline.runtime = None
-        report(f"CUDA graphs change the images here, by {difference:.1f} grey levels: continuing without.")
+        what = "The attention kernel does" if fused else "CUDA graphs do"
+        report(f"{what} not work here; continuing without, more slowly: {problem}")
+
+
+def kernel_errors() -> tuple[type[Exception], ...]:
+    """Return what CUDA, and the compilers that Triton calls, may raise."""
+    errors: tuple[type[Exception], ...] = (RuntimeError, OSError, SubprocessError)
+    if find_spec("triton"):
+        import triton
+
+        errors += (triton.TritonError,)
+    return errors

@@ -93,8 +93,8 @@ class OpenVINORuntime:
         return self._parts["depth"](images)[0]
 
     def takes(self, window: Window, cache: KVCache) -> bool:
-        """True if `predict` can be called: one frame a row, keys and values in float32."""
-        return window.frames == 1 and cache.keys[0].dtype == torch.float32
+        """True if `predict` can be called: one frame a row, keys and values in float32, rows in place."""
+        return window.frames == 1 and cache.keys[0].dtype == torch.float32 and cache.index is None
 
     def forget(self) -> None:
         """Free what was compiled for the sizes so far."""

@@ -62,8 +62,8 @@ class Engine:
         cache_dtype: torch.dtype | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        from ..streaming.cache_pool import CachePools
         from .capacity import Room, measure_room  # not before there is a model: torch is slow
+        from .warm_start import open_pools
 
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         if capacity is None:
@@ -74,7 +74,8 @@ class Engine:
         self.prompt_help = PromptHelp.of(pipe.config)
         self.default_style = pipe.default_style or next(iter(pipe.styles))
         together = pipe.unet.device.type == "cuda" if together is None else together
-        self._pools = CachePools(self.room.viewers) if together else None
+        pools = self._thread.submit(open_pools, pipe, self.room.viewers, cache_dtype) if together else None
+        self._pools = pools and pools.result()
         self.pipe, self._cache_dtype = pipe, cache_dtype
         self._downloads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="downloads")
         self.begin_sessions(self.room.viewers, idle_seconds, clock)

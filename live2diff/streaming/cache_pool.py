@@ -1,56 +1,95 @@
-"""The caches of several streams side by side in one allocation, so that one UNet call serves them all."""
+"""The caches of several streams in one allocation, so that one UNet call serves them all."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ..model.kv_cache import KVCache
+from ..model.kv_cache import KVCache, share_rows
 from ..model.unet import StreamUNet
+from .images import to_device
+
+Size = tuple[int, int]  # height, width
+ALIKE = 1.25  # working sizes whose numbers of pixels differ by less are those of one `size`
 
 
 @dataclass(eq=False)
 class CacheLease:
-    """The rows of one stream: `pool.steps` of them, from `index * pool.steps` on."""
+    """The rows of one stream: `pool.steps` of them, from `start` on. They stay where they are."""
 
     pool: "CachePool"
-    index: int
+    start: int
 
     @property
     def cache(self) -> KVCache:
-        """Its rows, sharing the pool's memory. Not to be kept: leases move."""
-        return self.pool.block(self.index, self.index + 1)
+        """Its rows, sharing the pool's memory. Not to be kept: a pool may grow."""
+        return self.pool.cache.rows(self.start, self.start + self.pool.steps)
 
     def free(self) -> None:
         """Return the rows to the pool, which zeroes them."""
         self.pool.free(self)
 
 
+class FreeRows:
+    """Which rows of an allocation are leased."""
+
+    def __init__(self) -> None:
+        self._leased: list[bool] = []
+
+    def __len__(self) -> int:
+        return len(self._leased)
+
+    def add(self, rows: int) -> None:
+        """Note that the allocation has so many more rows."""
+        self._leased += [False] * rows
+
+    def take(self, rows: int) -> int | None:
+        """Lease the first run of so many rows; return its start, None if there is none."""
+        for start in range(len(self) - rows + 1):
+            if not any(self._leased[start : start + rows]):
+                self._leased[start : start + rows] = [True] * rows
+                return start
+        return None
+
+    def free(self, start: int, rows: int) -> None:
+        """Take rows back."""
+        self._leased[start : start + rows] = [False] * rows
+
+
 class CachePool:
     """Cache rows for streams of one working size and number of denoising steps.
 
-    The leases are always the first ones: when one is freed, the last moves into the gap. The allocation
-    doubles when all rows are leased, up to `most` leases, and is freed with the last lease. Freed rows are
-    zeroed, so the next stream sees nothing of the last. `size` is the (height, width) of the latents.
+    The allocation grows when all rows are leased, doubling up to `most` leases, and is freed with the last
+    lease. With `reserved` rows it is a part of these and does neither. Freed rows are zeroed, so the next
+    stream sees nothing of the last. `size` is that of the latents.
     """
 
     def __init__(
         self,
         unet: StreamUNet,
         steps: int,
-        size: tuple[int, int],
+        size: Size,
         cache_dtype: torch.dtype | None = None,
         most: int = 1,
+        reserved: "ReservedRows | None" = None,
     ) -> None:
         self.steps = steps
         self._most = most
         self._new_cache = lambda leases: unet.new_cache(leases * steps, *size, cache_dtype)
-        self._cache: KVCache | None = None
-        self._capacity = 0
-        self._leases: list[CacheLease] = []
+        self._reserved = reserved
+        self._rows = FreeRows() if reserved is None else reserved.rows
+        self._cache = None if reserved is None else reserved.caches[size]
+        self._leases = 0
 
     def __len__(self) -> int:
-        return len(self._leases)
+        return self._leases
+
+    @property
+    def cache(self) -> KVCache:
+        """All rows."""
+        assert self._cache is not None, "nothing is leased"
+        return self._cache
 
     @property
     def nbytes(self) -> int:
@@ -63,63 +102,105 @@ class CachePool:
         Raises:
             torch.OutOfMemoryError: there is no memory for one more; the present leases are unchanged.
         """
-        if len(self) == self._capacity:
-            capacity = max(self._capacity + 1, min(2 * self._capacity, self._most))
-            if self._cache is None:
-                self._cache = self._new_cache(capacity)
-            else:
-                self._cache.grow(capacity * self.steps)
-            self._capacity = capacity  # only after the allocation, which may fail
-        self._leases.append(CacheLease(self, len(self)))
-        return self._leases[-1]
+        start = self._rows.take(self.steps)
+        if start is None and self._reserved is None:
+            capacity = len(self._rows) // self.steps
+            self._grow(max(capacity + 1, min(2 * capacity, self._most)))
+            start = self._rows.take(self.steps)
+        if start is None:
+            raise torch.OutOfMemoryError(f"All {len(self._rows)} reserved rows of the cache are in use.")
+        self._leases += 1
+        return CacheLease(self, start)
 
     def free(self, lease: CacheLease) -> None:
         """Zero the rows of a lease for the next one."""
-        last = self._leases.pop()
-        vacated = last.cache
-        if last is not lease:
-            lease.cache.copy_(vacated)
-            self._leases[lease.index] = last
-            last.index = lease.index
-        if self._leases:
-            vacated.zero_()
-        else:
-            self._cache, self._capacity = None, 0
+        lease.cache.zero_()
+        self._rows.free(lease.start, self.steps)
+        self._leases -= 1
+        if not self._leases and self._reserved is None:
+            self._cache, self._rows = None, FreeRows()
 
-    def block(self, start: int, stop: int) -> KVCache:
-        """Return the rows of the leases from `start` to `stop`, sharing their memory."""
-        assert self._cache is not None, "nothing is leased"
-        return self._cache.rows(start * self.steps, stop * self.steps)
+    def batch(self, leases: Sequence[CacheLease]) -> KVCache:
+        """Return the rows of these leases for one UNet call, in order.
 
-    def smallest_block(self, leases: Sequence[CacheLease]) -> range:
-        """Return the smallest block of 1, 2, 4, 8, ... leases, at a multiple of its size, that holds these.
-
-        So there are few shapes to compile for, and the rows need no copying.
+        If more than one may be leased, they are chosen by an index in memory: so one captured graph serves
+        all choices of as many.
         """
-        indices, size = [lease.index for lease in leases], 1
-        while len({index // size for index in indices}) > 1:
-            size *= 2
-        start = indices[0] // size * size
-        return range(start, min(start + size, self._capacity))
+        starts = [lease.start for lease in leases]
+        in_line = starts == list(range(starts[0], starts[0] + len(leases) * self.steps, self.steps))
+        if in_line and self._most == 1:
+            return self.cache.rows(starts[0], starts[-1] + self.steps)
+        rows = torch.tensor([row for start in starts for row in range(start, start + self.steps)])
+        return self.cache.select(to_device(rows, self.cache.count.device))
+
+    def _grow(self, leases: int) -> None:
+        added = leases * self.steps - len(self._rows)
+        if self._cache is None:
+            self._cache = self._new_cache(leases)
+        else:
+            self._cache.grow(leases * self.steps)
+        self._rows.add(added)  # only after the allocation, which may fail
+
+
+class ReservedRows:
+    """Rows that are allocated once, each wide enough for any of some sizes of latents."""
+
+    def __init__(
+        self, unet: StreamUNet, rows: int, sizes: Sequence[Size], cache_dtype: torch.dtype | None
+    ) -> None:
+        outlines = [unet.new_cache(1, *size, cache_dtype, torch.device("meta")) for size in sizes]
+        self.caches = dict(zip(sizes, share_rows(outlines, rows, unet.device), strict=True))
+        self.rows, self.cache_dtype = FreeRows(), cache_dtype
+        self.rows.add(rows)
 
 
 class CachePools:
     """Pools by working size, number of steps and dtype; streams of one pool can be pushed together."""
 
     def __init__(self, most: int = 1) -> None:
+        self.working_sizes: list[Size] = []  # those that have been reserved, in pixels
         self._most = most  # expected number of streams
         self._pools: dict[tuple, CachePool] = {}
+        self._reserved: ReservedRows | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all allocations."""
+        """Bytes of all allocations that are leased."""
         return sum(pool.nbytes for pool in self._pools.values())
 
-    def take(
-        self, unet: StreamUNet, steps: int, size: tuple[int, int], cache_dtype: torch.dtype | None
-    ) -> CacheLease:
+    def reserve(
+        self,
+        unet: StreamUNet,
+        rows: int,
+        sizes: dict[Size, Size],
+        cache_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Allocate so many rows at once, never to be freed, for streams of these sizes.
+
+        `sizes` are those of the latents by the working size in pixels, each a (height, width).
+        """
+        self._reserved = ReservedRows(unet, rows, list(dict.fromkeys(sizes.values())), cache_dtype)
+        self.working_sizes = list(sizes)
+
+    def nearest(self, size: Size) -> Size:
+        """Return the reserved working size for frames that would be processed at `size`.
+
+        So phones and laptops share a batch. A `size` of another number of pixels, as a viewer may choose, is
+        left as it is.
+        """
+
+        def distance(other: Size) -> float:
+            return abs(math.log(other[1] * size[0] / (other[0] * size[1])))
+
+        similar = [s for s in self.working_sizes if 1 / ALIKE < math.prod(s) / math.prod(size) < ALIKE]
+        return min(similar, key=distance, default=size)
+
+    def take(self, unet: StreamUNet, steps: int, size: Size, cache_dtype: torch.dtype | None) -> CacheLease:
         """Lease rows of zeros for a stream of these steps and this (height, width) of latents."""
         key = (steps, size, cache_dtype)
         if key not in self._pools:
-            self._pools[key] = CachePool(unet, steps, size, cache_dtype, self._most)
+            reserved = self._reserved
+            if reserved is not None and (reserved.cache_dtype != cache_dtype or size not in reserved.caches):
+                reserved = None
+            self._pools[key] = CachePool(unet, steps, size, cache_dtype, self._most, reserved)
         return self._pools[key].take()

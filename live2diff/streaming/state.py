@@ -92,7 +92,8 @@ class StreamState:
     settings: StreamSettings
     schedule: Schedule
     new_lease: Callable[[int, tuple[int, int]], CacheLease]  # steps, (height, width) of latents
-    draw_noise: Callable[[tuple[int, ...]], torch.Tensor]  # on the CPU: a seed means the same everywhere
+    nearest_size: Callable[[tuple[int, int]], tuple[int, int]]  # of the working sizes that are prepared
+    draw_noise: Callable[[tuple[int, ...]], torch.Tensor]  # a seed means the same on one kind of device
     scenes: SceneChangeDetector
     similar: SimilarFrameFilter
     rows: list[Frame | None]  # the stream batch: row r holds the frame that waits for step r
@@ -124,7 +125,7 @@ class StreamState:
 
     @property
     def cache(self) -> KVCache:
-        """The stream's rows of the cache; only once it is warm, and not to be kept: leases move."""
+        """The stream's rows of the cache; only once it is warm, and not to be kept: a pool may grow."""
         assert self.lease is not None, "the stream has not warmed up"
         return self.lease.cache
 

@@ -126,7 +126,7 @@ def collect(state: StreamState, image: np.ndarray) -> PendingFrame:
         return PendingFrame(state, image, None, state.prompt.embeds)
     if not state.recent:
         height, width = image.shape[:2]
-        state.working_size = model.working_size(height, width, state.settings.size)
+        state.working_size = state.nearest_size(model.working_size(height, width, state.settings.size))
     state.scenes.see(image)
     if state.scenes.cut and state.warm:
         state.depth_range = DepthRange()
@@ -183,48 +183,51 @@ def encode_inputs(states: Sequence[StreamState], pending: Sequence[PendingFrame]
 
 
 def denoise_step(states: Sequence[StreamState], entering: Sequence[Frame | None]) -> list[list[Frame]]:
-    """Move every frame in flight on by one denoising step in one UNet call; return the finished frames.
+    """Move every frame in flight on by one denoising step; return the finished frames.
 
-    The batch has all rows of a block of leases. Empty rows, and those of leases of other streams in the
-    block, are computed on zeros; their count stays, so nothing that they write to the cache is ever read.
+    1, 2, 4, 8, ... streams are one UNet call. Rows that hold no frame are computed on zeros; their count
+    stays, so nothing that they write to the cache is ever read.
     """
     leases = [state.lease for state in states if state.lease is not None]
-    owners = {lease.index: state for lease, state in zip(leases, states, strict=True)}
     pool, model = leases[0].pool, states[0].model
-    block = pool.smallest_block(leases)
     for state, frame in zip(states, entering, strict=True):
         state.rows[0] = frame
-    idle: list[Frame | None] = [None] * pool.steps
-    rows = [row for index in block for row in (owners[index].rows if index in owners else idle)]
+    rows = [row for state in states for row in state.rows]
     real = next(row for row in rows if row is not None)
     parts = ("latents", "depth_latents", "noise", "prompt_embeds")
     empty = replace(real, **{name: torch.zeros_like(getattr(real, name)) for name in parts})
     filled = [(index % pool.steps, row or empty) for index, row in enumerate(rows)]
-    is_real = to_device(torch.tensor([row is not None for row in rows]), model.unet.device)
 
-    schedule = concatenate([owners.get(index, states[0]).schedule for index in block])
+    schedule = concatenate([state.schedule for state in states])
     latents, depth_latents, embeds = (
         torch.stack([getattr(row, name) for _, row in filled])
         for name in ("latents", "depth_latents", "prompt_embeds")
     )
     noise = torch.stack([row.noise[step] for step, row in filled])
     sample = add_noise(schedule, slice(None), latents, noise)
-    cache = pool.block(block.start, block.stop)
-    window = Window.stream(cache.count)
-    output = model.predict(sample, schedule.timesteps, embeds, depth_latents, window, cache)
-    clean = denoise(schedule, slice(None), sample, output)
-    clean = clean.unflatten(0, (-1, pool.steps))  # [leases, steps, ...]
-    cache.count += is_real
+    inputs = (sample, schedule.timesteps, embeds, depth_latents)
+    outputs, first = [], 0
+    for streams in powers_of_two(len(states)):
+        cache = pool.batch(leases[first : first + streams])
+        of_call = slice(first * pool.steps, (first + streams) * pool.steps)
+        window = Window.stream(cache.counts)
+        outputs.append(model.predict(*(tensor[of_call] for tensor in inputs), window, cache))
+        first += streams
+    clean = denoise(schedule, slice(None), sample, torch.cat(outputs) if len(outputs) > 1 else outputs[0])
+    is_real = torch.tensor([row is not None for row in rows])
+    pool.batch(leases).advance(to_device(is_real, model.unet.device))
 
     finished = []
-    for lease, state in zip(leases, states, strict=True):
-        moved = [
-            row and replace(row, latents=latents)
-            for row, latents in zip(state.rows, clean[lease.index - block.start], strict=True)
-        ]
+    for state, own in zip(states, clean.unflatten(0, (-1, pool.steps)), strict=True):
+        moved = [row and replace(row, latents=latents) for row, latents in zip(state.rows, own, strict=True)]
         state.rows = [None, *moved[:-1]]
         finished.append([row for row in moved[-1:] if row is not None])
     return finished
+
+
+def powers_of_two(count: int) -> list[int]:
+    """Split a number of streams, as 5 into 4 and 1: so there are few shapes to prepare graphs for."""
+    return [1 << bit for bit in reversed(range(count.bit_length())) if count & (1 << bit)]
 
 
 def decode_outputs(states: Sequence[StreamState], finished: Sequence[list[Frame]]) -> list[DecodedFrames]:

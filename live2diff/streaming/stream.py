@@ -38,9 +38,10 @@ class Stream:
         self.state = StreamState(
             pipeline=model,
             settings=settings,
-            schedule=schedule,
+            schedule=schedule.to(model.unet.device),
             new_lease=lambda steps, size: pools.take(model.unet, steps, size, cache_dtype),
-            draw_noise=noise_source(settings.seed, model.config["fixed_noise"]),
+            draw_noise=noise_source(settings.seed, model.config["fixed_noise"], model.unet.device),
+            nearest_size=pools.nearest,
             scenes=SceneChangeDetector(settings.scene_cut),
             similar=SimilarFrameFilter(settings.similar_frame_skip, settings.seed),
             rows=[None] * schedule.steps,
@@ -194,12 +195,15 @@ class Stream:
                 state.recent.append(replace(frame, noise=frame_noise(state)))
 
 
-def noise_source(seed: int, is_fixed: bool) -> Callable[[tuple[int, ...]], torch.Tensor]:
+def noise_source(
+    seed: int, is_fixed: bool, device: torch.device
+) -> Callable[[tuple[int, ...]], torch.Tensor]:
     """Return the function that draws a frame's noise of a shape: new for each frame, or always the same."""
-    generator = torch.Generator()
+    generator = torch.Generator(device)
     generator.manual_seed(seed)
 
     def draw(shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.randn(shape, generator=generator.manual_seed(seed) if is_fixed else generator)
+        source = generator.manual_seed(seed) if is_fixed else generator
+        return torch.randn(shape, generator=source, device=device)
 
     return draw

@@ -8,7 +8,6 @@ from ..config import WARMUP_FRAMES
 from ..model.attention import Window
 from ..model.depth import depth_pictures
 from ..model.lcm import add_noise, denoise
-from .images import to_device
 from .state import Frame, StreamState
 
 
@@ -74,6 +73,5 @@ def warm_up(state: StreamState, frames: list[Frame]) -> torch.Tensor:
 
 def frame_noise(state: StreamState) -> torch.Tensor:
     """Draw the noise of one frame for all its steps, `[steps, C, h, w]`, on the device."""
-    unet = state.model.unet
     noise = state.draw_noise((state.schedule.steps, *state.model.latent_shape(state.working_size)))
-    return to_device(noise, unet.device).to(unet.dtype)
+    return noise.to(state.model.unet.dtype)

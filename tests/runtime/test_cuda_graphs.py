@@ -1,19 +1,18 @@
-"""Compiled and captured, a model gives what it gives without; most of these need a GPU."""
+"""Compiled and captured, a model gives what it gives without: emulated on a CPU, and on a GPU."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from helpers.graph_emulator import Graphs, emulate
 from helpers.tiny_models import build_tiny_pipeline
 
 from live2diff import Live2DiffPipeline
-from live2diff.runtime.cuda_graphs import WARMUP_CALLS, CudaRuntime, GraphCache, accelerate, pad_batch
+from live2diff.runtime.cuda_graphs import WARMUP_CALLS, CudaRuntime, GraphCache, accelerate
 from live2diff.streaming.cache_pool import CachePools
 from live2diff.streaming.settings import StreamSettings
-from live2diff.streaming.steps import push_together
+from live2diff.streaming.steps import powers_of_two, push_together
 
 on_gpu = [
     pytest.mark.gpu,
@@ -32,19 +31,27 @@ def near(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
     return differing.max() <= 2 and (differing > 1).mean() < 1e-3
 
 
-@pytest.fixture(scope="module")
-def on_cuda(tmp_path_factory) -> Iterator[Live2DiffPipeline]:
+@pytest.fixture(scope="module", params=["emulated", pytest.param("gpu", marks=on_gpu)])
+def on_cuda(request, tmp_path_factory) -> Iterator[Live2DiffPipeline]:
     """A pipeline in full single precision, so that rounding makes no difference."""
-    exact = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield build_tiny_pipeline(tmp_path_factory.mktemp("tokenizer")).to("cuda")
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = exact
+    pipeline = build_tiny_pipeline(tmp_path_factory.mktemp("tokenizer"))
+    with pytest.MonkeyPatch.context() as patched:
+        if request.param == "emulated":
+            pipeline.graphs = emulate(patched)
+        else:
+            pipeline.to("cuda")
+            patched.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+            patched.setattr(torch.backends.cudnn, "allow_tf32", False)
+        yield pipeline
 
 
-@pytest.fixture(params=[False, True], ids=["graphs", "compiled"])
+@pytest.fixture(params=["graphs", "fused", pytest.param("compiled", marks=on_gpu)])
 def fast(request, on_cuda) -> Iterator[Live2DiffPipeline]:
     """The pipeline with its runtime."""
-    on_cuda.runtime = CudaRuntime(on_cuda, compiled=request.param)
+    if request.param == "fused":
+        pytest.importorskip("triton", reason="on Linux only")
+    options = {"compiled": request.param == "compiled", "fused": request.param == "fused"}
+    on_cuda.runtime = CudaRuntime(on_cuda, **options)
     yield on_cuda
     on_cuda.runtime = None
 
@@ -58,65 +65,86 @@ def eagerly(pipeline: Live2DiffPipeline, *arguments, **settings) -> list[np.ndar
         pipeline.runtime = runtime
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8])
-def test_a_batch_is_pad_batch_to_a_power_of_two(rows):
-    batch = torch.arange(rows)[:, None]
-    padded = pad_batch(batch)
-    assert len(padded) in (1, 2, 4, 8)
-    assert torch.equal(padded[:rows], batch) and len(padded) < 2 * rows
+@pytest.mark.parametrize("streams", range(1, 9))
+def test_streams_are_split_into_calls_of_powers_of_two(streams):
+    parts = powers_of_two(streams)
+    assert sum(parts) == streams and set(parts) <= {1, 2, 4, 8} and parts == sorted(set(parts), reverse=True)
 
 
-class EmulatedCuda:
-    """Enough of `torch.cuda` for a capture; the end of a failed one raises on the side stream, as CUDA's."""
-
-    Stream = Mock
-    CUDAGraph = Mock
-    graph_pool_handle = Mock
-
-    def __init__(self) -> None:
-        self.current = Mock()
-
-    def current_stream(self) -> Mock:
-        return self.current
-
-    @contextmanager
-    def stream(self, stream: Mock) -> Iterator[None]:
-        before, self.current = self.current, stream
-        try:
-            yield
-        finally:
-            self.current = before
-
-    @contextmanager
-    def graph(self, graph: Mock, stream: Mock, **options: object) -> Iterator[None]:
-        before, self.current = self.current, stream
-        try:
-            yield
-        except RuntimeError:
-            raise RuntimeError("operation failed due to a previous error during capture") from None
-        self.current = before
+@pytest.fixture
+def graphs(monkeypatch) -> Graphs:
+    return emulate(monkeypatch)
 
 
-def test_a_capture_that_fails_leads_back_to_the_callers_stream(monkeypatch):
-    cuda = EmulatedCuda()
-    for name in ("Stream", "CUDAGraph", "graph_pool_handle", "current_stream", "stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
-    graphs, callers, calls = GraphCache(), cuda.current, []
+class TestEmulator:
+    """What a capture gets wrong is found without a GPU."""
 
-    def fails_in_the_capture(x: torch.Tensor) -> torch.Tensor:
-        calls.append(x)
-        if len(calls) > WARMUP_CALLS:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        return x
+    def test_an_input_that_is_not_copied_in_is_stale(self, graphs):
+        captured, factor = GraphCache(), torch.ones(1)
+        calls = [captured("twice", lambda x: x * factor, torch.full((1,), 3.0)) for _ in range(2)]
+        factor = torch.full((1,), 2.0)
+        assert [call.item() for call in (*calls, captured("twice", lambda x: x * factor, torch.ones(1)))] == [
+            3.0,
+            3.0,
+            1.0,  # a GPU's graph reads the old factor as well
+        ]
 
-    with pytest.raises(RuntimeError, match="during capture"):
-        graphs("fails", fails_in_the_capture, torch.ones(1))
-    assert cuda.current is callers and len(graphs) == 0
-    assert graphs("works", torch.square, torch.ones(1)).tolist() == [1] and cuda.current is callers
+    def test_memory_that_moved_is_another_graph_and_state_is_read_again(self, graphs):
+        captured, state = GraphCache(), torch.ones(1)
+
+        def add(x: torch.Tensor) -> torch.Tensor:
+            return state.add_(x).clone()
+
+        ran_before = WARMUP_CALLS * 1.0
+        assert captured("add", add, torch.ones(1), state=[state]).item() == 2 + ran_before
+        assert captured("add", add, torch.ones(1), state=[state]).item() == 3 + ran_before
+        state = torch.ones(1)
+        captured("add", add, torch.ones(1), state=[state])
+        assert len(captured) == 2 and state.item() == 2 + ran_before
+
+    @pytest.mark.parametrize(
+        "operation",
+        [torch.Tensor.item, torch.nonzero, lambda x: x[x > 0], torch.rand_like, bool],
+        ids=["item", "nonzero", "mask", "rand", "bool"],
+    )
+    def test_what_a_capture_forbids_is_an_error(self, graphs, operation):
+        def reads(x: torch.Tensor) -> torch.Tensor:
+            operation(x)
+            return x + 1
+
+        with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+            GraphCache()("reads", reads, torch.ones(1))
+        assert graphs.captured == 0
+
+    def test_a_copy_from_the_host_is_an_error(self, graphs):
+        def copies(x: torch.Tensor) -> torch.Tensor:
+            return x + torch.ones(2).to("meta")
+
+        with pytest.raises(RuntimeError, match="must not copy from or to the host"):
+            GraphCache()("copies", copies, torch.ones(2, device="meta"))
+
+    @pytest.mark.parametrize(
+        "fault",
+        [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: device-side assert")],
+        ids=["out of memory", "sticky"],
+    )
+    def test_an_error_in_a_capture_leads_back_to_the_callers_stream(self, graphs, fault):
+        captured, callers = GraphCache(), torch.cuda.current_stream()
+
+        def fail(operation: str) -> None:
+            raise fault
+
+        graphs.fault = fail
+        with pytest.raises(RuntimeError) as raised:
+            captured("fails", torch.square, torch.ones(1))
+        assert str(fault) in str(raised.value) and isinstance(raised.value, type(fault))
+        assert torch.cuda.current_stream() is callers and len(captured) == 0
+        graphs.fault = lambda operation: None
+        assert captured("works", torch.square, torch.ones(1)).item() == 1
 
 
-class TestOnGpu:
-    pytestmark = on_gpu
+class TestGraphs:
+    """Emulated, and on a GPU where there is one."""
 
     @pytest.mark.parametrize(
         "settings", [{"steps": 1}, {"steps": 2}, {"steps": 4}, {"cache_dtype": torch.int8}], ids=str
@@ -138,7 +166,7 @@ class TestOnGpu:
         assert len(fast.runtime.graphs) == captured
 
     def test_streams_pushed_together_give_what_each_gives_alone(self, fast):
-        """With a lease that moves and an allocation that grows on the way."""
+        """With a lease that is freed and an allocation that grows on the way."""
         pools, clips = CachePools(most=4), [frames(seed) for seed in range(3)]
         streams = [fast.stream(seed=seed, steps=2, pools=pools) for seed in range(3)]
         outs: list[list[np.ndarray]] = [[], [], []]
@@ -162,7 +190,16 @@ class TestOnGpu:
         decoded = CudaRuntime.decode
         monkeypatch.setattr(CudaRuntime, "decode", lambda runtime, latents: -decoded(runtime, latents))
         accelerate(on_cuda, report=reported.append)
-        assert on_cuda.runtime is None and len(reported) == 1
+        assert on_cuda.runtime is None and "CUDA graphs do not work here" in reported[-1]
+
+    def test_a_kernel_that_gives_other_frames_is_left_out(self, on_cuda, monkeypatch):
+        kernels = pytest.importorskip("live2diff.runtime.kernels", reason="on Linux only")
+        attended, reported = kernels.FusedAttention.__call__, []
+        monkeypatch.setattr(kernels.FusedAttention, "__call__", lambda *inputs: 9 - attended(*inputs))
+        accelerate(on_cuda, report=reported.append)
+        assert on_cuda.runtime is not None and on_cuda.runtime.fused is None
+        assert [line.split(" does")[0] for line in reported] == ["The attention kernel"]
+        on_cuda.runtime = None
 
     def test_after_forgetting_graphs_are_captured_again(self, fast):
         before = fast(frames(5), seed=1)

@@ -5,7 +5,7 @@ import torch
 
 from live2diff.model import kv_cache
 from live2diff.model.kv_cache import KVCache, grown
-from live2diff.streaming.cache_pool import CachePool
+from live2diff.streaming.cache_pool import CachePool, CachePools
 
 STEPS = 2
 LATENTS = (8, 8)
@@ -37,15 +37,15 @@ def holds(cache, number: int) -> bool:
     return all(bool((tensor == number).all()) for tensor in cache.tensors)
 
 
-def test_leases_stay_the_first_ones_and_keep_what_they_hold(pool):
+def test_leases_keep_their_place_and_what_they_hold(pool):
     taken = [pool.take() for _ in range(5)]
     for number, lease in enumerate(taken, start=1):
         fill(lease.cache, number)
     taken[1].free()
     taken[2].free()
-    left = [taken[0], taken[3], taken[4]]
-    assert sorted(lease.index for lease in left) == [0, 1, 2]
-    assert [holds(lease.cache, number) for lease, number in zip(left, (1, 4, 5), strict=True)] == [True] * 3
+    left = {1: taken[0], 4: taken[3], 5: taken[4]}
+    assert all(lease.start == STEPS * (number - 1) for number, lease in left.items())
+    assert all(holds(lease.cache, number) for number, lease in left.items())
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
@@ -54,8 +54,8 @@ def test_the_next_lease_of_freed_rows_finds_nothing_in_them(pool, which):
     for lease in taken:
         fill(lease.cache, 7)
     taken[which].free()
-    assert holds(pool.block(2, 4), 0)
-    assert holds(pool.take().cache, 0)
+    again = pool.take()
+    assert again.start == taken[which].start and holds(again.cache, 0)
 
 
 def test_growing_keeps_what_is_there_and_the_last_lease_frees_it_all(pool):
@@ -63,7 +63,7 @@ def test_growing_keeps_what_is_there_and_the_last_lease_frees_it_all(pool):
     fill(first.cache, 3)
     one = pool.nbytes
     others = [pool.take() for _ in range(4)]
-    assert holds(first.cache, 3) and holds(pool.block(1, 6), 0)
+    assert holds(first.cache, 3) and all(holds(other.cache, 0) for other in others)
     assert pool.nbytes == 6 * one
     for lease in (first, *others):
         lease.free()
@@ -95,13 +95,67 @@ def test_without_memory_no_lease_is_lost_and_the_next_try_may_succeed(tiny_pipel
     assert holds(pool.take().cache, 0) and holds(first.cache, 3)
 
 
-def test_a_batch_is_the_smallest_aligned_block(pool):
-    taken = [pool.take() for _ in range(6)]
-    for indices, block in (
-        ((0,), (0, 1)),
-        ((3,), (3, 4)),
-        ((2, 3), (2, 4)),
-        ((1, 2), (0, 4)),
-        ((3, 4), (0, 6)),
+def test_a_batch_is_the_rows_of_its_leases_in_order(pool):
+    taken = [pool.take() for _ in range(4)]
+    batch = pool.batch([taken[3], taken[0]])
+    assert batch.index is not None and batch.index.tolist() == [6, 7, 0, 1]
+    batch.advance(torch.tensor([1, 0, 1, 1]))
+    assert pool.cache.count.tolist() == [1, 1, 0, 0, 0, 0, 1, 0]
+    assert batch.counts.tolist() == [1, 0, 1, 1]
+
+
+def test_a_stream_alone_has_its_rows_in_place(tiny_pipeline):
+    pool = CachePool(tiny_pipeline.unet, STEPS, LATENTS)
+    batch = pool.batch([pool.take()])
+    assert batch.index is None and batch.keys[0].data_ptr() == pool.cache.keys[0].data_ptr()
+
+
+@pytest.mark.parametrize("cache_dtype", [None, torch.int8], ids=str)
+def test_reserved_rows_are_shared_by_sizes_and_numbers_of_steps(tiny_pipeline, cache_dtype):
+    pools, unet, sizes = CachePools(most=3), tiny_pipeline.unet, [(8, 8), (6, 10), (10, 6)]
+    pools.reserve(unet, 6, {size: size for size in sizes}, cache_dtype)
+
+    def take(steps: int, size: tuple[int, int]):
+        lease = pools.take(unet, steps, size, cache_dtype)
+        assert holds(lease.cache, 0)
+        shapes = [tensor.shape for tensor in unet.new_cache(steps, *size, cache_dtype).tensors]
+        assert [tensor.shape for tensor in lease.cache.tensors] == shapes
+        return lease
+
+    addresses = {take(2, size).cache.keys[0].untyped_storage().data_ptr() for size in sizes}
+    assert len(addresses) == 1  # one allocation
+    with pytest.raises(torch.OutOfMemoryError, match="All 6 reserved rows"):
+        take(1, (8, 8))
+    pools = CachePools(most=3)
+    pools.reserve(unet, 6, {size: size for size in sizes}, cache_dtype)
+    first, second, third = (take(2, size) for size in sizes)
+    for number, lease in enumerate((first, second, third), start=1):
+        fill(lease.cache, number)
+    second.free()
+    assert holds(first.cache, 1) and holds(third.cache, 3)
+    single = take(1, (10, 6))
+    fill(single.cache, 4)
+    assert take(1, (8, 8)).start == 3 and holds(first.cache, 1) and holds(third.cache, 3)
+
+
+def test_a_size_that_is_not_reserved_has_memory_of_its_own(tiny_pipeline):
+    pools, unet = CachePools(most=2), tiny_pipeline.unet
+    pools.reserve(unet, 2, {(64, 64): (8, 8)})
+    other = pools.take(unet, 2, (16, 16), None)
+    fill(pools.take(unet, 2, (8, 8), None).cache, 1)
+    assert holds(other.cache, 0)
+
+
+def test_frames_of_other_shapes_take_the_nearest_reserved_size(tiny_pipeline):
+    pools = CachePools(most=2)
+    assert pools.nearest((448, 576)) == (448, 576)
+    sizes = {(448, 576): (6, 8), (384, 704): (6, 8), (576, 448): (8, 6), (704, 384): (8, 6)}
+    pools.reserve(tiny_pipeline.unet, 1, sizes)
+    for size, expected in (
+        ((480, 512), (448, 576)),
+        ((384, 640), (384, 704)),
+        ((576, 448), (576, 448)),
+        ((640, 384), (704, 384)),
+        ((256, 256), (256, 256)),  # chosen by the viewer
     ):
-        assert pool.smallest_block([taken[index] for index in indices]) == range(*block)
+        assert pools.nearest(size) == expected

@@ -1,0 +1,42 @@
+"""What one frame of the full model launches must not rise: counted on tensors without memory."""
+
+from collections.abc import Iterator
+
+import pytest
+from helpers import graph_emulator
+from helpers.frame_audit import Audit, FlashAttention, Streams, full_model, table
+
+from live2diff.runtime.cuda_graphs import CudaRuntime
+
+pytest.importorskip("triton", reason="on Linux only")
+
+# Kernels, TFLOP, GB: lower them when a change of the code does; runtime/NOTES.md has the history.
+MOST = {1: (2200, 2.9, 20.9), 8: (3000, 23.2, 152)}
+
+
+@pytest.fixture(scope="module")
+def streams() -> Iterator[Streams]:
+    with pytest.MonkeyPatch.context() as patched, FlashAttention(), Audit() as mode:
+        graphs = graph_emulator.emulate(patched)
+        streams = Streams(full_model(), mode)
+        streams.pipeline.runtime = CudaRuntime(streams.pipeline, compiled=False, fused=True)
+        streams.graphs = graphs
+        yield streams
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("viewers", sorted(MOST))  # the same streams: more join
+def test_a_frame_launches_no_more_than_it_did(streams, viewers):
+    while len(streams.streams) < viewers:
+        streams.join()
+    streams.push()
+    audit = streams.audit()
+    print(table(audit))
+    whole, (kernels, teraflop, gigabytes) = audit.total(), MOST[viewers]
+    assert whole.kernels <= kernels
+    assert whole.flop / 1e12 <= teraflop
+    assert whole.bytes / 1e9 <= gigabytes
+    assert whole.kernels > kernels * 0.9 and whole.bytes / 1e9 > gigabytes * 0.9  # else lower them
+    # The images and whether they are finite; nothing else.
+    assert whole.synchronisations == ["aten::_to_copy"] * 2
+    assert audit.parts["rest"].synchronisations == whole.synchronisations

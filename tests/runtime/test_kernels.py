@@ -1,0 +1,100 @@
+"""The fused attention equals the plain form: interpreted on a CPU, and compiled for each kind of GPU."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from copy import deepcopy
+
+import pytest
+import torch
+from helpers.paths import ROOT
+
+from live2diff.config import WINDOW
+from live2diff.model.attention import TemporalAttention, Window
+from live2diff.model.kv_cache import KVCache
+
+triton = pytest.importorskip("triton", reason="on Linux only")
+
+PIXELS = 5
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by the test below, in a process of its own")
+# Of the norm. The kernel adds a position to the query after its projection, the plain form before, and
+# rounds the sum once, the plain form each operation.
+TOLERANCES = {torch.float32: 6e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def test_the_kernel_interpreted_agrees_with_the_plain_form():
+    """In a process of its own: Triton asks for `TRITON_INTERPRET` when it is imported."""
+    if INTERPRETED:
+        pytest.skip("this is that process")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.search(r"\d+ passed, 1 skipped", run.stdout), run.stdout
+
+
+def random_cache(rows: int, channels: int, dtype: torch.dtype, cache_dtype: torch.dtype) -> KVCache:
+    cache = KVCache.empty(rows, [(PIXELS, channels)], cache_dtype, "cpu")
+    for slot in range(WINDOW):
+        entries = [torch.randn(rows, 1, PIXELS, channels).to(dtype) for _ in range(2)]
+        cache.write(0, *entries, torch.full((rows, 1), slot))
+    return cache
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype", "channels", "counts"),
+    [
+        (torch.float32, None, 320, [0, 12]),  # two rows, which lie in the cache in another order
+        (torch.float32, None, 640, [3]),
+        (torch.float16, None, 320, [30]),
+        (torch.bfloat16, None, 320, [8]),
+        (torch.float32, torch.int8, 320, [9]),
+        (torch.float16, torch.int8, 320, [7]),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_attention_and_cache_are_those_of_the_plain_form(dtype, cache_dtype, channels, counts):
+    from live2diff.runtime.kernels import FusedAttention, attend
+
+    torch.manual_seed(0)
+    module = TemporalAttention(channels).to(dtype)
+    for linear in (module.to_q, module.to_k, module.to_v):
+        torch.nn.init.normal_(linear.weight, std=channels**-0.5)
+    cache = random_cache(5, channels, dtype, cache_dtype or dtype)
+    other = deepcopy(cache)
+    index = torch.tensor([4, 0][: len(counts)])
+    cache.count[index] = other.count[index] = torch.tensor(counts)
+    x = torch.randn(len(counts), 1, PIXELS, channels).to(dtype)
+
+    plain = cache.select(index)
+    expected = module(x, Window.stream(plain.counts), plain, 0)
+    new = torch.cat([linear(x) for linear in (module.to_q, module.to_k, module.to_v)], dim=-1)
+    fused = FusedAttention(module)
+    fused.refresh()
+    scales = other.scales[0] if other.scales else None
+    out = attend(new, fused.tables[module], index, other.count, other.keys[0], other.values[0], scales)
+    out = module.to_out[0](out)
+
+    error = (out.float() - expected.float()).norm() / expected.float().norm()
+    assert error <= TOLERANCES[dtype], error
+    for written, reference in zip(other.tensors, cache.tensors, strict=True):
+        assert torch.equal(written, reference)
+
+
+@pytest.mark.long
+def test_the_kernel_compiles_for_each_kind_of_gpu_without_spills():
+    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [sys.executable, "-m", "helpers.compile_kernels"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    compiled = [json.loads(line) for line in run.stdout.splitlines()]
+    print(run.stdout)
+    assert {kernel["capability"] for kernel in compiled} == {80, 86, 89, 90, 120}
+    assert all(kernel["spilled"] == kernel["stack"] == 0 for kernel in compiled)
+    assert max(kernel["registers"] for kernel in compiled) <= 168
+    assert all(kernel["wide_loads"] for kernel in compiled if kernel["kind"] != "i8")

@@ -1,0 +1,77 @@
+"""After a warm start nothing is captured or allocated when viewers join, leave, or have other cameras."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.graph_emulator import emulate
+
+from live2diff.runtime.cuda_graphs import CudaRuntime
+from live2diff.serving.warm_start import warm_start
+from live2diff.streaming.cache_pool import CachePools
+from live2diff.streaming.steps import push_together
+from live2diff.streaming.stream import Stream
+
+CAPACITY = 8
+
+
+def image(shape: tuple[int, int], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+
+def push(streams: list[tuple[Stream, np.ndarray]]) -> None:
+    """Push a frame of each, as the engine does: those of one pool together."""
+    batches: dict[object, list] = {}
+    for stream, frame in streams:
+        batches.setdefault(stream.pool or stream, []).append(stream.receive(frame))
+    for batch in batches.values():
+        for result in push_together(batch):
+            assert isinstance(result, list), result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+def test_eight_viewers_join_and_leave_and_nothing_is_captured(tiny_pipeline, monkeypatch, fused):
+    pytest.importorskip("triton", reason="on Linux only")
+    graphs, pipe = emulate(monkeypatch), tiny_pipeline
+    monkeypatch.setattr(pipe, "runtime", CudaRuntime(pipe, compiled=False, fused=fused))
+    pools = CachePools(CAPACITY)
+    warm_start(pipe, pools, CAPACITY)
+    captured = graphs.captured
+    assert captured > 0
+    allocated: list[tuple] = []
+    new_cache = type(pipe.unet).new_cache
+    monkeypatch.setattr(
+        type(pipe.unet), "new_cache", lambda *a: allocated.append(a) or new_cache(*a)
+    )  # fmt: skip
+    shapes = [(48, 64), (64, 48), (36, 64), (64, 36), (48, 64), (50, 50), (48, 64), (48, 64)]
+    viewers: list[tuple[Stream, np.ndarray]] = []
+    for number, shape in enumerate(shapes):
+        stream = pipe.stream(seed=number, pools=pools)
+        for _ in range(8):
+            stream.push(image(shape, number))
+        viewers.append((stream, image(shape, number)))
+        push(viewers)
+    assert len({stream.pool for stream, _ in viewers}) == 4  # one for each working size
+    for number in (6, 3, 0):
+        viewers.pop(number)[0].close()
+        push(viewers)
+    push(viewers)
+    assert graphs.captured == captured and not allocated
+    for stream, _ in viewers:
+        stream.close()
+
+
+def test_a_full_pool_refuses_a_stream_and_costs_the_others_nothing(tiny_pipeline):
+    pools = CachePools(1)
+    warm_start(tiny_pipeline, pools, 1)
+    frame = image((48, 64), 0)
+    first, second = (tiny_pipeline.stream(pools=pools) for _ in range(2))
+    for _ in range(8):
+        first.push(frame)
+    with pytest.raises(torch.OutOfMemoryError, match="reserved rows of the cache are in use"):
+        for _ in range(8):
+            second.push(frame)
+    first.push(frame)
+    first.close()
+    assert len(second.push(frame)) == 8
+    second.close()
