@@ -14,9 +14,10 @@ import openvino as ov
 import torch
 from openvino import opset13 as operations
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ..config import WINDOW
-from ..model.attention import Window
+from ..config import TEMPORAL_HEADS, WINDOW
+from ..model.attention import TemporalAttention, Window
 from ..model.kv_cache import Pieces
 
 Ranges = dict[str, tuple[float, float]]  # lowest and highest input of a layer, by the name of its module
@@ -38,7 +39,8 @@ class TracedPart(nn.Module):
 class ReadOnlyCache:
     """A cache that collects new entries instead of storing them: a graph that wrote to it would copy it."""
 
-    def __init__(self, entries: Sequence[Tensor]):
+    def __init__(self, entries: Sequence[Tensor], count: Tensor):
+        self.window = self.window_of(count)
         self._entries = entries  # key, value, key, ... of each attention, `[B, 16, P, C]`
         self.written: list[Tensor] = []  # the same of the new frame, `[B, 1, P, C]`
 
@@ -47,8 +49,33 @@ class ReadOnlyCache:
         self.written += [key, value]
         return [self._entries[2 * layer], key], [self._entries[2 * layer + 1], value]
 
+    def attend(self, module: nn.Module, x: Tensor, cache: Any, layer: int) -> Tensor:
+        """As `model.kv_cache.FusedAttention`; sums over a head are products with ones and zeros."""
+        assert isinstance(module, TemporalAttention)
+        window, channels = self.window, x.shape[-1]
+        query = module.to_q(x + module.positions[window.own][:, :, None])
+        query = query * (channels // TEMPORAL_HEADS) ** -0.5
+        keys, values = self.write(layer, module.to_k(x), module.to_v(x), window.slots)
+        position = module.positions[window.positions]  # [B, 1, K, C]
+        lengths = [key.shape[1] for key in keys]
+        position_keys, position_values = (
+            project(position).transpose(1, 2).split(lengths, dim=1) for project in (module.to_k, module.to_v)
+        )  # [B, K, 1, C]
+        head = torch.arange(channels) // (channels // TEMPORAL_HEADS)
+        sum_heads = functional.one_hot(head, TEMPORAL_HEADS).to(query)  # [C, H]
+        score = torch.cat(
+            [((key + at) * query) @ sum_heads for key, at in zip(keys, position_keys, strict=True)], dim=1
+        )  # [B, K, P, H]
+        unseen = torch.zeros_like(window.mask, dtype=score.dtype).masked_fill_(~window.mask, -torch.inf)
+        weights = (score + unseen.transpose(1, 2)[..., None]).softmax(dim=1).split(lengths, dim=1)
+        parts = [
+            ((weight @ sum_heads.T) * (value + at)).sum(dim=1, keepdim=True)
+            for weight, value, at in zip(weights, values, position_values, strict=True)
+        ]
+        return sum(parts[1:], start=parts[0])
+
     @staticmethod
-    def window(count: Tensor) -> Window:
+    def window_of(count: Tensor) -> Window:
         """`Window.stream` with the new frame as the 17th entry; the entry that it will evict is masked."""
         stream = Window.stream(count)
         evicted = torch.arange(WINDOW) == stream.slots[:, :, None]
@@ -63,8 +90,8 @@ class ReadOnlyCache:
 def denoising_step(unet: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
     """Run the UNet for one new frame a row: the prediction, then the keys and values to be written."""
     sample, timestep, prompt_embeds, depth_latents, count, *entries = inputs
-    cache = ReadOnlyCache(entries)
-    prediction = unet(sample, timestep, prompt_embeds, depth_latents, cache.window(count), cache)
+    cache = ReadOnlyCache(entries, count)
+    prediction = unet(sample, timestep, prompt_embeds, depth_latents, cache.window, cache)
     return prediction, *cache.written
 
 
