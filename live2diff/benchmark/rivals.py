@@ -59,7 +59,7 @@ class PatchVAE(AutoencoderTiny):
     def decode(self, x: torch.Tensor, generator: Any = None, return_dict: bool = True) -> tuple[torch.Tensor]:
         """Decode latents to patches and join them."""
         (patches,) = super().decode(x, return_dict=False)
-        return (torch.nn.functional.pixel_shuffle(patches, patch_side(self)),)
+        return (torch.nn.functional.pixel_shuffle(patches, patch_side(self, "out_channels")),)
 
 
 def share_weights(build: Callable[[], Any], weights: dict[str, torch.Tensor]) -> Any:

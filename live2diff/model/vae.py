@@ -10,9 +10,9 @@ from torch.nn import functional
 VAE = AutoencoderTiny | AutoencoderKL
 
 
-def patch_side(vae: VAE) -> int:
-    """Return the side of the square patches that the VAE takes as 3 * side**2 channels; 1 for pixels."""
-    return math.isqrt(vae.config["in_channels"] // 3)
+def patch_side(vae: VAE, channels: str = "in_channels") -> int:
+    """Return the side of the square patches that are 3 * side**2 channels, in or out; 1 for pixels."""
+    return math.isqrt(vae.config[channels] // 3)
 
 
 def vae_scale_factor(vae: VAE) -> int:
@@ -32,12 +32,12 @@ def encode(vae: VAE, images: Tensor) -> Tensor:
 def decode(vae: VAE, latents: Tensor) -> Tensor:
     """Decode scaled latents `[n, C, h, w]` to images `[n, 3, height, width]` in `[-1, 1]`, not clamped.
 
-    A decoder of patches sees the outermost latents once more around them: where neighbours are missing, its
-    overlapping patches do not add up to a plain colour.
+    A decoder of patches sees the outermost latents once more around them, instead of the zeros of its
+    convolutions, which draw a frame around the image.
     """
-    side = patch_side(vae)
-    around = 1 if side > 1 else 0
+    side, around = patch_side(vae, "out_channels"), 1 if patch_side(vae) > 1 else 0
     latents = functional.pad(latents, [around] * 4, mode="replicate") if around else latents
     patches = vae.decode(latents.to(vae.dtype) / vae.config["scaling_factor"], return_dict=False)[0]
     images = functional.pixel_shuffle(patches, side)
-    return images[..., side:-side, side:-side] if around else images
+    edge = around * vae_scale_factor(vae)
+    return images[..., edge:-edge, edge:-edge] if around else images

@@ -25,7 +25,7 @@ from ..model.unet import StreamUNet
 from ..model.vae import decode, encode
 from ..streaming.images import download
 from .loop import LoopSettings, Losses, fit
-from .losses import CELL, Critic, Perception, border_loss, contrast, image_loss, make_plain, seam_loss
+from .losses import CELL, Critic, Perception, contrast, image_loss
 from .pool import Pool
 from .vae import to_tensor
 
@@ -36,8 +36,7 @@ LAST_TIMESTEP = 4
 # What each loss counts. An unsure model draws the mean of what it is unsure of, grey where there should be a
 # line: contrast, perception and the critic see that. The finest latents nobody sees.
 WEIGHTS = {
-    "latent": 0.1, "pixel": 0.4, "seam": 0.15, "contrast": 1.0, "perception": 0.8, "fooled": 0.12,
-    "critic": 1.0, "flicker": 6.0, "border": 0.1,
+    "latent": 0.1, "pixel": 0.4, "contrast": 1.0, "perception": 0.8, "fooled": 0.12, "critic": 1.0, "flicker": 6.0,
 }  # fmt: skip
 SECOND_STEPS = 0.3  # share of batches; the others learn the first step, which is the harder one
 SLOW_CLIPS = 0.7  # share of clips; in front of a webcam most things hardly move
@@ -136,10 +135,13 @@ class Denoiser(nn.Module):
         text_model = getattr(self.text_encoder, "text_model", self.text_encoder)
         return text_model.final_layer_norm(hidden)
 
-    def add_noise(self, latents: torch.Tensor, timesteps: torch.Tensor, amount: float = 1.0) -> torch.Tensor:
-        """Noise each of the latents to its timestep."""
+    def add_noise(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, frames: int = 1, amount: float = 1.0
+    ) -> torch.Tensor:
+        """Noise each of the latents to its timestep, all frames of a clip alike, as nano's streams do."""
         alpha_bar = self.get_buffer("alpha_bar")[timesteps].view(-1, 1, 1, 1)
-        return alpha_bar.sqrt() * latents + amount * (1 - alpha_bar).sqrt() * torch.randn_like(latents)
+        noise = torch.randn_like(latents[::frames]).repeat_interleave(frames, dim=0)
+        return alpha_bar.sqrt() * latents + amount * (1 - alpha_bar).sqrt() * noise
 
 
 def sample_batch(random: np.random.Generator, pool: Pool, clips: int, side: int) -> Batch:
@@ -214,7 +216,6 @@ def denoise_batch(
     with torch.no_grad():
         camera, depth = encode(vae, batch["camera"]), encode(vae, batch["depth"])
         if window is None:
-            make_plain(vae.decoder.layers[-1])
             # How much of the style a stream from this timestep shows.
             strength = ((first + 1) / (FULL_STRENGTH + 1)).clamp(max=1).view(-1, 1, 1, 1)
             target = torch.lerp(batch["clean"], batch["target"], strength)
@@ -223,15 +224,15 @@ def denoise_batch(
             calm = denoiser.add_noise(encode(vae, batch["clean"]), timesteps, amount=0)
             target_latents = denoiser.unet(calm, timesteps, embeds, depth, None)
             target = decode(vae, target_latents)
-    sample = denoiser.add_noise(camera, timesteps)
+    sample = denoiser.add_noise(camera, timesteps, frames)
     if torch.rand(()) < SECOND_STEPS:
         with torch.no_grad():
             clean = denoiser.unet(sample, timesteps, embeds, depth, window)
         second = LAST_TIMESTEP + torch.rand(clips, device=device) * (first - 4 - LAST_TIMESTEP)
         timesteps = second.long().repeat_interleave(frames)
-        sample = denoiser.add_noise(clean, timesteps)
+        sample = denoiser.add_noise(clean, timesteps, frames)
     clean = denoiser.unet(sample, timesteps, embeds, depth, window)
-    return clean, decode(vae, clean), target_latents, target
+    return clean.float(), decode(vae, clean).float(), target_latents.float(), target.float()
 
 
 def denoising_loss(
@@ -243,7 +244,6 @@ def denoising_loss(
     losses = {
         "latent": (latents - target_latents).square().mean(),
         "pixel": image_loss(output, target),
-        "seam": seam_loss(output, target),
         "contrast": (contrast(output) - contrast(target)).abs().mean(),
     }
     if frames > 1:
@@ -251,7 +251,6 @@ def denoising_loss(
         error = (output - target).unflatten(0, (-1, frames))
         losses["flicker"] = (error[:, 1:] - error[:, :-1]).abs().mean()
     else:
-        losses["border"] = border_loss(denoiser.vae.decoder.layers[-1].weight)
         losses["perception"] = denoiser.perception(output, target)
         text = denoiser.embed(batch["tokens"]).mean(dim=1)
         losses["fooled"], losses["critic"] = denoiser.critic.losses(batch["camera"], output, target, text)
@@ -310,4 +309,3 @@ def train_denoiser(
         return preview_image(denoiser, to_device(batch))
 
     yield from fit(name, denoiser, trained, batch_of, loss_of, settings, work, accelerator, preview=preview)
-    make_plain(denoiser.vae.decoder.layers[-1])  # its moving average is not quite

@@ -24,49 +24,6 @@ def image_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return error.abs().mean() + 0.7 * (across.abs().mean() + down.abs().mean())
 
 
-def seam_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the mean absolute error of the differences across the borders of cells: steps in plain areas."""
-    error = output - target
-    across = error[..., :, CELL::CELL] - error[..., :, CELL - 1 : -1 : CELL]
-    down = error[..., CELL::CELL, :] - error[..., CELL - 1 : -1 : CELL, :]
-    return across.abs().mean() + down.abs().mean()
-
-
-def border_loss(weight: torch.Tensor) -> torch.Tensor:
-    """Return by how much the steps of a decoder's basis functions at borders of cells exceed those inside.
-
-    The mean squared step at the borders over that inside, less 1; 0 where it is less than 1.
-
-    `weight` `[3 * CELL**2, features, 3, 3]` of the last convolution, whose outputs are a cell's pixels: each
-    feature adds an image of 3 x 3 cells. Where these go on smoothly from cell to cell and end at zero, no
-    features whatsoever make a seam.
-    """
-    basis = weight.unflatten(0, (3, CELL, CELL)).flip(-1, -2)  # colour, y, x, feature, cell's y, cell's x
-    basis = basis.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
-    loss: Any = 0.0
-    for axis in (2, 3):
-        steps = functional.pad(basis.movedim(axis, -1), (1, 1)).diff(dim=-1).square().mean((0, 1, 2))
-        borders = steps[::CELL]
-        inside = (steps.sum() - borders.sum()) / (len(steps) - len(borders))
-        loss = loss + (borders.mean() / inside.detach() - 1).relu()
-    return loss / 2
-
-
-@torch.no_grad()
-def make_plain(layer: Any) -> None:
-    """Change a decoder's last convolution so that like cells give one colour: no pattern in plain areas.
-
-    What features that are the same everywhere add to a cell's pixels is made the same for all of its pixels.
-    """
-
-    def excess(pixels: torch.Tensor) -> torch.Tensor:
-        cells = pixels.unflatten(0, (3, CELL**2))
-        return (cells - cells.mean(1, keepdim=True)).flatten(0, 1)
-
-    layer.bias -= excess(layer.bias)
-    layer.weight -= excess(layer.weight.sum((2, 3)))[..., None, None] / 9
-
-
 def contrast(images: torch.Tensor) -> torch.Tensor:
     """Return the deviation of the pixels in each small square, `[n, 3, squares, squares]`."""
     mean, square = (functional.avg_pool2d(power, 8, stride=4) for power in (images, images.square()))

@@ -1,7 +1,7 @@
 """The target of each style of the nano model: functions from image to image, without randomness.
 
 Painted styles come from a teacher. The others are local rules, whose strokes follow the image: its edges, its
-tones. Nothing has a pattern that stays on the paper, which `losses.make_plain` could not give.
+tones. Nothing has a pattern that stays on the paper: it would stand still before what moves.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,9 @@ import cv2
 import numpy as np
 
 from .teachers import has_painter, paint
+
+
+NAVY, CREAM = (52, 56, 150), (255, 243, 205)  # of comic
 
 
 def luminance(image: np.ndarray) -> np.ndarray:
@@ -54,18 +57,19 @@ def rise(values: np.ndarray | float, at: np.ndarray | float, gain: float) -> np.
 
 
 def comic(image: np.ndarray) -> np.ndarray:
-    """Draw strong flat colours in four steps of light, under black ink."""
+    """Draw strong flat colours under black ink: navy in the shadows, cream paper in the lights."""
     smooth = image
-    for _ in range(2):
+    for _ in range(3):
         smooth = cv2.bilateralFilter(smooth, 7, 40, 4)
-    colour = saturate(smooth, 2.1)
-    hue = colour / (colour.max(axis=2, keepdims=True) + 1)
+    colour = saturate(smooth, 2.4)
+    hue = 255 * colour / (colour.max(axis=2, keepdims=True) + 1)
     grey = luminance(image)
     tone = cv2.GaussianBlur(grey, (0, 0), 1.2)
-    light = (0.45 + 0.3 * rise(tone, 0.28, 40) + 0.25 * rise(tone, 0.5, 40))[..., None]
-    white = 0.8 * rise(tone, 0.76, 40)[..., None]
-    flat = 255 * light * (hue * (1 - white) + white)
-    return mix(np.clip(lines(grey, 1.4, 24, 0.01) + rise(0.13, tone, 60), 0, 1), flat, (14, 12, 20))
+    shadow, light, paper = (rise(tone, at, 40)[..., None] for at in (0.27, 0.48, 0.68))
+    flat = (0.3 * hue + 0.7 * np.array(NAVY, np.float32)) * (1 - shadow) + hue * shadow
+    flat = flat * (0.78 + 0.22 * light)
+    flat += 0.85 * paper * (np.array(CREAM, np.float32) - flat)
+    return mix(np.clip(lines(grey, 1.6, 30, 0.008) + rise(0.12, tone, 60), 0, 1), flat, (14, 12, 20))
 
 
 def neon(image: np.ndarray) -> np.ndarray:

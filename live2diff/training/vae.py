@@ -23,10 +23,10 @@ SIDE = 128  # pixels of the parts of images that are compressed
 
 
 def build_vae() -> AutoencoderTiny:
-    """Return an untrained VAE of the shipped model's shape: a patch of 8 x 8 pixels is a cell.
+    """Return an untrained VAE of the shipped model's shape.
 
-    All of it works on cells, so it costs no more than a few of the UNet's layers. A decoder that doubles the
-    resolution step by step loses patterns whose period is a cell, such as a comic's dots, in plain areas.
+    The encoder takes patches of 8 x 8 pixels as cells. The decoder doubles the resolution twice, to patches of
+    2 x 2: one that makes a cell's 8 x 8 pixels at once leaves a weave of that period.
     """
     config: Any = AutoencoderTiny.load_config(NANO / "vae")
     del config["block_out_channels"]  # which the class adds itself
@@ -36,7 +36,7 @@ def build_vae() -> AutoencoderTiny:
 
 @torch.no_grad()
 def initialise_with_principal_components(vae: Any, images: torch.Tensor) -> None:
-    """Initialise the VAE so that latents are the first principal components of these images' patches.
+    """Initialise the encoder so that latents are the first principal components of these images' patches.
 
     Each component has mean 0 and deviation 1. The residual blocks start near the identity, lifted by `LIFT`
     so that their ReLU cuts nothing off.
@@ -45,7 +45,7 @@ def initialise_with_principal_components(vae: Any, images: torch.Tensor) -> None
     patches = patches.permute(0, 2, 3, 1).flatten(0, 2).double()
     mean, values, vectors = patches.mean(0), *torch.linalg.eigh(torch.cov(patches.T))
     values, vectors = values.flip(0), vectors.flip(1)
-    for block in (*vae.encoder.layers, *vae.decoder.layers):
+    for block in vae.encoder.layers:
         if hasattr(block, "conv"):  # a residual block
             block.conv[-1].weight *= 0.05
             block.conv[-1].bias.zero_()
@@ -54,12 +54,6 @@ def initialise_with_principal_components(vae: Any, images: torch.Tensor) -> None
     whiten = vectors[:, :width] / values[:width].sqrt()
     set_pointwise(first, whiten.T, LIFT - mean @ whiten)
     set_pointwise(last, torch.eye(channels, width), torch.full([channels], -LIFT))
-    first, last = vae.decoder.layers[0], vae.decoder.layers[-1]
-    colour = vectors[:, :channels] * values[:channels].sqrt()
-    width = first.out_channels
-    set_pointwise(first, torch.eye(width, channels), torch.full([width], LIFT))
-    padded = torch.cat([colour, colour.new_zeros(len(colour), width - channels)], dim=1)
-    set_pointwise(last, padded, mean - LIFT * colour.sum(1))
 
 
 def set_pointwise(layer: Any, weight: torch.Tensor, bias: torch.Tensor) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 
 import live2diff
 from live2diff import Live2DiffPipeline
-from live2diff.model.vae import vae_scale_factor
+from live2diff.model.vae import decode, encode, vae_scale_factor
 
 
 @pytest.fixture
@@ -31,6 +31,22 @@ def test_encoding_is_the_scaled_mode_of_the_posterior_and_decoding_undoes_the_sc
         expected = vae.encode(images).latent_dist.mode() * 0.18215
         assert torch.equal(latents, expected) and torch.equal(latents, kl_pipeline.encode(images))
         assert torch.equal(kl_pipeline.decode(latents), vae.decode(latents / 0.18215).sample)
+
+
+def test_a_decoder_may_give_smaller_patches_than_the_encoder_takes():
+    torch.manual_seed(0)
+    vae = AutoencoderTiny(
+        in_channels=48, out_channels=12, encoder_block_out_channels=(8,), decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1,), num_decoder_blocks=(1, 0),
+    ).eval()  # fmt: skip
+    images = torch.rand(2, 3, 32, 48) * 2 - 1
+    with torch.no_grad():
+        latents = encode(vae, images)
+        decoded = decode(vae, latents)
+    assert vae_scale_factor(vae) == 4 and latents.shape == (2, 4, 8, 12) and decoded.shape == images.shape
+    padded = torch.nn.functional.pad(latents, [1] * 4, mode="replicate")
+    expected = vae.decoder(padded)[:, 1::4, 2:-2, 2:-2]
+    assert torch.equal(decoded[:, :, ::2, 1::2], expected), "the second pixel of each patch"
 
 
 def test_a_stream_runs_with_it_and_the_model_is_saved_and_loaded(kl_pipeline, tmp_path):

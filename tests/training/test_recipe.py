@@ -6,7 +6,7 @@ import torch
 from helpers.material import write_material
 
 import live2diff
-from live2diff.model.vae import decode, encode
+from live2diff.model.vae import encode
 from live2diff.training import photographs
 from live2diff.training.clips import sample_clip, sample_styled, through_camera
 from live2diff.training.recipe import train_nano
@@ -74,10 +74,8 @@ def test_the_vae_starts_with_the_principal_components_of_patches(material):
     initialise_with_principal_components(vae, images)
     with torch.no_grad():
         latents = encode(vae, images)
-        output = decode(vae, latents)
     assert latents.shape == (len(images), 32, 8, 8)
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(32), atol=0.25, rtol=0)
-    assert (output - images).abs().mean() < 0.1  # of 2; a plain grey image is off by 0.5 and more
 
 
 @pytest.mark.slow
