@@ -143,7 +143,7 @@ def attend(
     scaled = keys if scales is None else scales  # not read where there are none
     attend_kernel[grid](
         new, tables, index, count, keys, values, scaled, out,
-        keys.stride(0), scaled.stride(0), pixels, **constants, SCALED=scales is not None, num_warps=WARPS,
+        keys.stride(0), scaled.stride(0), pixels, **constants, SCALED=scales is not None, num_warps=WARPS,  # pyright: ignore
     )  # fmt: skip
     return out
 

@@ -72,7 +72,7 @@ class ReadOnlyCache:
             ((weight @ sum_heads.T) * (value + at)).sum(dim=1, keepdim=True)
             for weight, value, at in zip(weights, values, position_values, strict=True)
         ]
-        return sum(parts[1:], start=parts[0])
+        return parts[0] + parts[1]
 
     @staticmethod
     def window_of(count: Tensor) -> Window:

@@ -366,7 +366,7 @@ class Engine:
             raise session.closed_error()
         return session.stream
 
-    def finish(self, session: Session, queued: QueuedFrame, frames: list[np.ndarray]) -> None:
+    def finish(self, session: Session, queued: QueuedFrame, frames: list[Any]) -> None:
         """Resolve the future of a frame that was pushed, with the frames that came out."""
         stream, now = session.stream, self.registry.clock()
         assert stream is not None

@@ -17,7 +17,6 @@ from ..streaming.settings import StreamSettings
 from .event_log import log_event, log_id
 
 if TYPE_CHECKING:
-    from ..streaming.stream import Stream
     from ..styles import Style
 
 RATE_SECONDS = 5.0  # the frame rate in `stats` is that of the last so many seconds
@@ -52,7 +51,7 @@ class Session:
     settings: StreamSettings
     last_seen: float
     is_clip: bool = False
-    stream: Stream | None = None  # or an object with its methods and attributes; None unless it is open
+    stream: Any = None  # a Stream, or an object with its methods and attributes; None unless it is open
     waiting: QueuedFrame | None = None
     result: Future[FrameResult] | None = None  # of the newest frame
     changes: int = 0  # updates and restarts that are not applied yet

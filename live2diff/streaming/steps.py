@@ -211,7 +211,7 @@ def denoise_step(states: Sequence[StreamState], entering: Sequence[Frame | None]
         cache = pool.batch(leases[first : first + streams])
         of_call = slice(first * pool.steps, (first + streams) * pool.steps)
         window = Window.stream(cache.counts)
-        outputs.append(model.predict(*(tensor[of_call] for tensor in inputs), window, cache))
+        outputs.append(model.predict(*[tensor[of_call] for tensor in inputs], window, cache))  # pyright: ignore
         first += streams
     clean = denoise(schedule, slice(None), sample, torch.cat(outputs) if len(outputs) > 1 else outputs[0])
     is_real = torch.tensor([row is not None for row in rows])

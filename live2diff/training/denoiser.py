@@ -36,7 +36,8 @@ LAST_TIMESTEP = 4
 # What each loss counts. An unsure model draws the mean of what it is unsure of, grey where there should be a
 # line: contrast, perception and the critic see that. The finest latents nobody sees.
 WEIGHTS = {
-    "latent": 0.1, "pixel": 0.4, "contrast": 1.0, "perception": 0.8, "fooled": 0.12, "critic": 1.0, "flicker": 6.0,
+    "latent": 0.1, "pixel": 0.4, "contrast": 1.0, "perception": 0.8, "fooled": 0.12, "critic": 1.0,
+    "flicker": 6.0,
 }  # fmt: skip
 SECOND_STEPS = 0.3  # share of batches; the others learn the first step, which is the harder one
 SLOW_CLIPS = 0.7  # share of clips; in front of a webcam most things hardly move

@@ -12,7 +12,6 @@ import numpy as np
 
 from .teachers import has_painter, paint
 
-
 NAVY, CREAM = (52, 56, 150), (255, 243, 205)  # of comic
 
 

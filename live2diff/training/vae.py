@@ -25,8 +25,8 @@ SIDE = 128  # pixels of the parts of images that are compressed
 def build_vae() -> AutoencoderTiny:
     """Return an untrained VAE of the shipped model's shape.
 
-    The encoder takes patches of 8 x 8 pixels as cells. The decoder doubles the resolution twice, to patches of
-    2 x 2: one that makes a cell's 8 x 8 pixels at once leaves a weave of that period.
+    The encoder takes patches of 8 x 8 pixels as cells. The decoder doubles the resolution twice, to patches
+    of 2 x 2: one that makes a cell's 8 x 8 pixels at once leaves a weave of that period.
     """
     config: Any = AutoencoderTiny.load_config(NANO / "vae")
     del config["block_out_channels"]  # which the class adds itself

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ def serve(
     job: Job,
     clock: Callable[[], float] = time.monotonic,
     end_process: Callable[[int], object] | None = None,
-) -> Iterator[str]:
+) -> Generator[str]:
     """Answer calls until the time is over, a live viewer is silent, or this generator is closed.
 
     Where `end_process` is given, it is called with an exit code when the GPU is lost.
