@@ -186,8 +186,8 @@ def start_cluster_engine(options: argparse.Namespace) -> tuple[EngineProtocol, l
     from live2diff.cluster.start import start_cluster  # only here: it needs torch
     from live2diff.cluster.worker import load_engine
 
-    load, sizes = model_loader(options), (options.size, options.streams, options.small_memory)
-    engine = start_cluster(options.cluster, partial(load_engine, load, *sizes))
+    work = options.size, options.steps, options.streams, options.small_memory
+    engine = start_cluster(options.cluster, partial(load_engine, model_loader(options), *work))
     from live2diff.cluster.metrics import metric_routes  # comes with Ray
 
     print(engine.room)

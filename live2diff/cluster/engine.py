@@ -92,8 +92,8 @@ class ClusterEngine(Engine):
     @property
     def room(self) -> str:
         """Say how many viewers there is room for now."""
-        ready, workers = len(self.pool.ready()), len(self.pool.workers)
-        return f"Room for {self.capacity} viewers at once on {ready} of {workers} workers."
+        ready = f"{len(self.pool.ready())} of {len(self.pool.workers)}"
+        return f"Room for {self.capacity} viewers at once on {ready} workers."
 
     @property
     def device(self) -> str:
@@ -107,8 +107,7 @@ class ClusterEngine(Engine):
 
     def fetch(self, style: str | None) -> Future[None]:
         """Download what a style needs, on all workers."""
-        preset = self.styles.get(style or "")
-        if style is None or preset is None or not preset.has_weights:
+        if not style or style not in self.styles or not self.styles[style].has_weights:
             return resolved(None)
         return self._fetches.submit(self.pool.fetch, style)
 
@@ -190,6 +189,10 @@ class ClusterEngine(Engine):
         if session.is_clip:
             return RemoteClip(partial(self._connect_clip, session))
         return self._connect(session)
+
+    def cache_bytes_of(self, session: ClusterSession, settings: StreamSettings) -> int:
+        """Return 0: the worker's engine looks after its memory."""
+        return 0
 
     def _take(self, session: ClusterSession, avoid: Collection[RemoteWorker] = ()) -> RemoteStream:
         """Take a place on a worker for a session's stream, which is still to be opened."""
@@ -382,12 +385,9 @@ class ClusterEngine(Engine):
         session.settings = settings
         try:
             new = self._connect(session, [stream.worker])
-        except EngineBusy:
+        except BaseException as error:
             session.settings = former
-            raise ValueError(OTHER_WEIGHTS) from None
-        except BaseException:
-            session.settings = former
-            raise
+            raise ValueError(OTHER_WEIGHTS) if isinstance(error, EngineBusy) else error from None
         stream.begin_close()
         self._switch(session, stream, new, began, "style")
 

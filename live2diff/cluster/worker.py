@@ -77,6 +77,7 @@ Answer = tuple[Any, Exception | None]  # the result of a call, or its error
 def load_engine(
     load: Callable[[], Live2DiffPipeline],
     size: int | None = None,
+    steps: int | None = None,
     streams: int | None = None,
     small_memory: bool = False,
 ) -> Engine:
@@ -85,6 +86,7 @@ def load_engine(
     Args:
         load: returns the pipeline.
         size: working size; None for the model's own.
+        steps: denoising steps of viewers who name none; None for the model's own.
         streams: how many viewers; None for as many as the device has room for.
         small_memory: as of the page's option.
 
@@ -94,7 +96,7 @@ def load_engine(
     from torch import int8
 
     pipe = load()
-    set_work(pipe, size)
+    set_work(pipe, size, steps)
     return Engine(pipe, streams, idle_seconds=float("inf"), cache_dtype=int8 if small_memory else None)
 
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from ..serving.sessions import EngineProtocol, FrameResult
-from ..streaming.images import resize
+from ..streaming.images import decode_frame, resize
 
 WIDTH, HEIGHT, RATE = 1280, 720, 30  # what programs for calls expect of a camera
 MISSING = "--virtual-camera needs another package: pip install pyvirtualcam==0.15.0"
@@ -94,7 +94,8 @@ class VirtualCamera:
 
     def _take(self, result: Future[FrameResult]) -> None:
         if not result.cancelled() and result.exception() is None and result.result().frames:
-            self._image = result.result().frames[-1]
+            image = result.result().frames[-1]
+            self._image = decode_frame(image) if isinstance(image, bytes) else image
 
     def _run(self) -> None:
         shown, frame, black = None, None, np.zeros((HEIGHT, WIDTH, 3), np.uint8)
