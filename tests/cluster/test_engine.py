@@ -73,9 +73,10 @@ def test_at_most_four_calls_of_a_viewer_are_on_their_way_and_the_newest_frame_wa
     fleet.push_all("ann", clip[:9])
     os.kill(worker.announced.process, signal.SIGSTOP)
     try:
-        answers = [fleet.engine.push("ann", jpeg, tag) for tag, jpeg in enumerate(clip[9:], start=9)]
-        stream = fleet.engine.registry.get("ann").stream
-        wait_until(lambda: len(stream.calls) == 4)
+        stream, answers = fleet.engine.registry.get("ann").stream, []
+        for tag, jpeg in enumerate(clip[9:], start=9):
+            answers.append(fleet.engine.push("ann", jpeg, tag))
+            wait_until(lambda tag=tag: len(stream.calls) == min(4, tag - 8))
         assert fleet.engine.registry.get("ann").waiting.tag == 15
     finally:
         os.kill(worker.announced.process, signal.SIGCONT)
