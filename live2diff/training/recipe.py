@@ -51,14 +51,16 @@ def train_nano(
     scale: float = 1.0,
     seed: int = 0,
     device: str = "cpu",
+    precision: str = "no",
 ) -> Iterator[tuple[str, int, Losses]]:
     """Train the nano model, yielding `(stage, step, losses)`, and save it to `target`.
 
     `work` holds checkpoints and previews: if it is stopped, the same call resumes from the last checkpoint.
-    `material` is the folder that `fetch.py` writes.
+    `material` is the folder that `fetch.py` writes; `precision` is "no" or "bf16", which is faster where the
+    processor multiplies it (AMX).
     """
     library.material = material
-    accelerator = Accelerator(cpu=device == "cpu")
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
     torch.manual_seed(seed)
     vae, estimator = build_vae(), build_depth_estimator()
     tokenizer = build_tokenizer(work / "tokenizer")
@@ -107,7 +109,7 @@ def stages(images: Pool, clips: Pool) -> dict[str, dict[str, Any]]:
         # the teacher. Starts as an average of like frames.
         "motion": dict(
             trains=is_motion, sources=[(clips, 2, 128), (clips, 1, 192)],
-            settings=(1000, 2e-3), weights=WEIGHTS | {"pixel": 1.0},
+            settings=(1000, 1.5e-3), weights=WEIGHTS | {"pixel": 1.0, "flicker": 10.0},
         ),
     }  # fmt: skip
 
