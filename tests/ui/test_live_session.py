@@ -139,14 +139,6 @@ def test_the_own_page_is_accepted_behind_a_proxy_as_well(address):
         pass
 
 
-def test_a_socket_that_is_reset_frees_its_stream(engine, address):
-    with started(address) as socket:
-        assert engine.stats()["streams"] == 1
-        socket.socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))  # a reset instead of a close
-        socket.socket.close()
-        wait_for(lambda: engine.stats()["streams"] == 0)
-
-
 def test_a_viewer_beyond_the_capacity_waits_in_line_and_gets_a_place(engine, address):
     with started(address) as first, started(address), connect(address) as third:
         third.send(json.dumps({"start": SETTINGS}))
@@ -157,3 +149,12 @@ def test_a_viewer_beyond_the_capacity_waits_in_line_and_gets_a_place(engine, add
         receive(third, "started")
         assert answer(third, 1)[0][4] == 1
     wait_for(lambda: engine.stats()["streams"] == 0)
+
+
+def test_a_socket_that_is_reset_frees_its_stream(engine, address):
+    """The last one here: its place is held for a while, and others would wait for it."""
+    with started(address) as socket:
+        assert engine.stats()["streams"] == 1
+        socket.socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))  # a reset instead of a close
+        socket.socket.close()
+        wait_for(lambda: engine.stats()["streams"] == 0)
