@@ -158,7 +158,8 @@ def test_the_clean_view_is_the_picture_alone_and_obeys_keys(browser, served, eng
         box = page.locator("#live canvas").bounding_box()
         assert box == {"x": 0, "y": 0, **page.viewport_size}
         shown = page.evaluate("""() => [...document.querySelectorAll("body *")].filter((each) =>
-          each.checkVisibility({ visibilityProperty: true }) && each.childElementCount === 0 &&
+          each.checkVisibility({ visibilityProperty: true, opacityProperty: true }) &&
+          each.childElementCount === 0 &&
           each.getBoundingClientRect().width > 1).map((each) => each.tagName + "." + each.className)""")
         assert shown == ["CANVAS."]
         page.keyboard.press("ArrowRight")

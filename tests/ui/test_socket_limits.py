@@ -222,7 +222,7 @@ def test_under_overload_frames_are_dropped_undecoded_and_the_newest_is_shown(mon
             while newest < 30:
                 newest, count = result(viewer)[0][1], count + 1
             assert count <= 3
-        assert len(decoded) == 6  # for each two while the model was busy, and then the newest
+        assert len(decoded) <= 6  # for each at most two while the model was busy, and then the newest
         for number in range(31, 40):
             header, jpeg = answer(first, number)
         assert header[:2] == [39, 39] and jpeg
