@@ -14,6 +14,8 @@ from live2diff.__main__ import main
 from live2diff.cluster.folder import translate_on_cluster
 from live2diff.video.folder import ClipOutcome, find_jobs
 
+pytestmark = pytest.mark.long
+
 needs_ray = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("ray", "pyarrow"))), reason="Ray is not installed"
 )

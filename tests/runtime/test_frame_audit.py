@@ -8,6 +8,8 @@ from helpers.frame_audit import Audit, FlashAttention, Streams, full_model, tabl
 
 from live2diff.runtime.cuda_graphs import CudaRuntime
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("triton", reason="on Linux only")
 
 # Kernels, TFLOP, GB: lower them when a change of the code does; runtime/NOTES.md has the history.

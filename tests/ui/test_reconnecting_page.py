@@ -22,7 +22,7 @@ from live2diff.serving.engine import Engine
 from live2diff.ui.live_tab import PATH
 from live2diff.zerogpu.engine import GPU_SECONDS, ZeroGpuEngine
 
-pytestmark = needs_browser
+pytestmark = [pytest.mark.long, needs_browser]
 ATTEMPTS = 5
 # Shortens the pauses between attempts, and lets a test change the worker's options.
 QUICK = """window.Worker = class extends Worker {
