@@ -21,7 +21,7 @@ class FolderWorker:
         self.failure = ""
         try:
             self.translate = make()
-        except CLIP_ERRORS as error:  # each clip would fail: told by the first one, and the run ends
+        except CLIP_ERRORS as error:  # each clip would fail: report it once, and end the run
             self.failure = str(error) or type(error).__name__
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list]:
@@ -62,7 +62,7 @@ def run_round(
     """Translate clips; yield the outcomes, but for those clips whose worker died."""
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a lost worker is no news: the summary tells
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a lost worker is in the summary
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = -1  # without limit: a dead worker's clips are missing in the results

@@ -12,7 +12,7 @@ OBJECT_STORE_BYTES = 100_000_000  # little is kept there
 ENVIRONMENT = {  # read when Ray is imported, and by the processes that it starts
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",  # whoever reaches a cluster without it can run code on all nodes
-    # Ray waits so many milliseconds, by default 1000, for the reason of a death before it tells of it.
+    # Ray waits so many milliseconds, by default 1000, for the reason of a death before it reports it.
     "RAY_timeout_ms_task_wait_for_death_info": "100",
 }
 

@@ -310,7 +310,7 @@ def memory(check: Check) -> Result:
             return {"weights": weights, "peak": peak, "graphs": torch.cuda.memory_reserved() - reserved}
 
     def exhausted(frames_before: int) -> Result:
-        told = ""
+        message = ""
         with closing(pipe.stream(check.settings)) as stream:
             for frame in check.frames[:frames_before]:
                 stream.push(frame)
@@ -319,9 +319,9 @@ def memory(check: Check) -> Result:
                     for frame in check.frames[:WARMUP_FRAMES]:
                         stream.push(frame)
                 except RuntimeError as error:
-                    told = str(error) if is_out_of_memory(error) else f"NOT AS OUT OF MEMORY: {error}"
+                    message = str(error) if is_out_of_memory(error) else f"NOT AS OUT OF MEMORY: {error}"
         result = compare(check.clip(pipe), expected, 0.5)
-        return result | {"ok": result["ok"] and "NOT" not in told, "told": told}
+        return result | {"ok": result["ok"] and "NOT" not in message, "message": message}
 
     def captured() -> Result:
         with full_device(check), suppress(RuntimeError), check.mode(pipe, "graphs"):

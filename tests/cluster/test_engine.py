@@ -207,7 +207,7 @@ def test_styles_with_weights_of_their_own_run_side_by_side(fleet, pipeline):
     outs = [fleet.push_all(key, clip) for key in ("ann", "bob")]
     assert outs == [alone(pipeline, clip, style=style) for style in ("felt", "glass")] and outs[0] != outs[1]
     third = fleet.open("cid", style="glass")
-    assert third is second, "the worker that wears the style comes first"
+    assert third is second, "the worker with the active style comes first"
     with pytest.raises(ValueError, match="other weights"):
         fleet.open("dan", style="pencil")
     with pytest.raises(ValueError, match="other weights"):

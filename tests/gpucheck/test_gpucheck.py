@@ -55,7 +55,7 @@ def test_every_stage_runs_and_the_report_says_what_was_left_out(check, tmp_path)
     assert stages["speed"]["joining"]["p99_ms"] > 0
     assert len(stages["kernels"]["rows"]) == 25 and stages["kernels"]["rows"][0]["ms"] > 0
     for moment in ("warmup", "stream"):
-        assert stages["memory"][moment]["ok"] and "refused" in stages["memory"][moment]["told"]
+        assert stages["memory"][moment]["ok"] and "refused" in stages["memory"][moment]["message"]
     assert stages["soak"]["frames"] == 16
 
 
