@@ -33,7 +33,7 @@ PUBLIC = {"Live2DiffPipeline", "STYLES", "Stream", "load"}  # what the package i
 LIBRARY_NAMES = {"_dynamo", "_exit", "_version"}  # torch and os document them, or use them across modules
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
-LONGEST_FILE, LONGEST_FUNCTION, MOST_ATTRIBUTES = 400, 60, 17
+LONGEST_FILE, LONGEST_FUNCTION, MOST_ATTRIBUTES = 400, 60, 16
 
 FILES = [*sorted((ROOT / "live2diff").rglob("*.py")), ROOT / "app.py"]
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -82,11 +82,11 @@ class Engine:
 
     def begin_sessions(self, capacity: int, idle_seconds: float, clock: Callable[[], float]) -> None:
         """Prepare for so many sessions."""
-        self.capacity, self.idle_seconds = capacity, idle_seconds
+        self.capacity = capacity
         self.admission: Callable[[str], AbstractContextManager] = nullcontext
         self.registry = SessionRegistry(clock)
         self._ending = threading.Event()
-        threading.Thread(target=self._reap, name="reaper", daemon=True).start()
+        threading.Thread(target=self._reap, args=(idle_seconds,), name="reaper", daemon=True).start()
 
     @property
     def device(self) -> str:
@@ -198,9 +198,9 @@ class Engine:
         self._downloads.shutdown(wait=False, cancel_futures=True)
         self._thread.shutdown(wait=True)
 
-    def _reap(self) -> None:
-        while not self._ending.wait(min(self.idle_seconds / 4, 5.0)):
-            self.close_idle(self.idle_seconds)
+    def _reap(self, idle_seconds: float) -> None:
+        while not self._ending.wait(min(idle_seconds / 4, 5.0)):
+            self.close_idle(idle_seconds)
 
     def admit(self, session: Session) -> None:
         """Give a session its place, and close the former one of its key.

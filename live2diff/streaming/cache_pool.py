@@ -154,6 +154,19 @@ class ReservedRows:
         self.rows.add(rows)
 
 
+@dataclass(frozen=True)
+class CacheSource:
+    """Where one stream leases its rows."""
+
+    pools: "CachePools"
+    unet: StreamUNet
+    cache_dtype: torch.dtype | None
+
+    def take(self, steps: int, size: Size) -> CacheLease:
+        """Lease rows of zeros for these steps and this (height, width) of latents."""
+        return self.pools.take(self.unet, steps, size, self.cache_dtype)
+
+
 class CachePools:
     """Pools by working size, number of steps and dtype; streams of one pool can be pushed together."""
 

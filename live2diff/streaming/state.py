@@ -14,7 +14,7 @@ from ..model.depth import DepthRange
 from ..model.kv_cache import KVCache
 from ..model.lcm import Schedule
 from ..model.unet import StreamUNet
-from .cache_pool import CacheLease
+from .cache_pool import CacheLease, CacheSource
 from .scene_change import SceneChangeDetector
 from .settings import StreamSettings
 from .similar_frames import SimilarFrameFilter
@@ -91,8 +91,7 @@ class StreamState:
     pipeline: FrameModel | None  # the model; None once the stream is closed
     settings: StreamSettings
     schedule: Schedule
-    new_lease: Callable[[int, tuple[int, int]], CacheLease]  # steps, (height, width) of latents
-    nearest_size: Callable[[tuple[int, int]], tuple[int, int]]  # of the working sizes that are prepared
+    caches: CacheSource
     draw_noise: Callable[[tuple[int, ...]], torch.Tensor]  # a seed means the same on one kind of device
     scenes: SceneChangeDetector
     similar: SimilarFrameFilter

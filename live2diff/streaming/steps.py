@@ -126,7 +126,9 @@ def collect(state: StreamState, image: np.ndarray) -> PendingFrame:
         return PendingFrame(state, image, None, state.prompt.embeds)
     if not state.recent:
         height, width = image.shape[:2]
-        state.working_size = state.nearest_size(model.working_size(height, width, state.settings.size))
+        state.working_size = state.caches.pools.nearest(
+            model.working_size(height, width, state.settings.size)
+        )
     state.scenes.see(image)
     if state.scenes.cut and state.warm:
         state.depth_range = DepthRange()

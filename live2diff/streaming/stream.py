@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..model.lcm import Schedule
-from .cache_pool import CachePool, CachePools
+from .cache_pool import CachePool, CachePools, CacheSource
 from .scene_change import SceneChangeDetector
 from .settings import BLEND_FRAMES, StreamSettings
 from .similar_frames import SimilarFrameFilter
@@ -39,9 +39,8 @@ class Stream:
             pipeline=model,
             settings=settings,
             schedule=schedule.to(model.unet.device),
-            new_lease=lambda steps, size: pools.take(model.unet, steps, size, cache_dtype),
+            caches=CacheSource(pools, model.unet, cache_dtype),
             draw_noise=noise_source(settings.seed, model.config["fixed_noise"], model.unet.device),
-            nearest_size=pools.nearest,
             scenes=SceneChangeDetector(settings.scene_cut),
             similar=SimilarFrameFilter(settings.similar_frame_skip, settings.seed),
             rows=[None] * schedule.steps,
@@ -183,7 +182,7 @@ class Stream:
         state, same_number = self.state, schedule.steps == self.schedule.steps
         if not same_number and state.lease is not None:
             height, width = state.recent[-1].latents.shape[1:]
-            lease = state.new_lease(schedule.steps, (height, width))
+            lease = state.caches.take(schedule.steps, (height, width))
             state.finished = self.flush()
             state.lease.free()
             state.lease, state.restart_due = lease, True

@@ -29,7 +29,7 @@ def warm_up_collected(state: StreamState) -> list[Frame]:
         for frame, latents in zip(frames, depth_latents, strict=True)
     ]
     height, width = frames[0].latents.shape[1:]
-    state.lease = state.new_lease(state.schedule.steps, (height, width))
+    state.lease = state.caches.take(state.schedule.steps, (height, width))
     state.recent.extend(frames)
     clean = warm_up(state, frames)
     translated = [replace(frame, latents=latents) for frame, latents in zip(frames, clean, strict=True)]

@@ -108,10 +108,10 @@ def test_a_silent_stream_is_freed_and_its_next_frame_says_so(tiny_pipeline):
     engine = Engine(tiny_pipeline, idle_seconds=60.0, clock=clock)
     engine.open("ann", StreamSettings(style="pencil")).result(PATIENCE)
     clock.now += 60.0
-    engine.close_idle(engine.idle_seconds)
+    engine.close_idle(60.0)
     assert engine.session_keys() == {"ann"}
     clock.now += 1.0
-    engine.close_idle(engine.idle_seconds)
+    engine.close_idle(60.0)
     assert engine.session_keys() == set()
     with pytest.raises(StreamClosed):
         engine.push("ann", frames(9, 1)[0])
