@@ -203,12 +203,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--port", type=int, help="default: the first free one from 7860 on")
     add("--share", action="store_true", help="make a public link through Gradio's tunnel")
     add("--mcp", action="store_true", help="serve the endpoints as MCP tools as well")
+    camera = "write the first viewer's live picture to a virtual camera"
+    add("--virtual-camera", action="store_true", help=camera)
     streams = "live viewers at once (default: as many as fit into a GPU's memory, up to 8; on a CPU 4)"
-    add(
-        "--virtual-camera",
-        action="store_true",
-        help="write the first viewer's live picture to a virtual camera",
-    )
     add("--streams", type=number_or_auto, metavar="N|auto", help=streams)
     add("--small-memory", action="store_true", help="on a GPU, half the memory per viewer: more fit")
     cluster = "run on Ray: local (one worker for each GPU, on a CPU two), auto or the address of a cluster"

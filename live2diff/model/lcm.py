@@ -66,18 +66,18 @@ def make_schedule(scheduler: LCMScheduler, timesteps: list[int]) -> Schedule:
         )
     if any(not 0 <= t < total for t in timesteps) or any(a <= b for a, b in pairwise(timesteps)):
         raise ValueError(f"timesteps {timesteps} must decrease and lie in [0, {total}).")
-    visited = torch.tensor(timesteps, dtype=torch.int64)
-    alpha_bar = scheduler.alphas_cumprod[visited].double()
-    scaled = visited.double() * scheduler.config["timestep_scaling"]
-    alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    alpha_bar = scheduler.alphas_cumprod.numpy()[timesteps].astype(np.float64)
+    scaled = np.array(timesteps, np.float64) * scheduler.config["timestep_scaling"]
+    alpha, sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
     x0_factors = {
         "epsilon": (1 / alpha, -sigma / alpha),
         "sample": (0 * alpha, 1 + 0 * alpha),
         "v_prediction": (alpha, -sigma),
     }[scheduler.config["prediction_type"]]
     skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
-    out = scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
-    return Schedule(visited, *(factor.float() for factor in (alpha, sigma, *x0_factors, skip, out)))
+    out = scaled / np.sqrt(scaled**2 + SIGMA_DATA**2)
+    factors = np.stack([alpha, sigma, *x0_factors, skip, out]).astype(np.float32)
+    return Schedule(torch.tensor(timesteps), *torch.from_numpy(factors))
 
 
 def concatenate(schedules: list[Schedule]) -> Schedule:

@@ -180,6 +180,14 @@ def numbered(number: int, width: int = 640, height: int = 480) -> np.ndarray:
     return image
 
 
+@contextmanager
+def with_numbered_camera(playwright: "Playwright", folder: Path, count: int) -> Iterator["Browser"]:
+    """Start Chromium with a camera that shows `count` numbered images, 20 a second, again and again."""
+    images = (numbered(number, 320, 240) for number in range(count))
+    with chromium(playwright, write_camera(folder / "camera.y4m", images, 20)) as browser:
+        yield browser
+
+
 # The number in an image of `numbered`, whatever its size; -1 where there is none. `left` and `span` are the
 # part of the element that shows it.
 READ_NUMBER = """(() => {

@@ -262,8 +262,8 @@ def test_frames_that_wait_while_the_device_is_busy_go_in_one_call(together, tiny
             answers.append(together.push("ann", frames(4, 1)[0], tag="newest"))
         for answer in answers:
             answer.result(PATIENCE)
-    # Ann alone, then all three in a block of four slots, of two rows each.
-    assert rows == [2, 8]
+    # Ann alone, then all three as two and one, of two rows each.
+    assert rows == [2, 4, 2]
 
 
 def test_a_frame_does_not_overtake_a_change_that_was_asked_for_before_it(together, tiny_pipeline):

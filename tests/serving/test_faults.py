@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from helpers.full_memory import Full
 from helpers.gpu_visits import visiting
 from helpers.paths import EXAMPLES
 from torch import nn
@@ -141,26 +142,6 @@ def test_a_broken_frame_of_one_viewer_is_not_seen_by_another_in_the_same_batch(t
     for mine, good in zip(given["ann"], expected["ann"], strict=False):
         assert mine.std() > good.std() / 2
     assert len(given["ann"]) == len(given["bob"]) == 11
-
-
-class Full:
-    """A device that has no memory for some: raises, as torch does, whenever `when` says so of the module's
-    arguments; `calls` counts how often."""
-
-    def __init__(self, module: nn.Module, when: Callable[[tuple], bool]):
-        self.calls, self.when = 0, when
-        self.hook = module.register_forward_pre_hook(self.refuse)
-
-    def refuse(self, _: nn.Module, arguments: tuple) -> None:
-        if self.when(arguments):
-            self.calls += 1
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    def __enter__(self) -> "Full":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.hook.remove()
 
 
 @pytest.mark.parametrize(("moment", "together"), [("open", False), ("warmup", True), ("stream", True)])

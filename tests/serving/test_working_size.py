@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.full_memory import Full
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -190,25 +191,6 @@ def test_a_cache_in_8_bits_is_taken_where_memory_asks_for_it(full, monkeypatch):
     assert {work.cache_dtype for group in choices(full, small_memory=True) for work in group} == {torch.int8}
 
 
-class Full:
-    """A device without memory for a call of the UNet on more latents than `most`, or with a full cache."""
-
-    def __init__(self, unet, most: float, is_small: bool = False):
-        self.most, self.is_small, self.calls = most, is_small, 0
-        self.hook = unet.register_forward_pre_hook(self.refuse)
-
-    def refuse(self, _: object, inputs: tuple) -> None:
-        if inputs[0].numel() > self.most or (self.is_small and inputs[-1].scales is None):
-            self.calls += 1
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    def __enter__(self) -> "Full":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.hook.remove()
-
-
 def quick(full, monkeypatch) -> Machine:
     return Machine(full, monkeypatch, lambda _: 0.001)
 
@@ -216,7 +198,7 @@ def quick(full, monkeypatch) -> Machine:
 def test_out_of_memory_while_measuring_counts_as_too_slow(full, monkeypatch):
     machine = quick(full, monkeypatch)
     smaller = 8 * 4 * (full.working_size(480, 640, 20)[0] // 2) * (full.working_size(480, 640, 20)[1] // 2)
-    with Full(full.unet, smaller) as memory:
+    with Full(full.unet, lambda arguments: arguments[0].numel() > smaller) as memory:
         engine, sentence = start_fitting(full, clock=machine)
     engine.shutdown()
     # 20 with 3 steps would fit as well, but what is more work than 24 with 2 counts as too much.
@@ -226,7 +208,7 @@ def test_out_of_memory_while_measuring_counts_as_too_slow(full, monkeypatch):
 
 def test_out_of_memory_with_a_full_cache_takes_one_in_8_bits(full, monkeypatch):
     machine = quick(full, monkeypatch)
-    with Full(full.unet, float("inf"), is_small=True) as memory:
+    with Full(full.unet, lambda arguments: arguments[-1].scales is None) as memory:
         engine, sentence = start_fitting(full, clock=machine)
         with engine.clip("clip", working_size.StreamSettings()) as stream:
             stream.flush()
@@ -264,7 +246,7 @@ def test_a_size_and_steps_that_were_given_are_kept_in_8_bits(full, monkeypatch):
 
 
 def test_where_nothing_fits_one_sentence_says_so(full, monkeypatch):
-    with Full(full.unet, 0), pytest.raises(ValueError, match="not enough memory for one viewer"):
+    with Full(full.unet, lambda _: True), pytest.raises(ValueError, match="not enough memory for one viewer"):
         monkeypatch.setattr(
             capacity, "measure_room", lambda pipe, _: pipe([working_size.np.zeros((8, 8, 3), "uint8")])
         )

@@ -100,7 +100,7 @@ def test_the_command_line_replays_cues_on_a_clip_to_the_same_pixels(
     list(translate(ByHand(), clip, expected))
     monkeypatch.setattr(command_line, "load_model", lambda _: tiny_pipeline)
     assert command_line.main([str(clip), str(out), "--cues", str(tmp_path / "cues.json")]) == 0
-    assert "the clip has ended before the cue at frame 90" in capsys.readouterr().err
+    assert f"{clip} has ended before the cue at frame 90" in capsys.readouterr().err
     assert_same(*([image for image, _ in read_frames(path)] for path in (out, expected)))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
-from helpers.browser import Identity, chromium, needs_browser, numbered, opened, wait_for, write_camera
+from helpers.browser import Identity, needs_browser, opened, wait_for, with_numbered_camera
 from helpers.live_tab import note_states, reach, start, stop
 from playwright.sync_api import Browser, Page, expect
 
@@ -38,9 +38,7 @@ class RecordingEngine(Engine):
 
 @pytest.fixture(scope="module")
 def browser(playwright, tmp_path_factory) -> Iterator[Browser]:
-    path = tmp_path_factory.mktemp("camera") / "camera.y4m"
-    images = (numbered(number, 320, 240) for number in range(100))
-    with chromium(playwright, write_camera(path, images, 20)) as browser:
+    with with_numbered_camera(playwright, tmp_path_factory.mktemp("camera"), 100) as browser:
         yield browser
 
 

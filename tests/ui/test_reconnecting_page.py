@@ -8,7 +8,7 @@ from pathlib import Path
 
 import av
 import pytest
-from helpers.browser import Identity, chromium, needs_browser, numbered, opened, wait_for, write_camera
+from helpers.browser import Identity, needs_browser, opened, wait_for, with_numbered_camera
 from helpers.gpu_visits import Clock
 from helpers.live_socket import SETTINGS, receive, send_json
 from helpers.live_tab import count_images, note_states, passes, reach, shown, start
@@ -59,9 +59,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def browser(playwright, tmp_path_factory) -> Iterator[Browser]:
-    path = tmp_path_factory.mktemp("camera") / "camera.y4m"
-    images = (numbered(number, 320, 240) for number in range(60))
-    with chromium(playwright, write_camera(path, images, 20)) as browser:
+    with with_numbered_camera(playwright, tmp_path_factory.mktemp("camera"), 60) as browser:
         yield browser
 
 

@@ -34,7 +34,8 @@ def test_a_silent_viewers_session_ends_by_itself(tiny_pipeline):
     engine = ZeroGpuEngine(tiny_pipeline, capacity=1, gpu_seconds=60.0, clock=clock)
     engine.open("ann", StreamSettings(style="pencil"))
     with visiting(engine, "ann") as over:
-        wait_for(lambda: engine.time_left("ann") == 60.0)
+        wait_for(lambda: engine.registry.get("ann").stream is not None)
+        assert engine.time_left("ann") == 60.0
         clock.now += SILENCE_SECONDS + 1
         assert over.wait(PATIENCE)
     assert engine.time_left("ann") == 0
@@ -133,8 +134,8 @@ def test_a_viewer_who_vanishes_gives_back_the_gpu_and_in_time_the_place(tiny_pip
         assert over.wait(PATIENCE)
     assert [stream() for stream in streams] == [None]
     assert engine.session_keys() == {"ann"}
-    clock.now += engine.idle_seconds + 1
-    engine.close_idle(engine.idle_seconds)
+    clock.now += 61.0
+    engine.close_idle(60.0)
     assert engine.session_keys() == set()
     engine.shutdown()
 
