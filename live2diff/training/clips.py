@@ -41,7 +41,8 @@ def through_camera(random: np.random.Generator, clip: np.ndarray) -> np.ndarray:
     return np.stack(frames)
 
 
-Styled = dict[str, np.ndarray | str]  # "camera", "clean" and, of single images, "target" clips; "prompt"
+# A "prompt" and clips: "clean", and of single images "camera" and "target".
+Styled = dict[str, np.ndarray | str]
 
 
 def sample_styled(random: np.random.Generator, frames: int, size: int) -> list[Styled]:
@@ -64,8 +65,9 @@ def sample_styled(random: np.random.Generator, frames: int, size: int) -> list[S
             prompt = sample_mixture(random, *styles)
         else:
             prompt = sample_prompt(random, *styles) if len(styles) else sample_subject(random)
-        styled: Styled = {"camera": through_camera(random, clip), "clean": clip, "prompt": prompt}
+        styled: Styled = {"clean": clip, "prompt": prompt}
         if has_target:
+            styled["camera"] = through_camera(random, clip)
             targets = [TARGETS[style](clip[0]) for style in styles] or [clip[0]]
             styled["target"] = np.mean(targets, axis=0).astype(np.uint8)[None]
         found.append(styled)

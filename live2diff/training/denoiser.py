@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextModel
 
+from ..config import WINDOW
 from ..loading import NANO
 from ..model.attention import TemporalTransformer, Window
 from ..model.depth import depth_pictures
@@ -24,6 +25,7 @@ from ..model.lcm import build_scheduler
 from ..model.unet import StreamUNet
 from ..model.vae import decode, encode
 from ..streaming.images import download
+from .clips import through_camera
 from .loop import LoopSettings, Losses, fit
 from .losses import CELL, Critic, Perception, contrast, image_loss
 from .pool import Pool
@@ -43,7 +45,8 @@ SECOND_STEPS = 0.3  # share of batches; the others learn the first step, which i
 SLOW_CLIPS = 0.7  # share of clips; in front of a webcam most things hardly move
 CUT_CLIPS = 0.06  # share of clips that go over to another one
 FASTEST_PAN = 8.0  # pixels a frame
-SIMILARITY_GAIN = 1.2  # the same frame then weighs 50 times one that has nothing in common with it
+SIMILARITY_GAIN = 0.8  # of queries and keys at first: more, and noise decides which frames are alike
+AVERAGED = 0.8  # of what differs from the mean over alike frames is taken away at first
 FULL_STRENGTH = 9  # from this first timestep on the target is all style; below, the camera shows through
 # The model predicts the clean latents themselves. Where little noise is added, a prediction of the noise
 # would have to hold the whole difference between camera and style, divided by that little.
@@ -66,9 +69,6 @@ def build_unet() -> StreamUNet:
     config: Any = StreamUNet.load_config(NANO / "unet")
     unet: Any = StreamUNet.from_config(config)
     initialise_as_copy(unet)
-    for module in unet.modules():
-        if isinstance(module, TemporalTransformer):
-            initialise_as_average(module)
     return unet
 
 
@@ -92,25 +92,55 @@ def initialise_as_copy(unet: Any) -> None:
 
 
 @torch.no_grad()
-def initialise_as_average(motion: Any) -> None:
-    """Initialise a motion module one step away from the mean over frames that are alike.
+def initialise_as_average(motion: Any, spread: torch.Tensor) -> None:
+    """Initialise a motion module as the mean over frames that are alike.
 
     Queries and keys are one orthogonal map, so that a frame attends to those that show the same at this cell.
-    The first attention turns x into x minus their mean; the second and the feed-forward add nothing yet.
-    `proj_out` stays zero, as for all motion modules: it has to learn how much of that to take away.
+    The first attention turns x into x minus their mean, of which `proj_out` takes AVERAGED away; the second
+    and the feed-forward add nothing yet. All of that is blind to positions: it leaves out the few directions
+    in which they lie. So a module starts calm, with ghosts, and learns where not to average.
+
+    Args:
+        motion: a `TemporalTransformer`.
+        spread: deviation of what enters, `[groups]`, which its norm divides by.
     """
     block = motion.transformer_blocks[0]
-    identity = torch.eye(motion.proj_in.in_features)
+    identity = torch.eye(motion.proj_in.in_features, device=spread.device)
+    positions = block.attention_blocks[0].positions[:WINDOW]
+    _, lengths, directions = torch.linalg.svd(positions, full_matrices=False)
+    directions = directions[lengths > 0.02 * lengths[0]]
+    blind = identity - directions.T @ directions
+    motion.norm.reset_parameters()
     motion.proj_in.weight.copy_(identity)
     motion.proj_in.bias.zero_()
     for attention, sign in zip(block.attention_blocks, (-1, 0), strict=True):
         nn.init.orthogonal_(attention.to_q.weight, gain=SIMILARITY_GAIN)
+        attention.to_q.weight.copy_(attention.to_q.weight @ blind)
         attention.to_k.weight.copy_(attention.to_q.weight)
-        attention.to_v.weight.copy_(identity)
+        attention.to_v.weight.copy_(blind)
         attention.to_out[0].weight.copy_(sign * identity)
         attention.to_out[0].bias.zero_()
     block.ff.net[2].weight.zero_()
     block.ff.net[2].bias.zero_()
+    deviation = spread.repeat_interleave(len(identity) // len(spread))
+    motion.proj_out.weight.copy_(-AVERAGED * deviation[:, None] * blind)
+    motion.proj_out.bias.zero_()
+
+
+@torch.no_grad()
+def begin_motion(denoiser: "Denoiser", batch: Batch) -> None:
+    """Initialise the motion modules by what enters them with a batch of clips."""
+    modules = [module for module in denoiser.unet.modules() if isinstance(module, TemporalTransformer)]
+    inputs: dict[Any, torch.Tensor] = {}
+    hooks = [
+        module.norm.register_forward_pre_hook(lambda norm, arguments: inputs.update({norm: arguments[0]}))
+        for module in modules
+    ]
+    denoise_batch(denoiser, batch)
+    for hook, module in zip(hooks, modules, strict=True):
+        hook.remove()
+        groups = inputs[module.norm].float().unflatten(1, (module.norm.num_groups, -1))
+        initialise_as_average(module, groups.std(dim=(2, 3, 4)).mean(dim=0))
 
 
 def is_motion(name: str) -> bool:
@@ -146,8 +176,11 @@ class Denoiser(nn.Module):
 
 
 def sample_batch(random: np.random.Generator, pool: Pool, clips: int, side: int) -> Batch:
-    """Sample parts of `side` x `side` pixels of clips, with errors of scale and haze in the depth."""
-    total, length, size, *_ = pool["camera"].shape
+    """Sample parts of `side` x `side` pixels of clips, with errors of scale and haze in the depth.
+
+    Clips of several frames get their noise here: so it differs where one is slowed down to a still, too.
+    """
+    total, length, size, *_ = pool["clean"].shape
     rows = np.sort(random.choice(total, clips, replace=total < clips))
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("camera", "clean", "target", "depth")}
     for row in rows:
@@ -161,6 +194,9 @@ def sample_batch(random: np.random.Generator, pool: Pool, clips: int, side: int)
                 for clip, frame, place in zip(shown_rows, shown, places, strict=True):
                     (top, left), wide = (place * scale).astype(int), int(side * scale)
                     part.append(pool[name][clip, frame, top : top + wide, left : left + wide])
+    if length > 1:
+        cleans = np.stack(parts["clean"]).reshape(clips, length, side, side, 3)
+        parts["camera"] = list(np.concatenate([through_camera(random, clean) for clean in cleans]))
     depth = torch.from_numpy(np.stack(parts.pop("depth")).astype(np.float32))
     batch = {name: to_tensor(np.stack(part)) for name, part in parts.items() if part}
     haze = torch.from_numpy(random.normal(0, 0.08, (len(depth), 1, 4, 4)).astype(np.float32))
@@ -309,4 +345,6 @@ def train_denoiser(
     def preview(batch: Batch) -> np.ndarray:
         return preview_image(denoiser, to_device(batch))
 
+    if all(map(is_motion, trained)):
+        begin_motion(denoiser.to(accelerator.device), to_device(batch_of(0)))
     yield from fit(name, denoiser, trained, batch_of, loss_of, settings, work, accelerator, preview=preview)

@@ -17,8 +17,8 @@ from .clips import Styled, sample_styled
 CHUNK = 8  # clips that a worker makes at a time
 
 # `count` clips in files that are mapped into memory:
-#   camera, clean, target  uint8 `[count, frames, size, size, 3]` RGB; a target of single images only
-#   depth                  float16 `[count, frames, H, W]`, as estimated from `camera`, each clip in `[-1, 1]`
+#   camera, clean, target  uint8 `[count, frames, size, size, 3]` RGB; of clips of many frames `clean` alone
+#   depth                  float16 `[count, frames, H, W]`, as estimated from the first of these, in `[-1, 1]`
 #   tokens                 int64 `[count, 77]`, a prompt for each clip
 Pool = dict[str, np.ndarray]
 
@@ -38,7 +38,7 @@ def open_pool(
     The clips are a function of `seed`. An unfinished pool is made again.
     """
     side: Any = estimator.config.image_size
-    images = ("camera", "clean", "target")[: 2 if frames > 1 else 3]
+    images = ("clean",) if frames > 1 else ("camera", "clean", "target")
     layout = {name: (np.uint8, (count, frames, size, size, 3)) for name in images}
     layout |= {"depth": (np.float16, (count, frames, side, side)), "tokens": (np.int64, (count, 77))}
     if not (folder / "finished").exists():
@@ -51,7 +51,7 @@ def open_pool(
                 chunk = slice(start, start + number)
                 for name in images:
                     pool[name][chunk] = np.stack([clip[name] for clip in clips])
-                pool["depth"][chunk] = estimate_depth(estimator, pool["camera"][chunk])
+                pool["depth"][chunk] = estimate_depth(estimator, pool[images[0]][chunk])
                 prompts = [str(clip["prompt"]) for clip in clips]
                 tokens = tokenizer(prompts, padding="max_length", max_length=77, truncation=True)
                 pool["tokens"][chunk] = tokens.input_ids

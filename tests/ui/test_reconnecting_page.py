@@ -22,7 +22,7 @@ from live2diff.serving.engine import Engine
 from live2diff.ui.live_tab import PATH
 from live2diff.zerogpu.engine import GPU_SECONDS, ZeroGpuEngine
 
-pytestmark = [pytest.mark.long, needs_browser]
+pytestmark = needs_browser
 ATTEMPTS = 5
 # Shortens the pauses between attempts, and lets a test change the worker's options.
 QUICK = """window.Worker = class extends Worker {
@@ -170,6 +170,7 @@ def test_a_page_that_hears_nothing_connects_anew_and_one_that_gives_up_offers_a_
         expect(page.locator("#live .message")).to_have_text("The connection to the server was lost.")
         again.click()
         expect(page.locator("#live .message")).to_have_text("The server cannot be reached.")
+        server.clock.now += HELD_SECONDS + 1  # it was long enough: the place is given back
         server.network.mend()
         again.click()
         runs(page)
@@ -196,8 +197,11 @@ def test_the_next_gpu_session_begins_by_itself_when_the_last_one_is_over(browser
         start(page)
         runs(page)
         note_states(page)
+        (session,) = engine.registry.all()
+        first = session.run
         clock.now += GPU_SECONDS
-        passes(page, "over", "warmup", "running")
+        wait_for(lambda: session.run not in (None, first))
+        runs(page)
         assert "empty" not in page.evaluate("states")
     demo.close()
     engine.shutdown()
