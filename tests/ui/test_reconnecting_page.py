@@ -11,7 +11,7 @@ import pytest
 from helpers.browser import Identity, needs_browser, opened, wait_for, with_numbered_camera
 from helpers.gpu_visits import Clock
 from helpers.live_socket import SETTINGS, receive, send_json
-from helpers.live_tab import count_images, note_states, passes, reach, shown, start
+from helpers.live_tab import count_images, note_states, reach, shown, start
 from helpers.network import Network
 from playwright.sync_api import Browser, Page, expect
 from websockets.sync.client import connect
