@@ -134,8 +134,8 @@ class Live2DiffPipeline(DiffusionPipeline):
         self.working_size(1, 1, settings.size)  # fail now rather than at the first frame
         return Stream(self, settings, cache_dtype, pools)
 
-    def schedule(self, settings: StreamSettings) -> Schedule:
-        """Return the denoising steps of a stream of these settings, on the model's device.
+    def timesteps(self, settings: StreamSettings) -> list[int]:
+        """Return the timesteps of a stream of these settings.
 
         Raises:
             ValueError: no such style, or a step out of range.
@@ -146,8 +146,11 @@ class Live2DiffPipeline(DiffusionPipeline):
         indices = chosen.t_index_list
         if indices is None:
             indices = self.indices(chosen.steps, chosen.strength)
-        timesteps = timesteps_of_indices(self.scheduler, list(indices), self.config.num_inference_steps)
-        return make_schedule(self.scheduler, timesteps).to(self.unet.device)
+        return timesteps_of_indices(self.scheduler, list(indices), self.config.num_inference_steps)
+
+    def schedule(self, settings: StreamSettings) -> Schedule:
+        """Return the denoising steps of a stream of these settings, on the model's device."""
+        return make_schedule(self.scheduler, self.timesteps(settings)).to(self.unet.device)
 
     def preset(self, style: str | None) -> Style:
         """Return the preset of that name; None is the default style, "" the prompt as it is.

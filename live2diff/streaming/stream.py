@@ -163,7 +163,7 @@ class Stream:
     def _apply(self, settings: StreamSettings, blend: int = 1) -> bool:
         """Activate style, prompt and steps; return whether weights or steps changed."""
         state, model = self.state, self.state.model
-        schedule = model.schedule(settings)
+        same_steps = model.timesteps(settings) == model.timesteps(state.settings)
         for prompt in settings.prompts:
             model.tokenize(*prompt)  # raises before any weights change
         changed = model.activate_style(settings.style, state, settings.lora_scale)
@@ -171,9 +171,9 @@ class Stream:
         state.prompt.target = model.encode_prompts(settings)
         # Between the embeddings of two text encoders there is nothing to blend.
         state.prompt.frames_left = 1 if changed else max(1, blend)
-        if torch.equal(schedule.timesteps, state.schedule.timesteps):
+        if same_steps:
             return changed
-        self._change_schedule(schedule)
+        self._change_schedule(model.schedule(settings))
         return True
 
     @torch.no_grad()

@@ -9,8 +9,6 @@ from helpers.other_browsers import OtherBrowser, firefox, webkit
 import app
 from live2diff.serving.engine import Engine
 
-pytestmark = pytest.mark.long
-
 MESSAGE = "return document.querySelector('#live .message').textContent"
 COLOUR = f"return ({PIXELS})(['#live canvas', 1, 1]).slice(0, 3)"
 
