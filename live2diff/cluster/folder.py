@@ -8,7 +8,7 @@ from typing import Any
 
 from ..video.folder import CLIP_ERRORS, ClipJob, ClipOutcome, attempt
 from ..video.translate import Progress
-from .session import WorkerResources, ray_session
+from .ray_session import WorkerResources, ray_session
 
 ROUNDS = 3  # a clip whose worker died is tried again in the next one; in the end it is given up
 Translate = Callable[[ClipJob], Generator[Progress]]

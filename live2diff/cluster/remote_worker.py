@@ -132,8 +132,11 @@ class RemoteWorker:
                 silent = max(silent, now - self._asked)
             return silent, max(limits, default=self.deadlines.frame)
 
-    def watch(self) -> None:
-        """Ask it whether it is ready or alive; kill it, to be started again, where it is silent too long."""
+    def watch(self, is_patient: bool = False) -> None:
+        """Ask it whether it is ready or alive; kill it, to be started again, where it is silent too long.
+
+        With `is_patient` it may be silent as long as one that compiles.
+        """
         with self._lock:
             asked, announced = self._asked, self.announced
             if asked is None:
@@ -143,7 +146,7 @@ class RemoteWorker:
                 self.actor.announce.remote().future().add_done_callback(self._take_announcement)
             return
         silent, limit = self.silence()
-        if silent > limit:
+        if silent > (max(limit, self.deadlines.compiling) if is_patient else limit):
             self.lose(f"no answer for {silent:.1f} s")
             return ray.kill(self.actor, no_restart=False)
         if asked is None:

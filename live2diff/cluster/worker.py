@@ -46,6 +46,7 @@ class Announcement:
     size: int
     device: str
     process: int
+    node: str
     token: str  # of all calls until the next announcement
 
 
@@ -156,6 +157,8 @@ class Worker:
         return await answer(asyncio.to_thread(self._get_ready))
 
     def _get_ready(self) -> Announcement:
+        from ray import get_runtime_context  # only in an actor
+
         if self._engine is None:
             engine = self._make_engine()
             warm_up(engine)
@@ -165,7 +168,8 @@ class Worker:
             self._close(stream)
         self._token = secrets.token_hex(8)
         about = engine.styles, engine.default_style, engine.about, engine.prompt_help, engine.size
-        return Announcement(engine.capacity, *about, engine.device, os.getpid(), self._token)
+        here = os.getpid(), get_runtime_context().get_node_id()
+        return Announcement(engine.capacity, *about, engine.device, *here, self._token)
 
     async def ping(self) -> str:
         """Return the token of the last announcement, "" before it; end a process whose device is lost."""

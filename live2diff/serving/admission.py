@@ -67,7 +67,7 @@ class WaitingLine:
         self._admitted = {key: Admitted(now, now) for key in engine.session_keys()}  # longest ago first
         self._queue: dict[str, Queued] = {}  # first come first
         self._held: dict[str, float] = {}  # until when the place or position of a cut connection is kept
-        engine.admission = self._admission
+        engine.admission, engine.count_waiting = self._admission, self.__len__
 
     def __len__(self) -> int:
         """Return how many wait."""

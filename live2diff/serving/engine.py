@@ -52,6 +52,7 @@ class Engine:
     needs_gpu_session = takes_jpegs = False
     session_kind: type[Session] = Session
     failure = ""
+    count_waiting = staticmethod(lambda: 0)  # replaced by a waiting line
 
     def __init__(
         self,
@@ -82,9 +83,8 @@ class Engine:
 
     def begin_sessions(self, capacity: int, idle_seconds: float, clock: Callable[[], float]) -> None:
         """Prepare for so many sessions."""
-        self.capacity = capacity
         self.admission: Callable[[str], AbstractContextManager] = nullcontext
-        self.registry = SessionRegistry(clock)
+        self.capacity, self.registry = capacity, SessionRegistry(clock)
         self._ending = threading.Event()
         threading.Thread(target=self._reap, args=(idle_seconds,), name="reaper", daemon=True).start()
 

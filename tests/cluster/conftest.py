@@ -14,7 +14,7 @@ from helpers.paths import ROOT
 from helpers.workers import tiny_engine, tiny_pipeline, write_weights
 
 from live2diff import Live2DiffPipeline
-from live2diff.cluster.session import CPU_WORKER, ENVIRONMENT, WorkerResources
+from live2diff.cluster.ray_session import CPU_WORKER, ENVIRONMENT, WorkerResources
 
 if TYPE_CHECKING:
     from helpers.fleet import Fleet

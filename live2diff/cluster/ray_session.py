@@ -12,6 +12,7 @@ OBJECT_STORE_BYTES = 100_000_000  # little is kept there
 ENVIRONMENT = {  # read when Ray is imported, and by the processes that it starts
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",  # whoever reaches a cluster without it can run code on all nodes
+    "RAY_worker_niceness": "0",  # by default 15: anything else on the machine would come first
     # Ray waits so many milliseconds, by default 1000, for the reason of a death before it reports it.
     "RAY_timeout_ms_task_wait_for_death_info": "100",
 }
@@ -39,13 +40,14 @@ def ray_session(where: str) -> Iterator[WorkerResources]:
     options: dict[str, Any] = {"address": where, "log_to_driver": False, "logging_level": "ERROR"}
     if where == "local":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Listen on 127.0.0.1 only, also on Linux.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         workers = min(2, os.cpu_count() or 1)
         options |= {
             "num_cpus": os.cpu_count(),
             "resources": {CPU_WORKER: workers},
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
         }
     try:
         import ray
