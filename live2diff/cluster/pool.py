@@ -66,7 +66,10 @@ class WorkerPool:
         # Who loads a model takes processors from the others of its node: the one it had last, if known.
         loading = {self._nodes.get(worker.key) for worker in workers if worker.announced is None}
         for worker in workers:
-            worker.watch(is_patient=bool(loading & {None, self._nodes.get(worker.key)}))
+            is_alone = all(each is worker or each.announced is None for each in workers)
+            is_busy = loading & {None, self._nodes.get(worker.key)}
+            limits = self._deadlines
+            worker.watch(limits.alone if is_alone else limits.compiling if is_busy else 0.0)
 
     def ready(self) -> list[RemoteWorker]:
         """Return the workers that have announced themselves."""

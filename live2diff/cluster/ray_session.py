@@ -2,12 +2,14 @@
 
 import os
 import secrets
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 CPU_WORKER = "live2diff"  # the resource that a node without GPUs offers: one for each worker it has room for
+CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 100_000_000  # little is kept there
 ENVIRONMENT = {  # read when Ray is imported, and by the processes that it starts
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -53,9 +55,13 @@ def ray_session(where: str) -> Iterator[WorkerResources]:
         import ray
     except ImportError:
         raise ValueError("--cluster needs Ray: pip install 'live2diff[cluster]'") from None
+    if where not in ("local", "auto"):
+        check_address(where)
     try:
         ray.init(**options)
     except Exception as error:  # Ray raises this very class where a node does not start in time
+        if where == "local":
+            raise ValueError(f"Ray cannot be started on this machine: {error}") from None
         raise ValueError(
             f"There is no Ray cluster at {where} that takes this token (RAY_AUTH_TOKEN or ~/.ray/auth_token; "
             f"set RAY_AUTH_MODE=disabled for a cluster without): {error}"
@@ -64,6 +70,17 @@ def ray_session(where: str) -> Iterator[WorkerResources]:
         yield resources_of(ray.cluster_resources(), where)
     finally:
         ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Raise ValueError unless something listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise ValueError(
+            f"There is no Ray cluster at {address}, which has to be HOST:PORT: {error}"
+        ) from None
 
 
 def resources_of(total: Mapping[str, float], where: str) -> WorkerResources:

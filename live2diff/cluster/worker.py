@@ -15,21 +15,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from ..config import MAX_DENOISING_STEPS, WARMUP_FRAMES
 from ..errors import DEVICE_LOST, StreamClosed
-from ..pipeline import Live2DiffPipeline
 from ..serving.engine import Engine
 from ..serving.portable import ERRORS, portable
 from ..serving.sessions import ClipStream, FrameResult, PromptHelp
-from ..serving.working_size import set_work
 from ..streaming.images import JPEG_QUALITY, decode_frame, encode_jpeg
 from ..streaming.settings import StreamSettings
 from ..styles import Style
+
+if TYPE_CHECKING:
+    from ..pipeline import Live2DiffPipeline
 
 log = logging.getLogger("live2diff")
 
@@ -94,7 +95,9 @@ def load_engine(
     Raises:
         ValueError, OSError: as `loading.load`.
     """
-    from torch import int8
+    from torch import int8  # not before there is a model: torch is slow
+
+    from ..serving.working_size import set_work
 
     pipe = load()
     set_work(pipe, size, steps)

@@ -18,8 +18,6 @@ from live2diff.serving.admission import WaitingLine
 from live2diff.streaming.images import decode_frame
 from live2diff.streaming.settings import StreamSettings
 
-pytestmark = pytest.mark.long
-
 
 def test_pictures_are_those_of_a_local_stream_to_the_bit(fleet, pipeline):
     settings = {"ann": {"style": "pencil", "seed": 1}, "bob": {"style": "neon", "prompt": "a cat", "seed": 2}}

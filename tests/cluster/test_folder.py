@@ -67,10 +67,11 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(tmp_path: Path):
 
 
 @needs_ray
-def test_a_cluster_that_is_not_there_is_named(tmp_path: Path, capsys):
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1", "nowhere:99999999"])
+def test_a_cluster_that_is_not_there_is_named(tmp_path: Path, capsys, address):
     folder = clips(tmp_path / "in", a=2)
-    assert main([str(folder), str(tmp_path / "out"), "--cluster", "auto"]) == 2
-    assert "no Ray cluster at auto" in capsys.readouterr().err
+    assert main([str(folder), str(tmp_path / "out"), "--cluster", address]) == 2
+    assert f"no Ray cluster at {address}" in capsys.readouterr().err
 
 
 def test_without_ray_the_message_says_what_to_install(tmp_path: Path, monkeypatch, capsys):
