@@ -18,6 +18,7 @@ ENVIRONMENT = {  # read when Ray is imported, and by the processes that it start
     # Ray waits so many milliseconds, by default 1000, for the reason of a death before it reports it.
     "RAY_timeout_ms_task_wait_for_death_info": "100",
 }
+LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # listen on 127.0.0.1 only
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ def ray_session(where: str) -> Iterator[WorkerResources]:
     options: dict[str, Any] = {"address": where, "log_to_driver": False, "logging_level": "ERROR"}
     if where == "local":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # Listen on 127.0.0.1 only, also on Linux.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        for name, value in LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         workers = min(2, os.cpu_count() or 1)
         options |= {
             "num_cpus": os.cpu_count(),

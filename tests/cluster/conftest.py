@@ -13,13 +13,14 @@ from helpers.paths import ROOT
 from helpers.recall import Recall, recall_engine
 from helpers.workers import tiny_engine, tiny_pipeline, write_weights
 
-from live2diff.cluster.ray_session import CPU_WORKER, ENVIRONMENT, WorkerResources
+from live2diff.cluster.ray_session import CPU_WORKER, ENVIRONMENT, LOCAL_ENVIRONMENT, WorkerResources
 from live2diff.serving.engine import Engine
 
 if TYPE_CHECKING:
     from helpers.fleet import Fleet
 
-os.environ |= ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}  # before Ray is imported
+# Before Ray is imported.
+os.environ |= ENVIRONMENT | LOCAL_ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 NODE = {"num_cpus": 1, "resources": {CPU_WORKER: 1}, "object_store_memory": 80_000_000}
 HEAD = {"num_cpus": 0, "object_store_memory": 80_000_000, "include_dashboard": False}
