@@ -187,7 +187,8 @@ def start_cluster_engine(options: argparse.Namespace) -> tuple[EngineProtocol, l
     from live2diff.cluster.worker import load_engine
 
     work = options.size, options.steps, options.streams, options.small_memory
-    engine = start_cluster(options.cluster, partial(load_engine, model_loader(options), *work))
+    make_engine = partial(load_engine, model_loader(options), *work)
+    engine = start_cluster(options.cluster, make_engine, options.autoscale)
     from live2diff.cluster.metrics import metric_routes  # comes with Ray
 
     print(engine.room)
@@ -210,6 +211,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--small-memory", action="store_true", help="on a GPU, half the memory per viewer: more fit")
     cluster = "run on Ray: local (one worker for each GPU, on a CPU two), auto or the address of a cluster"
     add("--cluster", metavar="local|auto|ADDRESS", help=cluster)
+    autoscale = "have the cluster's autoscaler bring workers as viewers need them, and take them away"
+    add("--autoscale", action="store_true", help=autoscale)
     numbers = (
         ("--visits-per-address", int, DEFAULT_LIMITS.visits, "live sessions from one address at once"),
         ("--clips-per-address", int, DEFAULT_LIMITS.clips, "clips from one address, waiting ones included"),
@@ -225,6 +228,8 @@ def run(options: argparse.Namespace) -> None:
     """Load a model and serve the page until the process is stopped."""
     if options.mcp and importlib.util.find_spec("mcp") is None:
         raise ValueError("--mcp needs another package: pip install 'mcp<2'")
+    if options.autoscale and not options.cluster:
+        raise ValueError("--autoscale is for a cluster: --cluster auto or ADDRESS")
     device = open_device() if options.virtual_camera else None
     user = os.getuid() if hasattr(os, "getuid") else "files"  # a folder of another user is not writable
     os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / f"live2diff-{user}"))

@@ -5,8 +5,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from .placement import WorkerState, drain_candidate, wanted_workers
-from .session import WorkerResources
+from .ray_session import WorkerResources
 
+SCALE_SECONDS = 15.0  # between two updates
 SPARE_SECONDS = 600.0  # a worker drains once so many were not wanted for so long
 
 
@@ -20,6 +21,9 @@ class Autoscaler:
         request: called with the number of workers in all, when it changes; see `ray_request`.
         spare_seconds: how long a worker must have been spare.
         clock: returns seconds.
+
+    Attributes:
+        requested: how many workers were requested last.
     """
 
     def __init__(
@@ -30,16 +34,15 @@ class Autoscaler:
     ) -> None:
         self._request, self._spare_seconds, self._clock = request, spare_seconds, clock
         self._slots = 1  # of the smallest worker seen last
-        self._requested = 0
+        self.requested = 0
         self._began = clock()
-        self._wanted: deque[tuple[float, int]] = (
-            deque()
-        )  # when, how many: falling numbers of the last minutes
+        # When, how many: the falling numbers of the last minutes.
+        self._wanted: deque[tuple[float, int]] = deque()
 
     def update(self, workers: Sequence[WorkerState], waiting: int) -> str | None:
         """Request workers for the streams and for `waiting` viewers; return the worker to drain now, if any.
 
-        Call it every few seconds.
+        Call it every SCALE_SECONDS.
         """
         now = self._clock()
         self._slots = min((worker.slots for worker in workers if worker.slots), default=self._slots)
@@ -49,8 +52,8 @@ class Autoscaler:
         self._wanted.append((now, wanted))
         while self._wanted[0][0] < now - self._spare_seconds:
             self._wanted.popleft()
-        if wanted != self._requested:
-            self._requested = wanted
+        if wanted != self.requested:
+            self.requested = wanted
             self._request(wanted)
         most = self._wanted[0][1]  # of the last `spare_seconds`
         available = sum(worker.is_available for worker in workers)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..video.folder import CLIP_ERRORS, ClipJob, ClipOutcome, attempt
 from ..video.translate import Progress
-from .session import WorkerResources, ray_session
+from .ray_session import WorkerResources, ray_session
 
 ROUNDS = 3  # a clip whose worker died is tried again in the next one; in the end it is given up
 Translate = Callable[[ClipJob], Generator[Progress]]
@@ -47,13 +47,23 @@ def translate_on_cluster(
         ValueError: the cluster cannot be used, or a worker cannot load the model.
     """
     with ray_session(where) as resources:
-        left = {str(job.source.resolve()): job for job in jobs}
-        for _ in range(ROUNDS):
-            for source, outcome in run_round(resources, left, make):
+        yield from translate_in_rounds(resources, jobs, make)
+
+
+def translate_in_rounds(
+    resources: WorkerResources, jobs: Sequence[ClipJob], make: Callable[[], Translate]
+) -> Generator[ClipOutcome]:
+    """As `translate_on_cluster`, on the cluster that is connected."""
+    left = {str(job.source.resolve()): job for job in jobs}
+    for number in range(1, ROUNDS + 1):
+        # In the last round each is alone: no other ends its worker.
+        batches = [{source: job} for source, job in left.items()] if number == ROUNDS else [{**left}]
+        for batch in batches:
+            for source, outcome in run_round(resources, batch, make):
                 del left[source]
                 yield outcome
-        for job in left.values():
-            yield ClipOutcome(job.source, error=f"its worker died, in {ROUNDS} attempts.")
+    for job in left.values():
+        yield ClipOutcome(job.source, error=f"its worker died, in {ROUNDS} attempts.")
 
 
 def run_round(

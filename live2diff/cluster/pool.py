@@ -45,6 +45,7 @@ class WorkerPool:
         self.workers: dict[str, RemoteWorker] = {}
         self._lock = threading.Lock()
         self._numbers = count(1)
+        self._nodes: dict[str, str] = {}  # the last one of each worker
         self._clock, self._deadlines, self._on_change = clock, deadlines, on_change
         # A frame that Ray sent again would come out of order: the front sees to what is lost.
         options = {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": 1000, **options}
@@ -60,8 +61,15 @@ class WorkerPool:
 
     def watch(self) -> None:
         """Look after each worker once."""
-        for worker in [*self.workers.values()]:
-            worker.watch()
+        workers = [*self.workers.values()]
+        self._nodes |= {each.key: each.announced.node for each in workers if each.announced}
+        # Who loads a model takes processors from the others of its node: the one it had last, if known.
+        loading = {self._nodes.get(worker.key) for worker in workers if worker.announced is None}
+        for worker in workers:
+            is_alone = all(each is worker or each.announced is None for each in workers)
+            is_busy = loading & {None, self._nodes.get(worker.key)}
+            limits = self._deadlines
+            worker.watch(limits.alone if is_alone else limits.compiling if is_busy else 0.0)
 
     def ready(self) -> list[RemoteWorker]:
         """Return the workers that have announced themselves."""
@@ -139,6 +147,7 @@ class WorkerPool:
     def retire(self, worker: RemoteWorker) -> None:
         """End a worker for good."""
         self.workers.pop(worker.key, None)
+        self._nodes.pop(worker.key, None)
         worker.lose("retired")
         ray.kill(worker.actor)
 

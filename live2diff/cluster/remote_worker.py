@@ -36,7 +36,8 @@ class Deadlines:
     """How many seconds a worker may be silent while it has something to do."""
 
     frame: float = 2.0
-    compiling: float = 10.0  # while a stream is opened, warms up or changes its style
+    compiling: float = 10.0  # while a stream is opened, warms up or changes its style; while its node is busy
+    alone: float = 30.0  # while there is no other worker
 
 
 class RemoteWorker:
@@ -132,8 +133,11 @@ class RemoteWorker:
                 silent = max(silent, now - self._asked)
             return silent, max(limits, default=self.deadlines.frame)
 
-    def watch(self) -> None:
-        """Ask it whether it is ready or alive; kill it, to be started again, where it is silent too long."""
+    def watch(self, least: float = 0.0) -> None:
+        """Ask it whether it is ready or alive; kill it, to be started again, where it is silent too long.
+
+        It may be silent for `least` seconds, whatever it does.
+        """
         with self._lock:
             asked, announced = self._asked, self.announced
             if asked is None:
@@ -143,7 +147,7 @@ class RemoteWorker:
                 self.actor.announce.remote().future().add_done_callback(self._take_announcement)
             return
         silent, limit = self.silence()
-        if silent > limit:
+        if silent > max(limit, least):
             self.lose(f"no answer for {silent:.1f} s")
             return ray.kill(self.actor, no_restart=False)
         if asked is None:

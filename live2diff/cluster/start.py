@@ -5,7 +5,8 @@ from contextlib import ExitStack
 from functools import partial
 
 from ..serving.engine import Engine
-from .session import WorkerResources, ray_session
+from .autoscale import Autoscaler, ray_request
+from .ray_session import WorkerResources, ray_session
 
 
 def count_workers(resources: WorkerResources) -> int:
@@ -16,10 +17,11 @@ def count_workers(resources: WorkerResources) -> int:
     return int(ray.cluster_resources().get(kind, 0))
 
 
-def start_cluster(where: str, make_engine: Callable[[], Engine]) -> Engine:
+def start_cluster(where: str, make_engine: Callable[[], Engine], autoscale: bool = False) -> Engine:
     """Connect to Ray at `local`, `auto` or an address; return a `ClusterEngine` once one worker is ready.
 
-    `make_engine` is called in the process of each worker.
+    `make_engine` is called in the process of each worker. With `autoscale` there are as many workers
+    as viewers need, and the cluster's autoscaler is asked for them.
 
     Raises:
         ValueError: as `ray_session`.
@@ -29,6 +31,11 @@ def start_cluster(where: str, make_engine: Callable[[], Engine]) -> Engine:
         resources = stack.enter_context(ray_session(where))
         from .engine import ClusterEngine  # Ray is an extra
 
-        engine = ClusterEngine(make_engine, resources, partial(count_workers, resources))
+        autoscaler = None
+        if autoscale:
+            request = ray_request(resources)
+            stack.callback(request, 0)  # what is requested outlives this process
+            autoscaler = Autoscaler(request)
+        engine = ClusterEngine(make_engine, resources, partial(count_workers, resources), autoscaler)
         engine.on_shutdown = stack.pop_all().close
         return engine

@@ -15,21 +15,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from ..config import MAX_DENOISING_STEPS, WARMUP_FRAMES
 from ..errors import DEVICE_LOST, StreamClosed
-from ..pipeline import Live2DiffPipeline
 from ..serving.engine import Engine
 from ..serving.portable import ERRORS, portable
 from ..serving.sessions import ClipStream, FrameResult, PromptHelp
-from ..serving.working_size import set_work
 from ..streaming.images import JPEG_QUALITY, decode_frame, encode_jpeg
 from ..streaming.settings import StreamSettings
 from ..styles import Style
+
+if TYPE_CHECKING:
+    from ..pipeline import Live2DiffPipeline
 
 log = logging.getLogger("live2diff")
 
@@ -46,6 +47,7 @@ class Announcement:
     size: int
     device: str
     process: int
+    node: str
     token: str  # of all calls until the next announcement
 
 
@@ -93,7 +95,9 @@ def load_engine(
     Raises:
         ValueError, OSError: as `loading.load`.
     """
-    from torch import int8
+    from torch import int8  # not before there is a model: torch is slow
+
+    from ..serving.working_size import set_work
 
     pipe = load()
     set_work(pipe, size, steps)
@@ -156,6 +160,8 @@ class Worker:
         return await answer(asyncio.to_thread(self._get_ready))
 
     def _get_ready(self) -> Announcement:
+        from ray import get_runtime_context  # only in an actor
+
         if self._engine is None:
             engine = self._make_engine()
             warm_up(engine)
@@ -165,7 +171,8 @@ class Worker:
             self._close(stream)
         self._token = secrets.token_hex(8)
         about = engine.styles, engine.default_style, engine.about, engine.prompt_help, engine.size
-        return Announcement(engine.capacity, *about, engine.device, os.getpid(), self._token)
+        here = os.getpid(), get_runtime_context().get_node_id()
+        return Announcement(engine.capacity, *about, engine.device, *here, self._token)
 
     async def ping(self) -> str:
         """Return the token of the last announcement, "" before it; end a process whose device is lost."""

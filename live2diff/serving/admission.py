@@ -67,7 +67,7 @@ class WaitingLine:
         self._admitted = {key: Admitted(now, now) for key in engine.session_keys()}  # longest ago first
         self._queue: dict[str, Queued] = {}  # first come first
         self._held: dict[str, float] = {}  # until when the place or position of a cut connection is kept
-        engine.admission = self._admission
+        engine.admission, engine.count_waiting = self._admission, self.__len__
 
     def __len__(self) -> int:
         """Return how many wait."""
@@ -92,7 +92,7 @@ class WaitingLine:
             if key in self._admitted:
                 return QueuePosition(0, 0.0)
             position = list(self._queue).index(key)
-            return QueuePosition(position + 1, self._expected_waits(now)[position])
+            return QueuePosition(position + 1, self._expected_wait(now, position))
 
     def hold(self, key: str) -> None:
         """Close the stream, and keep the place or the position until `join`, at most HELD_SECONDS.
@@ -173,16 +173,15 @@ class WaitingLine:
             for (key, admitted), queued in zip(self._admitted.items(), self._queue.values(), strict=False)
         ]
 
-    def _expected_waits(self, now: float) -> list[float]:
-        """Return how long each in line will wait, first to last, if everybody uses up the slice."""
+    def _expected_wait(self, now: float, position: int) -> float:
+        """Return how long the one at a position, from 0, will wait if everybody uses up the slice."""
         # Only the first to end can be followed by those who wait now. Where there is no place at all, because
         # no worker is ready, one is expected soon.
-        first = islice(self._admitted.values(), len(self._queue))
+        first = islice(self._admitted.values(), position + 1)
         ends = [admitted.since + self.slice_seconds for admitted in first] or [now]
         heapq.heapify(ends)
-        waits = []
-        for queued in self._queue.values():
+        start = now
+        for queued in islice(self._queue.values(), position + 1):
             start = max(heapq.heappop(ends), queued.since + self._notice, now)
             heapq.heappush(ends, start + self.slice_seconds)
-            waits.append(start - now)
-        return waits
+        return start - now

@@ -1,15 +1,21 @@
 """How many viewers a device has room for, measured on it."""
 
+from __future__ import annotations
+
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ..config import WARMUP_FRAMES
 from ..errors import LimitReached
-from ..pipeline import Live2DiffPipeline
 from ..streaming.settings import StreamSettings
+
+if TYPE_CHECKING:  # torch is slow to import, and a model that is none needs no torch
+    import torch
+
+    from ..pipeline import Live2DiffPipeline
 
 MOST_VIEWERS = 8
 CPU_VIEWERS = 4
@@ -56,6 +62,8 @@ def bytes_of_cache(
     pipe: Live2DiffPipeline, steps: int, size: tuple[int, int], cache_dtype: torch.dtype | None = None
 ) -> int:
     """Return the bytes of a stream's cache at a working `size` (height, width); nothing is allocated."""
+    import torch
+
     _, height, width = pipe.latent_shape(size)
     return pipe.unet.new_cache(steps, height, width, cache_dtype, torch.device("meta")).nbytes
 
@@ -65,6 +73,8 @@ def measure_room(pipe: Live2DiffPipeline, cache_dtype: torch.dtype | None = None
     device, side = pipe.unet.device, pipe.config.size  # pyright: ignore
     if device.type != "cuda":
         return Room(CPU_VIEWERS, f"Room for {CPU_VIEWERS} viewers at once on a CPU.")
+    import torch
+
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

@@ -52,6 +52,7 @@ class Engine:
     needs_gpu_session = takes_jpegs = False
     session_kind: type[Session] = Session
     failure = ""
+    count_waiting = staticmethod(lambda: 0)  # replaced by a waiting line
 
     def __init__(
         self,
@@ -63,7 +64,6 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         from .capacity import Room, measure_room  # not before there is a model: torch is slow
-        from .warm_start import open_pools
 
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         if capacity is None:
@@ -73,28 +73,29 @@ class Engine:
         self.styles, self.about, self.size = pipe.styles, pipe.about, pipe.config.size  # pyright: ignore
         self.prompt_help = PromptHelp.of(pipe.config)
         self.default_style = pipe.default_style or next(iter(pipe.styles))
-        together = pipe.unet.device.type == "cuda" if together is None else together
-        pools = self._thread.submit(open_pools, pipe, self.room.viewers, cache_dtype) if together else None
-        self._pools = pools and pools.result()
-        self.pipe, self._cache_dtype = pipe, cache_dtype
+        self.pipe, self._pools, self._cache_dtype = pipe, None, cache_dtype
+        if pipe.unet.device.type == "cuda" if together is None else together:
+            from .warm_start import open_pools
+
+            self._pools = self._thread.submit(open_pools, pipe, self.room.viewers, cache_dtype).result()
         self._downloads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="downloads")
         self.begin_sessions(self.room.viewers, idle_seconds, clock)
 
     def begin_sessions(self, capacity: int, idle_seconds: float, clock: Callable[[], float]) -> None:
         """Prepare for so many sessions."""
-        self.capacity = capacity
         self.admission: Callable[[str], AbstractContextManager] = nullcontext
-        self.registry = SessionRegistry(clock)
+        self.capacity, self.registry = capacity, SessionRegistry(clock)
         self._ending = threading.Event()
         threading.Thread(target=self._reap, args=(idle_seconds,), name="reaper", daemon=True).start()
 
     @property
     def device(self) -> str:
         """Return the name of the GPU, or the kind of another device."""
+        if (device := self.pipe.unet.device).type != "cuda":
+            return device.type
         from torch.cuda import get_device_name
 
-        device = self.pipe.unet.device
-        return get_device_name(device) if device.type == "cuda" else device.type
+        return get_device_name(device)
 
     def fetch(self, style: str | None) -> Future[None]:
         """Download what a style needs, while frames go on; before `open` or `update` with it."""
@@ -150,8 +151,7 @@ class Engine:
         `close(key)` ends it early: the next `push` raises `StreamClosed`. Clips do not count against the
         capacity. `frames` is their number, as far as is known, for engines that ask for time on a device.
         """
-        now = self.registry.clock()
-        session = self.session_kind(key=key, settings=settings, last_seen=now, is_clip=True)
+        session = self.session_kind(key=key, settings=settings, last_seen=self.registry.clock(), is_clip=True)
         self.admit(session)
         try:
             ignored_words = self.open_clip(session, frames).result()

@@ -212,6 +212,7 @@ class EngineProtocol(EngineInfo, Protocol):
     """What the page, the waiting line and the clip queue call of an engine; `Engine` documents it."""
 
     admission: Callable[[str], AbstractContextManager]  # entered to give a key its place; raises EngineBusy
+    count_waiting: Callable[[], int]  # how many wait for a place
     fetch: Callable[[str | None], Future[None]]
     open: Callable[[str, StreamSettings], Future[str]]
     push: Callable[..., Future[FrameResult]]  # key, frame, tag=None

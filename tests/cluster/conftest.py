@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers.paths import ROOT
+from helpers.recall import Recall, recall_engine
 from helpers.workers import tiny_engine, tiny_pipeline, write_weights
 
-from live2diff import Live2DiffPipeline
-from live2diff.cluster.session import CPU_WORKER, ENVIRONMENT, WorkerResources
+from live2diff.cluster.ray_session import CPU_WORKER, ENVIRONMENT, LOCAL_ENVIRONMENT, WorkerResources
+from live2diff.serving.engine import Engine
 
 if TYPE_CHECKING:
     from helpers.fleet import Fleet
 
-os.environ |= ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}  # before Ray is imported
+# Before Ray is imported.
+os.environ |= ENVIRONMENT | LOCAL_ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 NODE = {"num_cpus": 1, "resources": {CPU_WORKER: 1}, "object_store_memory": 80_000_000}
 HEAD = {"num_cpus": 0, "object_store_memory": 80_000_000, "include_dashboard": False}
@@ -28,22 +29,24 @@ CHECKS = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
 NEVER = 1e6
 
 
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory) -> Path:
-    """The files of the workers' models."""
+@pytest.fixture(scope="module", params=["recall", pytest.param("tiny", marks=pytest.mark.long)])
+def model(request, tmp_path_factory) -> tuple[Any, Callable[[], Engine]]:
+    """A model, and a function that makes an engine on the same one in a worker."""
+    if request.param == "recall":
+        return Recall(), recall_engine
     folder = tmp_path_factory.mktemp("weights")
     write_weights(folder)
-    return folder
+    return tiny_pipeline(folder), partial(tiny_engine, folder)
 
 
-@pytest.fixture(scope="session")
-def pipeline(weights) -> Live2DiffPipeline:
-    """The same pipeline as in the workers."""
-    return tiny_pipeline(weights)
+@pytest.fixture
+def pipeline(model) -> Any:
+    """The same model as in the workers."""
+    return model[0]
 
 
 @pytest.fixture(scope="module")
-def shared_fleet(weights) -> Iterator[Fleet]:
+def shared_fleet(model) -> Iterator[Fleet]:
     import ray  # an extra: the modules of the tests are skipped without it
     from helpers.fleet import Fleet, OffsetClock
     from ray.cluster_utils import Cluster
@@ -60,7 +63,7 @@ def shared_fleet(weights) -> Iterator[Fleet]:
         resources = WorkerResources({"num_cpus": 0, "resources": {CPU_WORKER: 1}}, 2)
         clock = OffsetClock()
         engine = ClusterEngine(
-            partial(tiny_engine, weights),
+            model[1],
             resources,
             # Generous: the machine of the tests may be slow. Nobody but a test looks after the workers.
             deadlines=Deadlines(60.0, 240.0),

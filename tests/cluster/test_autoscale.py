@@ -1,15 +1,18 @@
 """The autoscaler's glue: what is requested when, and which worker drains, by a clock that the tests move."""
 
 from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 from helpers.gpu_visits import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from live2diff.cluster.autoscale import SPARE_SECONDS, Autoscaler, ray_request
+from live2diff.cluster.autoscale import SCALE_SECONDS, SPARE_SECONDS, Autoscaler, ray_request
 from live2diff.cluster.placement import WorkerState, wanted_workers
-from live2diff.cluster.session import WorkerResources
+from live2diff.cluster.ray_session import WorkerResources
+from live2diff.serving.admission import WaitingLine
 
 
 def fleet(*streams: int, slots: int = 4) -> list[WorkerState]:
@@ -109,3 +112,84 @@ def test_ray_is_asked_for_the_resources_of_so_many_workers(options, bundle, monk
     monkeypatch.setattr(sdk, "request_resources", lambda bundles: asked.append(bundles))
     ray_request(WorkerResources(options, 2))(3)
     assert asked == [[bundle] * 3]
+
+
+class Worker:
+    """A worker without a process, with room for four."""
+
+    def __init__(self, key: str) -> None:
+        self.key, self.streams, self.is_draining = key, set(), False
+
+    def state(self) -> WorkerState:
+        return WorkerState(self.key, 4, len(self.streams), None, self.is_draining)
+
+
+class Pool:
+    """Workers that are ready at once."""
+
+    def __init__(self, *_: object) -> None:
+        self.workers: dict[str, Worker] = {}
+        self.numbers = count(1)
+
+    def grow(self, workers: int) -> None:
+        while len(self.workers) < workers:
+            key = f"w{next(self.numbers)}"
+            self.workers[key] = Worker(key)
+
+    def first(self) -> SimpleNamespace:
+        return SimpleNamespace(styles={}, default_style="", about="", prompt_help=None, size=256)
+
+    def capacity(self) -> int:
+        return sum(4 for worker in self.workers.values() if not worker.is_draining)
+
+    def watch(self) -> None: ...
+
+    def retire(self, worker: Worker) -> None:
+        del self.workers[worker.key]
+
+    def close(self) -> None: ...
+
+
+def test_the_engine_asks_for_workers_starts_them_and_drains_the_spare_ones(
+    clock, autoscaler, requests, monkeypatch
+):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    from live2diff.cluster import engine as module
+
+    def later(seconds: float) -> None:
+        clock.now += seconds
+        engine.watch()
+
+    monkeypatch.setattr(module, "WorkerPool", Pool)
+    room, never = [1], 1e6
+    engine = module.ClusterEngine(
+        lambda: None,
+        WorkerResources({}, 1),
+        lambda: room[0],
+        autoscaler,
+        idle_seconds=never,
+        clock=clock,
+        watch_seconds=never,
+    )
+    line = WaitingLine(engine, clock=clock)
+    engine.capacity = 0  # nobody is let in
+    for viewer in range(9):
+        assert line.join(f"viewer {viewer}").position == viewer + 1
+    engine.watch()
+    assert requests == [4] and [*engine.pool.workers] == ["w1"], "there is no room for more yet"
+    room[0] = 7
+    later(SCALE_SECONDS / 3)
+    assert requests == [4] and [*engine.pool.workers] == ["w1", "w2", "w3", "w4"]
+    later(SCALE_SECONDS / 3)
+    engine.pool.workers["w1"].streams.add("ann")
+    for viewer in range(9):
+        line.leave(f"viewer {viewer}")
+    later(SCALE_SECONDS / 3 + 1)
+    assert requests == [4, 2] and len(engine.pool.workers) == 4
+    later(SPARE_SECONDS)
+    assert [*engine.pool.workers] == ["w1", "w3", "w4"], "the emptiest goes, and none comes for the free GPU"
+    later(SCALE_SECONDS)
+    assert [*engine.pool.workers] == ["w1", "w4"] and engine.capacity == 8
+    later(SPARE_SECONDS)
+    assert [*engine.pool.workers] == ["w1", "w4"]
+    engine.shutdown()

@@ -1,7 +1,10 @@
 """A folder of clips on a local Ray with two workers; without Ray only what is said then."""
 
 import importlib.util
+import os
 import sys
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,19 +14,22 @@ from helpers.folders import CopyingTranslator, results
 from helpers.paths import ROOT
 
 from live2diff.__main__ import main
-from live2diff.cluster.folder import translate_on_cluster
+from live2diff.cluster.folder import translate_in_rounds
+from live2diff.cluster.ray_session import WorkerResources, ray_session
 from live2diff.video.folder import ClipOutcome, find_jobs
-
-pytestmark = pytest.mark.long
 
 needs_ray = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("ray", "pyarrow"))), reason="Ray is not installed"
 )
 
 
-@pytest.fixture(autouse=True)
-def helpers_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+@pytest.fixture(scope="module")
+def resources() -> Iterator[WorkerResources]:
+    """Two workers on a Ray of this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        with ray_session("local") as resources:
+            yield replace(resources, workers=2)
 
 
 def clips(folder: Path, **frames: int) -> Path:
@@ -33,18 +39,17 @@ def clips(folder: Path, **frames: int) -> Path:
     return folder
 
 
-def run(folder: Path, out: Path, **options: str) -> dict[str, ClipOutcome]:
+def run(resources: WorkerResources, folder: Path, out: Path, **options: str) -> Generator[ClipOutcome]:
     jobs, _ = find_jobs(folder, out)
-    outcomes = translate_on_cluster("local", jobs, partial(CopyingTranslator, **options))
-    return {outcome.source.stem: outcome for outcome in outcomes}
+    return translate_in_rounds(resources, jobs, partial(CopyingTranslator, **options))
 
 
 @needs_ray
 @pytest.mark.slow
-def test_broken_clips_and_dead_workers_cost_one_clip_each(tmp_path: Path):
+def test_broken_clips_and_dead_workers_cost_one_clip_each(resources, tmp_path: Path):
     folder, out = clips(tmp_path / "in", a=3, deadly=5, once=5, z=2), tmp_path / "out"
     (folder / "broken.mp4").write_text("no video")
-    outcomes = run(folder, out)
+    outcomes = {outcome.source.stem: outcome for outcome in run(resources, folder, out)}
     assert {name: outcome.frames for name, outcome in outcomes.items()} == {
         "a": 3,
         "broken": 0,
@@ -60,17 +65,34 @@ def test_broken_clips_and_dead_workers_cost_one_clip_each(tmp_path: Path):
 
 @needs_ray
 @pytest.mark.slow
-def test_a_model_that_cannot_be_loaded_ends_the_run(tmp_path: Path):
-    folder = clips(tmp_path / "in", a=2, b=2)
-    with pytest.raises(ValueError, match=r"^there is no such style$"):
-        run(folder, tmp_path / "out", error="there is no such style")
+def test_a_run_that_was_stopped_goes_on_where_it_was(resources, tmp_path: Path):
+    folder, out = clips(tmp_path / "in", a=2, b=3, c=4, d=5), tmp_path / "out"
+    outcomes = run(resources, folder, out)
+    first = next(outcomes).source.stem
+    outcomes.close()
+    done = {path.name: path.stat().st_mtime_ns for path in out.glob("*.mp4")}
+    assert f"{first}.mp4" in done
+    rest = {outcome.source.stem for outcome in run(resources, folder, out)}
+    assert rest | {name[0] for name in done} == set("abcd") and first not in rest
+    assert results(out) == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
+    assert (out / f"{first}.mp4").stat().st_mtime_ns == done[f"{first}.mp4"]
+    assert len(numbers(out / "d.mp4")) == 5
 
 
 @needs_ray
-def test_a_cluster_that_is_not_there_is_named(tmp_path: Path, capsys):
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_ends_the_run(resources, tmp_path: Path):
+    folder = clips(tmp_path / "in", a=2, b=2)
+    with pytest.raises(ValueError, match=r"^there is no such style$"):
+        list(run(resources, folder, tmp_path / "out", error="there is no such style"))
+
+
+@needs_ray
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1", "nowhere:99999999"])
+def test_a_cluster_that_is_not_there_is_named(tmp_path: Path, capsys, address):
     folder = clips(tmp_path / "in", a=2)
-    assert main([str(folder), str(tmp_path / "out"), "--cluster", "auto"]) == 2
-    assert "no Ray cluster at auto" in capsys.readouterr().err
+    assert main([str(folder), str(tmp_path / "out"), "--cluster", address]) == 2
+    assert f"no Ray cluster at {address}" in capsys.readouterr().err
 
 
 def test_without_ray_the_message_says_what_to_install(tmp_path: Path, monkeypatch, capsys):

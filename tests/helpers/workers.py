@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from helpers.checkpoints import kohya_lora, random_lora, write
+from helpers.recall import LORAS
 from helpers.tiny_models import build_tiny_pipeline
 
 from live2diff import Live2DiffPipeline
@@ -11,7 +12,6 @@ from live2diff.styles import Style
 from live2diff.weights.swap import WeightSwapper
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-LORAS = {"felt": 1, "glass": 2}  # styles with weights of their own: name, seed
 
 
 def write_weights(folder: Path) -> None:

@@ -86,8 +86,8 @@ def left_behind(cluster: Any) -> dict[str, int]:
     }
 
 
-def watch_kills(cluster: Any, minutes: float, viewers: int = 2) -> dict[str, Any]:
-    """Stream while a worker is killed each minute; return frames, longest freezes and what is left."""
+def watch_kills(cluster: Any, minutes: float, every: float, viewers: int = 2) -> dict[str, Any]:
+    """Stream while workers are killed, `every` so many seconds; return frames, freezes and what is left."""
     before, over, freezes = left_behind(cluster), threading.Event(), [0.0] * viewers
     counts, lost, errors = [0] * viewers, [0] * viewers, []
 
@@ -114,7 +114,9 @@ def watch_kills(cluster: Any, minutes: float, viewers: int = 2) -> dict[str, Any
     for thread in threads:
         thread.start()
     kills, end = 0, time.monotonic() + 60 * minutes
-    while not over.wait(min(60.0, 30 * minutes)) and time.monotonic() < end:
+    while not over.wait(every) and time.monotonic() < end:
+        while len(cluster.pool.ready()) < 2:  # else there is nowhere to go on
+            time.sleep(0.5)
         worker = max(cluster.pool.ready(), key=lambda worker: len(worker.streams))
         os.kill(worker.announced.process, signal.SIGKILL)
         kills += 1
@@ -140,6 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("delay", "kills"))
     parser.add_argument("--frames", type=int, default=500, help="of the delay (%(default)s)")
+    parser.add_argument("--every", type=float, default=60.0, help="seconds between kills (%(default)s)")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the kills (%(default)s)")
     options = parser.parse_args()
     cluster: Any = start_cluster("local", identity_engine)
@@ -149,7 +152,7 @@ def main() -> None:
         if options.what == "delay":
             print(json.dumps(measure_delay(cluster, options.frames)))
         else:
-            print(json.dumps(watch_kills(cluster, options.minutes)))
+            print(json.dumps(watch_kills(cluster, options.minutes, options.every)))
     finally:
         cluster.shutdown()
 

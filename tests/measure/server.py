@@ -26,12 +26,13 @@ def live_socket(address: str) -> str:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[tuple[int, str]]:
-    """Serve the nano model, with temporary files in `folder`; yield process id and address."""
+def served(folder: Path, *options: str, log: Path | None = None) -> Iterator[tuple[int, str]]:
+    """Serve the nano model, with temporary files in `folder` and a log; yield process id and address."""
     port = free_port()
     address = f"http://127.0.0.1:{port}/"
     server = subprocess.Popen(
-        [sys.executable, ROOT / "app.py", "--model", "nano", "--size", "256", "--port", str(port)],
+        [sys.executable, ROOT / "app.py", "--model", "nano", "--size", "256", "--port", str(port), *options],
+        stderr=log and log.open("w"),
         env=os.environ | {"TMPDIR": str(folder), "GRADIO_TEMP_DIR": str(folder / "gradio")},
     )
 

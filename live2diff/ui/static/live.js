@@ -2,6 +2,7 @@
 // server's side is live_session.py.
 
 const WARMUP_FRAMES = 8;
+const NOTICE_TIME = 4000; // milliseconds that a notice over the running picture stays
 const RATE_WINDOW = 2000; // milliseconds over which the numbers are measured
 
 const find = (selector) => element.querySelector(selector);
@@ -121,7 +122,8 @@ function onServerMessage(message) {
     setState("over", goesOn ? "Reconnecting" : message.gpu_session_over);
     if (goesOn) restartStream();
   } else if ("moved" in message) {
-    showMessage("Moved to another GPU.");
+    notice.textContent = "Moved to another GPU";
+    setTimeout(() => stage.dataset.state === "running" && setState("running"), NOTICE_TIME);
   } else if ("error" in message) {
     stop(message.error);
   }

@@ -2,19 +2,23 @@
 
 import os
 import secrets
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 CPU_WORKER = "live2diff"  # the resource that a node without GPUs offers: one for each worker it has room for
+CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 100_000_000  # little is kept there
 ENVIRONMENT = {  # read when Ray is imported, and by the processes that it starts
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",  # whoever reaches a cluster without it can run code on all nodes
+    "RAY_worker_niceness": "0",  # by default 15: anything else on the machine would come first
     # Ray waits so many milliseconds, by default 1000, for the reason of a death before it reports it.
     "RAY_timeout_ms_task_wait_for_death_info": "100",
 }
+LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # listen on 127.0.0.1 only
 
 
 @dataclass(frozen=True)
@@ -39,21 +43,26 @@ def ray_session(where: str) -> Iterator[WorkerResources]:
     options: dict[str, Any] = {"address": where, "log_to_driver": False, "logging_level": "ERROR"}
     if where == "local":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        for name, value in LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         workers = min(2, os.cpu_count() or 1)
         options |= {
             "num_cpus": os.cpu_count(),
             "resources": {CPU_WORKER: workers},
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
         }
     try:
         import ray
     except ImportError:
         raise ValueError("--cluster needs Ray: pip install 'live2diff[cluster]'") from None
+    if where not in ("local", "auto"):
+        check_address(where)
     try:
         ray.init(**options)
     except Exception as error:  # Ray raises this very class where a node does not start in time
+        if where == "local":
+            raise ValueError(f"Ray cannot be started on this machine: {error}") from None
         raise ValueError(
             f"There is no Ray cluster at {where} that takes this token (RAY_AUTH_TOKEN or ~/.ray/auth_token; "
             f"set RAY_AUTH_MODE=disabled for a cluster without): {error}"
@@ -62,6 +71,17 @@ def ray_session(where: str) -> Iterator[WorkerResources]:
         yield resources_of(ray.cluster_resources(), where)
     finally:
         ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Raise ValueError unless something listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise ValueError(
+            f"There is no Ray cluster at {address}, which has to be HOST:PORT: {error}"
+        ) from None
 
 
 def resources_of(total: Mapping[str, float], where: str) -> WorkerResources:
