@@ -6,6 +6,7 @@ the baseline H.264 that is fast enough. A chunk is one frame. It can be told fro
 
 import time
 from collections import deque
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -96,10 +97,10 @@ class CameraDecoder:
 class ResultEncoder:
     """Encodes the results of one stream that are sent, each as one chunk, at a bit rate that can change."""
 
-    def __init__(self, rate: int) -> None:
+    def __init__(self, rate: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.rate = rate  # bits a second
         self._codec: av.VideoCodecContext | None = None
-        self._began = time.monotonic()
+        self._clock, self._began = clock, clock()
 
     def encode(self, image: np.ndarray) -> bytes:
         """Encode a uint8 RGB image `[height, width, 3]`, as a key frame if the size or the rate has changed.
@@ -109,7 +110,7 @@ class ResultEncoder:
         """
         frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(**TO_PLANES)
         frame.time_base = MILLISECONDS
-        frame.pts = int((time.monotonic() - self._began) * 1000)
+        frame.pts = int((self._clock() - self._began) * 1000)
         try:
             codec = self._codec
             if codec is None or self._differs(codec, frame):
