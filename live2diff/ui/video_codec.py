@@ -1,7 +1,7 @@
 """Camera frames and results as VP9, a third of the bytes of JPEGs; README.md says when.
 
-VP9 and not H.264: every browser with WebCodecs has it in software, at the same pictures in fewer bytes than
-the baseline H.264 that is fast enough. A chunk is one frame. It can be told from a JPEG by its first bits.
+VP9 and not H.264: the same pictures take fewer bytes than in the baseline H.264 that is fast enough, and
+Chromium has it in every build. A chunk is one frame. It can be told from a JPEG by its first bits.
 """
 
 import time

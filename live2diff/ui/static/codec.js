@@ -2,7 +2,7 @@
 // before it. The first frames of a stream are JPEGs, by which the network is measured.
 
 const CODEC = "vp09.00.40.08"; // profile 0, up to 2048 x 1152 pixels
-const SOFTWARE = { codec: CODEC, hardwareAcceleration: "prefer-software" }; // faster at this size, and never a frame late
+const SOFTWARE = { codec: CODEC, hardwareAcceleration: "prefer-software" }; // starts at once at any size
 const COLOURS = { primaries: "bt709", transfer: "iec61966-2-1", matrix: "bt709", fullRange: true }; // of the results
 const RATES = { least: 200_000, most: 4_000_000, camera: 2_000_000 }; // bits a second; `camera`: the most to the server
 const ENOUGH = 3; // frames measured: the first may wait for a connection that begins slowly
