@@ -13,6 +13,7 @@ from ..config import WARMUP_FRAMES
 from ..serving.sessions import EngineProtocol, FrameResult
 from ..streaming.images import JPEG_QUALITY, decode_frame, encode_jpeg
 from .live_protocol import EARLIER, RESULT
+from .video_codec import CameraDecoder, ResultEncoder, VideoError, is_vp9
 
 FRAMES_IN_ENGINE = 2  # one being processed, and one that waits for it
 LARGEST_MICROSECONDS = 2**32 - 1
@@ -22,9 +23,9 @@ jpeg_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="jpeg")
 
 @dataclass(frozen=True)
 class CameraFrame:
-    """A frame as it came from the socket, at `arrived` seconds on the monotonic clock."""
+    """A JPEG or VP9 frame as it came from the socket, at `arrived` seconds on the monotonic clock."""
 
-    jpeg: bytes
+    data: bytes
     number: int
     arrived: float
 
@@ -41,8 +42,9 @@ class PendingFrame:
 class FrameRelay:
     """Relays one stream's camera frames to the engine and its results to the socket, in order.
 
-    The newest frame is kept as a JPEG and decoded only when the engine has room for it: a frame that is
-    replaced under overload costs nothing.
+    The newest frame is kept as it came and decoded only when the engine has room for it: a JPEG that is
+    replaced under overload costs nothing, a VP9 frame little. When VP9 fails, JPEGs have to do until the
+    stream ends.
     """
 
     def __init__(
@@ -56,13 +58,36 @@ class FrameRelay:
         self.pending: asyncio.Queue[PendingFrame] = asyncio.Queue()
         self.last_result = 0.0  # when it was sent
         self.frames_in = 0  # of the stream, as of the last result
+        self.decoder: CameraDecoder | None = CameraDecoder()  # None: VP9 has failed
+        self.encoder: ResultEncoder | None = None  # None: results are JPEGs
+
+    @property
+    def codecs(self) -> list[str]:
+        """Return what a page may send and ask for besides JPEGs."""
+        return [] if self.engine.takes_jpegs else ["vp9"]
+
+    def set_result_rate(self, rate: int | None) -> None:
+        """Send the results as VP9 at so many bits a second, or as JPEGs."""
+        if rate is not None and self.encoder is not None:
+            self.encoder.rate = rate
+        else:
+            self.encoder = None if rate is None else ResultEncoder(rate)
 
     def put(self, frame: CameraFrame) -> None:
-        """Keep a frame, instead of one that still waits; of those from before a cut, all."""
+        """Keep a frame, instead of one that still waits; of those from before a cut, all.
+
+        Raises:
+            ValueError: no page sends such a VP9 frame.
+        """
         if frame.number == EARLIER:
             self.earlier.append(frame)
         else:
             self.newest = frame
+            if self.decoder is not None and is_vp9(frame.data):
+                try:
+                    self.decoder.put(frame.data)
+                except VideoError:
+                    self.decoder = None
         self.arrived.set()
 
     async def run(self) -> None:
@@ -91,7 +116,11 @@ class FrameRelay:
                 await self.arrived.wait()
                 await self.push_earlier()
             frame, self.newest = self.newest, None
-            result = self.engine.push(self.key, await self.image(frame), tag=frame.number)
+            image = await self.image(frame)
+            if image is None:
+                self.in_engine.release()
+                continue
+            result = self.engine.push(self.key, image, tag=frame.number)
             if last is not None and result is last.result:  # the frame before it still waited
                 last.frame = frame
                 last.count += 1
@@ -99,11 +128,29 @@ class FrameRelay:
                 last = PendingFrame(result, frame)
                 self.pending.put_nowait(last)
 
-    async def image(self, frame: CameraFrame) -> np.ndarray | bytes:
-        """Decode a frame, unless the engine takes JPEGs."""
+    async def image(self, frame: CameraFrame) -> np.ndarray | bytes | None:
+        """Decode a frame, unless the engine takes JPEGs; if VP9 fails, ask for JPEGs and return None."""
+        loop = asyncio.get_running_loop()
         if self.engine.takes_jpegs:
-            return frame.jpeg
-        return await asyncio.get_running_loop().run_in_executor(jpeg_threads, decode_frame, frame.jpeg)
+            return frame.data
+        if frame.number == EARLIER or not is_vp9(frame.data):
+            return await loop.run_in_executor(jpeg_threads, decode_frame, frame.data)
+        if self.decoder is not None:
+            try:
+                return await loop.run_in_executor(jpeg_threads, self.decoder.decode, self.decoder.take())
+            except VideoError:
+                self.decoder = None
+        await self.send('{"codec": "jpeg"}')
+
+    def encode(self, image: np.ndarray) -> bytes:
+        """Encode a result that is sent."""
+        encoder = self.encoder  # may be replaced meanwhile
+        if encoder is not None:
+            try:
+                return encoder.encode(image)
+            except VideoError:
+                self.encoder = None
+        return encode_jpeg(image, JPEG_QUALITY)
 
     async def push_earlier(self) -> None:
         """Push the frames from before a cut, one after the other: none is replaced, and none has a result."""
@@ -119,12 +166,12 @@ class FrameRelay:
         while True:
             pending = await self.pending.get()
             result = await asyncio.wrap_future(pending.result)
-            jpeg = result.frames[-1] if result.frames else b""
-            if not isinstance(jpeg, bytes):
-                jpeg = await loop.run_in_executor(jpeg_threads, encode_jpeg, jpeg, JPEG_QUALITY)
+            image = result.frames[-1] if result.frames else b""
+            if not isinstance(image, bytes):
+                image = await loop.run_in_executor(jpeg_threads, self.encode, image)
             if result.moved:
                 await self.send('{"moved": true}')
-            await self.send(self.header(result, pending.frame) + jpeg)
+            await self.send(self.header(result, pending.frame) + image)
             for _ in range(pending.count):
                 self.in_engine.release()
 

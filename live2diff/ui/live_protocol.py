@@ -1,7 +1,7 @@
 """The messages of the Live tab's socket; README.md describes them.
 
-From the page: `Start`, `Update`, `Restart` and `Stop` as JSON texts, and camera frames as `FRAME` and a JPEG.
-To the page: JSON texts, and results as `RESULT` and a JPEG, which is empty where there is no image yet.
+From the page: `Start` to `Echo` as JSON texts, and camera frames as `FRAME` and a JPEG or VP9 frame.
+To the page: JSON texts, and results as `RESULT` and a JPEG or VP9 frame; nothing where there is no image yet.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 from starlette.datastructures import Headers
 
 from ..streaming.settings import BLEND_FRAMES, Blend, StreamSettings
@@ -53,7 +53,20 @@ class Stop(BaseModel):
     stop: Literal[True]
 
 
-Message = Start | Update | Restart | Stop
+class Codec(BaseModel):
+    """Send the results in this codec from now on, as VP9 at `rate` bits a second."""
+
+    codec: Literal["jpeg", "vp9"]
+    rate: int = Field(1_000_000, ge=100_000, le=10_000_000)
+
+
+class Echo(BaseModel):
+    """Send this message back at once: the page measures the network by it."""
+
+    echo: Annotated[float, Field(allow_inf_nan=False)]
+
+
+Message = Start | Update | Restart | Stop | Codec | Echo
 MESSAGES: TypeAdapter[Message] = TypeAdapter(Message)
 
 
@@ -76,10 +89,10 @@ def parse_message(text: str) -> Message:
 
 
 def parse_frame(data: bytes) -> tuple[int, bytes]:
-    """Split a binary message into the frame's number and its JPEG.
+    """Split a binary message into the frame's number and its JPEG or VP9 frame.
 
     Raises:
-        ValueError: there is no JPEG in it.
+        ValueError: there is no frame in it.
     """
     if len(data) <= FRAME.size:
         raise ValueError("The camera frame is empty.")

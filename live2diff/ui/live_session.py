@@ -24,12 +24,14 @@ from ..serving.limits import BURST_SECONDS, BYTES_A_SECOND, MESSAGES_A_SECOND, S
 from ..serving.sessions import EngineProtocol
 from ..streaming.settings import StreamSettings
 from .frame_relay import CameraFrame, FrameRelay
-from .live_protocol import Restart, Start, Stop, Update, parse_frame, parse_message
+from .live_protocol import Codec, Echo, Restart, Start, Stop, Update, parse_frame, parse_message
 from .live_visits import Visit, Visits
+from .video_codec import is_vp9
 
 OPEN_SECONDS = 0.3  # at least, between two streams of one viewer
 POLL_SECONDS = 1.0  # between updates of the queue position and of the time left
 ALIVE_SECONDS = 2.0  # between messages by which the page knows that the network is not dead
+VIDEO_FRAME_BYTES = int(BYTES_A_SECOND / 70)  # charged at least: each costs time, dropped ones too
 REJECTED, RESTARTING = 1008, 1012  # codes that close a socket; after the second the page tries again
 # Codes of a socket after which the page connects again: cut (1005 by uvicorn), lost ping, nothing heard.
 CUT = {1005, 1006, 1011, RESTARTING, 4000}
@@ -144,17 +146,20 @@ class LiveSession:
             if self.visit.connection is not self:  # sent before the next connection took over
                 continue
             data, text = message.get("bytes"), message.get("text") or ""
+            size = len(data or text)
             try:
                 if data is None:
-                    self.handle_message(text)
+                    await self.handle_message(text)
                 else:
-                    number, jpeg = parse_frame(data)
+                    number, image = parse_frame(data)
+                    if is_vp9(image):
+                        size = max(size, VIDEO_FRAME_BYTES)
                     if self.relay is not None:  # else sent before the page knew that there is no stream
-                        self.relay.put(CameraFrame(jpeg, number, time.monotonic()))
+                        self.relay.put(CameraFrame(image, number, time.monotonic()))
             except ValueError as error:
                 await self.reject(error)
                 return False
-            await self.rate_budget.spend(len(data or text))
+            await self.rate_budget.spend(size)
 
     async def reject(self, error: ValueError) -> None:
         """Send an error and close the socket, after a message that the page never sends."""
@@ -167,7 +172,7 @@ class LiveSession:
         if self.socket.application_state is WebSocketState.CONNECTED:
             await self.socket.close(code)
 
-    def handle_message(self, text: str) -> None:
+    async def handle_message(self, text: str) -> None:
         """Act on a text message of the page."""
         match parse_message(text):
             case Start(start=settings):
@@ -182,6 +187,11 @@ class LiveSession:
                         self.engine.restart(self.key)
             case Stop():
                 self.end()
+            case Codec(codec=codec, rate=rate):
+                if self.relay is not None:
+                    self.relay.set_result_rate(rate if codec == "vp9" else None)
+            case Echo(echo=echo):
+                await self.send_json(echo=echo)
 
     def start(self) -> None:
         """Open a stream with the present settings, at the place of this viewer or in line."""
@@ -243,7 +253,7 @@ class LiveSession:
                 return await self.fail_in_model(error)
             self.relay, self.applied_settings = FrameRelay(self.engine, self.key, self.send), settings
             key = self.key if self.engine.needs_gpu_session else None
-            await self.send_json(started=ignored, gpu_session=key)
+            await self.send_json(started=ignored, gpu_session=key, codecs=self.relay.codecs)
             self.sync_settings()
             if not await self.relay_frames(self.relay):
                 return

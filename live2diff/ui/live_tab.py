@@ -27,6 +27,7 @@ from .theme import STATIC, file_url
 
 LIVE_SCRIPTS = ("camera.js", "screen.js", "recorder.js", "link.js", "cues.js", "meter.js", "keys.js")
 SCRIPTS = (*LIVE_SCRIPTS, "live.js", "command.js")  # one scope, in this order
+WORKER_SCRIPTS = ("codec.js", "worker.js")
 SMALLEST_SIDE = 384  # pixels; the browser sends no smaller frames, however small the working size
 RESUME = "live2diff.resume"  # the protocol of a socket that goes on after a cut; offered with it: the token
 PING_SECONDS = 5.0  # a dead network is noticed after this and as long again
@@ -34,7 +35,7 @@ PING_SECONDS = 5.0  # a dead network is noticed after this and as long again
 
 def page_script() -> str:
     """Join the scripts of the page; the worker's source is a string in them."""
-    worker = json.dumps((STATIC / "worker.js").read_text())
+    worker = json.dumps("\n".join((STATIC / name).read_text() for name in WORKER_SCRIPTS))
     scripts = [(STATIC / name).read_text() for name in SCRIPTS]
     return "\n".join([f"const WORKER_SOURCE = {worker};", *scripts])
 
@@ -113,7 +114,7 @@ def live_route(
 def configure_sockets(demo: gr.Blocks) -> None:
     """Set what a launched page's server reads for each new socket."""
     config = demo.server.config
-    config.ws_per_message_deflate = False  # JPEGs do not get smaller
+    config.ws_per_message_deflate = False  # images do not get smaller
     config.ws_max_size = LARGEST_FRAME + FRAME.size
     config.ws_ping_interval = config.ws_ping_timeout = PING_SECONDS
 

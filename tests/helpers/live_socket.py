@@ -39,7 +39,7 @@ def started(address: str, **options: float) -> Iterator[ClientConnection]:
     """Open a socket with a stream."""
     with connect(address, **options) as socket:
         send_json(socket, start=SETTINGS)
-        assert receive(socket, "started") == {"started": "", "gpu_session": None}
+        assert receive(socket, "started") == {"started": "", "gpu_session": None, "codecs": ["vp9"]}
         yield socket
 
 

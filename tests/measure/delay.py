@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -74,8 +75,20 @@ window.watchImage = (selector) =>
 )
 
 
-async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
-    """Write what is read, so many seconds later."""
+def no_bytes() -> Any:
+    """Return counters that processes share, of the bytes to the server and to the page."""
+    return multiprocessing.get_context("spawn").Array("Q", 2, lock=False)
+
+
+async def forward(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    seconds: float,
+    rate: float,
+    carried: Any,
+    way: int,
+) -> None:
+    """Write what is read, so many seconds later and at `rate` bits a second; count it in `carried[way]`."""
     loop = asyncio.get_running_loop()
     delayed: asyncio.Queue = asyncio.Queue()
 
@@ -88,19 +101,25 @@ async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, se
         writer.close()
 
     writing = asyncio.create_task(write())
-    while data := await reader.read(1 << 16):
-        delayed.put_nowait((loop.time() + seconds, data))
+    free = 0.0  # when the last byte has left
+    while data := await reader.read(1500 if rate < float("inf") else 1 << 16):
+        free = max(free, loop.time()) + 8 * len(data) / rate
+        delayed.put_nowait((free + seconds, data))
+        carried[way] += len(data)
     delayed.put_nowait(None)
     await writing
 
 
-def run_proxy(port: int, target: int, milliseconds: float) -> None:
-    """Forward connections to `target`, adding latency to the round trip."""
+def run_proxy(port: int, target: int, milliseconds: float, rate: float, carried: Any) -> None:
+    """Forward connections to `target`, adding latency to the round trip, at `rate` bits a second each way."""
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there = await asyncio.open_connection("127.0.0.1", target)
         half = milliseconds / 2000
-        both = forward(reader, there[1], half), forward(there[0], writer, half)
+        both = (
+            forward(reader, there[1], half, rate, carried, 0),
+            forward(there[0], writer, half, rate, carried, 1),
+        )
         await asyncio.gather(*both, return_exceptions=True)
 
     async def serve() -> None:
@@ -111,11 +130,15 @@ def run_proxy(port: int, target: int, milliseconds: float) -> None:
 
 
 @contextmanager
-def proxy(target: int, milliseconds: float) -> Iterator[int]:
-    """Run the proxy in a process of its own, so that it does not wait for the server; yield its port."""
+def proxy(target: int, milliseconds: float, rate: float = float("inf"), carried: Any = None) -> Iterator[int]:
+    """Run the proxy in a process of its own, so that it does not wait for the server; yield its port.
+
+    `carried` counts the bytes, as `no_bytes` makes it.
+    """
     port = free_port()
+    carried = no_bytes() if carried is None else carried
     process = multiprocessing.get_context("spawn").Process(
-        target=run_proxy, args=(port, target, milliseconds), daemon=True
+        target=run_proxy, args=(port, target, milliseconds, rate, carried), daemon=True
     )
     process.start()
 
@@ -162,17 +185,21 @@ def echo_page() -> gr.Blocks:
     return demo.queue()
 
 
-def measure(page: Page, address: str, begin: Callable[[Page], None], seconds: float) -> dict[str, float]:
-    """Return frames a second, and the delay in milliseconds: added, and from camera to screen."""
+def measure(
+    page: Page, address: str, begin: Callable[[Page], None], seconds: float, carried: Any = (0, 0)
+) -> dict[str, float]:
+    """Return frames and bytes a second, and the delay in milliseconds: added, and from camera to screen."""
     page.add_init_script(TAP)
     page.goto(address)
     begin(page)
     page.evaluate("watchPlain()")
     page.wait_for_function("window.plain.length > 20")
     page.evaluate("() => { plain.length = ours.length = 0; }")
+    before = sum(carried)
     page.wait_for_timeout(seconds * 1000)
+    sent = (sum(carried) - before) / seconds
     plain, ours = page.evaluate("[plain, ours]")
-    return compare(plain, ours)
+    return compare(plain, ours) | {"bytes_per_second": sent}
 
 
 def compare(plain: list[list[float]], ours: list[list[float]]) -> dict[str, float]:

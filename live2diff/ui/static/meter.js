@@ -5,7 +5,7 @@ const LEAST_NOISE = 0.25; // of 255: a source that is calmer than this counts as
 const FEWEST_STILL = 64; // pixels, of 32 x 24
 const STEADY_MEMORY = 0.97; // of what was seen so far, with each frame
 
-let timing = null; // of worker.js: {network, work, interval} in milliseconds
+let timing = null; // of worker.js: {network, work, interval} in milliseconds, bits a second of VP9
 let lastPair = null; // thumbnails of the last frame and its result
 let steadiness = { source: 0, result: 0, count: 0 };
 let thumbnails = null;
@@ -60,13 +60,13 @@ function noteSteadiness(result, original) {
 }
 
 function showMeter(rate) {
-  const { network = 0, work = 0, interval = 0 } = timing ?? {};
+  const { network = 0, work = 0, interval = 0, bits = 0 } = timing ?? {};
   const camera = interval ? 1000 / interval : 0;
   find(".why").textContent = limitOf({ state: stage.dataset.state, rate, camera, work });
   const flicker = flickerRatio(steadiness);
   find(".meter").textContent =
     rate && timing
-      ? `Camera ${Math.round(camera)} a second · model ${time(work)} a frame · network ${time(network)} · ` +
+      ? `Camera ${Math.round(camera)} a second · model ${time(work)} a frame · network ${time(network)}, ${bits ? `VP9 at ${(bits / 1e6).toFixed(1)} Mbit/s` : "JPEG"} · ` +
         (flicker === null ? "nothing stands still" : `what stands still flickers ${flicker.toFixed(1)} times as much as the camera's`)
       : "";
 }

@@ -7,7 +7,7 @@ const JPEG_QUALITY = 0.8;
 const MAX_IN_FLIGHT = 16;
 const PROBE_EVERY = 10_000; // milliseconds between measurements of the empty network
 const MARGIN = 2; // milliseconds by which a frame may arrive too early
-const HEADER = 20; // bytes before the JPEG in a result
+const HEADER = 20; // bytes before the image in a result
 const SIMILAR = 1.2; // of 255: frames with a smaller mean difference are not sent
 const LONGEST_SKIP = 1000; // milliseconds
 const KEPT = 8; // of the last frames: another stream warms up from them after a cut
@@ -23,8 +23,8 @@ let socket = null;
 let flowing = false; // whether to send frames: a stream is open, and not paused
 // side: the longest of a frame that is sent. silence: milliseconds without a message, of which the server sends one
 // every 2 s, in a dead network. After a cut: milliseconds of the first pause between attempts, of the longest, and until
-// the page gives up.
-let options = { side: 384, skipSimilar: false, silence: 8000, pause: 250, longestPause: 2000, giveUp: 60_000 };
+// the page gives up. slow: milliseconds that the bytes of JPEGs take before VP9 replaces them.
+let options = { side: 384, skipSimilar: false, silence: 8000, pause: 250, longestPause: 2000, giveUp: 60_000, slow: 15 };
 let newest = null; // {frame, captured}: the camera's last, until it is sent
 let encoding = false;
 let timer = null;
@@ -49,7 +49,8 @@ let cutAt = 0; // when the connection was cut; 0 while there is one
 let attempts = 0;
 let retry = null; // timer
 let heardAt = 0; // of the clock on the wall: the others may stand still while a computer sleeps
-let recent = []; // the last frames sent, as messages
+let recent = []; // the last frames sent, as messages or VideoFrames
+let texts = Promise.resolve(); // until those from the server are handled
 
 // performance.now() on a clock that page and worker share.
 const now = () => performance.timeOrigin + performance.now();
@@ -111,29 +112,43 @@ async function sendFrame() {
   const size = [width, height].map((side) => Math.max(2, Math.round(side * scale)));
   if (surface.width !== size[0] || surface.height !== size[1]) {
     [surface.width, surface.height] = size; // which clears it
-    recent = []; // a stream has frames of one size
+    recent.splice(0).forEach((each) => each.close?.()); // a stream has frames of one size
   }
   drawing.drawImage(frame, 0, 0, ...size);
   frame.close();
   if (!options.skipSimilar || !isSimilar()) {
-    const encoded = surface.convertToBlob({ type: "image/jpeg", quality: JPEG_QUALITY });
+    const image = video && new VideoFrame(surface, { timestamp: Math.round(now() * 1000) });
+    const encoded = image ? encodeVideo(image) : encodeJpeg();
     const original = surface.transferToImageBitmap();
-    const jpeg = new Uint8Array(await (await encoded).arrayBuffer());
-    if (flowing && socket?.readyState === WebSocket.OPEN) {
+    const bytes = await encoded;
+    if (bytes && flowing && socket?.readyState === WebSocket.OPEN) {
       number += 1;
-      const message = new Uint8Array(4 + jpeg.length);
-      new DataView(message.buffer).setUint32(0, number, true);
-      message.set(jpeg, 4);
       sent.set(number, { at: now(), captured, original });
       counted.sent += 1;
+      const message = numbered(number, bytes);
       socket.send(message);
-      recent = [...recent, message].slice(-KEPT);
+      if (!image) jpegBits.up = 8 * bytes.length;
+      if (recent.push(image ?? message) > KEPT) recent.shift().close?.();
     } else {
+      if (video) video.keyNext = true;
+      image?.close();
       original.close();
     }
   }
   encoding = false;
   sendWhenDue();
+}
+
+async function encodeJpeg() {
+  const blob = await surface.convertToBlob({ type: "image/jpeg", quality: JPEG_QUALITY });
+  return new Uint8Array(await blob.arrayBuffer());
+}
+
+function numbered(number, bytes) {
+  const message = new Uint8Array(4 + bytes.length);
+  new DataView(message.buffer).setUint32(0, number, true);
+  message.set(bytes, 4);
+  return message;
 }
 
 // Decoding a blob goes through the browser's main process: several times slower than ImageDecoder.
@@ -151,10 +166,18 @@ async function onResult(data) {
   measure(takenNumber, held / 1000, worked / 1000);
   if (collected) postMessage({ collected });
   sendWhenDue();
-  if (data.byteLength <= HEADER || !sent.has(shownNumber)) return;
-  const { captured, original } = sent.get(shownNumber);
-  const result = await decode(new Uint8Array(data, HEADER));
-  if (!sent.delete(shownNumber) || shownNumber < shown) return result.close(); // of an earlier stream, or overtaken
+  if (data.byteLength <= HEADER) return;
+  const bytes = new Uint8Array(data, HEADER);
+  if (isVideo(bytes)) return decodeVideo(shownNumber, bytes);
+  jpegBits.down = 8 * bytes.length;
+  if (sent.has(shownNumber)) onDecoded(shownNumber, await decode(bytes));
+}
+
+function onDecoded(shownNumber, result) {
+  const frame = sent.get(shownNumber);
+  if (!frame || shownNumber < shown) return result.close(); // of an earlier stream, or overtaken
+  const { captured, original } = frame;
+  sent.delete(shownNumber);
   shown = shownNumber;
   forget(shownNumber);
   postMessage({ result, original, captured }, [result, original]);
@@ -169,6 +192,7 @@ function measure(takenNumber, held, worked) {
     network = sample;
   }
   network = Math.min(network, sample);
+  lateness.push(sample - network);
   work += (worked - work) * (work ? 0.2 : 1);
   answered = takenNumber;
   answeredAt = now();
@@ -200,18 +224,20 @@ function flow({ on, reset }) {
 function connect() {
   clearTimeout(retry);
   heardAt = Date.now();
+  quickest = Infinity;
   const opened = (socket = new WebSocket(address, token ? [RESUME, token] : []));
   socket.binaryType = "arraybuffer";
   socket.onopen = () => {
     if (opened !== socket) return;
     reached = true;
     heardAt = Date.now();
+    measureDistance();
     postMessage({ opened: true });
   };
   socket.onmessage = ({ data }) => {
     if (opened !== socket) return;
     heardAt = Date.now();
-    if (typeof data === "string") onText(JSON.parse(data));
+    if (typeof data === "string") texts = texts.then(() => onText(JSON.parse(data)));
     else onResult(data);
   };
   socket.onclose = () => {
@@ -219,19 +245,37 @@ function connect() {
   };
 }
 
-function onText(message) {
+async function onText(message) {
   if (message.alive) return;
   if (message.resume) return (token = message.resume);
-  if ("started" in message && cutAt) sendRecent();
+  if (message.echo) return (quickest = Math.min(quickest, now() - message.echo));
+  if (message.codec) return refuseVideo();
+  if ("started" in message) {
+    stopVideo();
+    offered = message.codecs.includes("vp9");
+    measureDistance(); // nothing else is on the way
+    if (cutAt) await sendRecent();
+  }
   if ("started" in message || "waiting" in message) cutAt = 0;
   postMessage({ text: message });
 }
 
-// The new stream warms up from these. They are numbered 0, and have no result.
-function sendRecent() {
-  for (const message of recent) {
-    new DataView(message.buffer).setUint32(0, 0, true);
-    socket.send(message);
+// The server cannot decode the camera's frames: those in flight have no result.
+function refuseVideo() {
+  if (!video) return;
+  failVideo();
+  forget(Infinity);
+  answered = number;
+  sendWhenDue();
+}
+
+// The new stream warms up from these, as JPEGs. They are numbered 0, and have no result.
+async function sendRecent() {
+  const opened = socket;
+  for (const frame of [...recent]) {
+    if (!(frame instanceof Uint8Array)) drawing.drawImage(frame, 0, 0);
+    const jpeg = frame instanceof Uint8Array ? frame.subarray(4) : await encodeJpeg();
+    if (socket === opened) socket?.send(numbered(0, jpeg));
   }
 }
 
@@ -308,6 +352,7 @@ self.addEventListener("online", () => {
 
 setInterval(() => {
   watch();
-  postMessage({ counted: { ...counted, network, work, interval } });
+  adaptCodec(network);
+  postMessage({ counted: { ...counted, network, work, interval, bits: video?.rate ?? 0 } });
   counted = { seen: 0, sent: 0 };
 }, 500);

@@ -1,0 +1,123 @@
+// VP9 in place of JPEGs, both ways, where the browser can and the bytes of JPEGs take long: a part of worker.js, joined
+// before it. The first frames of a stream are JPEGs, by which the network is measured.
+
+const CODEC = "vp09.00.40.08"; // profile 0, up to 2048 x 1152 pixels
+const SOFTWARE = { codec: CODEC, hardwareAcceleration: "prefer-software" }; // starts at once at any size
+const COLOURS = { primaries: "bt709", transfer: "iec61966-2-1", matrix: "bt709", fullRange: true }; // of the results
+const RATES = { least: 200_000, most: 4_000_000, camera: 2_000_000 }; // bits a second; `camera`: the most to the server
+const ENOUGH = 3; // frames measured: the first may wait for a connection that begins slowly
+const ON_TIME = 10; // milliseconds by which a frame takes longer than on the empty network: the rate may grow
+const LATE = 30; // the rate must fall
+const STEP = 1.3; // a smaller change of the rate is not worth the key frame
+const DROPPED = 500; // milliseconds after which a frame that the encoder has not returned is given up
+
+let video = null; // {encoder, decoder, rate, ...} while it is used
+let videoFailed = false; // in this visit
+let offered = false; // whether the server has it
+let quickest = Infinity; // milliseconds there and back of a message of a few bytes
+let lateness = []; // of the last frames
+let jpegBits = { up: 0, down: 0 }; // of the last frame and the last result
+
+const measureDistance = () => send({ echo: now() });
+
+const clampRate = (rate) => Math.min(RATES.most, Math.max(RATES.least, rate));
+
+const canVideo = (async () => {
+  if (!self.VideoEncoder || !self.VideoDecoder) return false;
+  const config = { ...SOFTWARE, width: 384, height: 288 };
+  const kinds = [VideoEncoder, VideoDecoder];
+  const found = await Promise.all(kinds.map((kind) => kind.isConfigSupported(config))).catch(() => [{}]);
+  return found.every(({ supported }) => supported);
+})();
+
+// Starts once JPEGs take long, then lets the rate follow the network. Called now and then.
+async function adaptCodec(network) {
+  const late = [...lateness].sort((a, b) => a - b)[lateness.length >> 1];
+  const measured = lateness.length;
+  lateness = video ? [] : lateness.slice(-ENOUGH);
+  if (!video && offered && !videoFailed && flowing && (await canVideo)) {
+    measureDistance();
+    const takes = network - quickest; // the bytes, without the distance
+    if (measured < ENOUGH || !(takes > options.slow)) return;
+    startVideo(clampRate((500 * (jpegBits.up + jpegBits.down)) / Math.max(1, takes))); // half of what it carries
+  } else if (video && measured) {
+    video.wanted = clampRate(video.wanted * (late > LATE ? 0.75 : late < ON_TIME ? 1.15 : 1));
+    const change = video.wanted / video.rate;
+    if (change > STEP || change < 1 / STEP) setRate(video.wanted);
+  }
+}
+
+function startVideo(rate) {
+  const used = { wanted: rate, size: "", keyNext: true, done: null };
+  const error = () => used === video && failVideo();
+  used.encoder = new VideoEncoder({ error, output: (chunk) => used.done?.(chunk) });
+  used.decoder = new VideoDecoder({ error, output: (image) => onDecoded(image.timestamp, image) });
+  used.decoder.configure({ ...SOFTWARE, colorSpace: COLOURS, optimizeForLatency: true });
+  video = used;
+  setRate(rate);
+}
+
+function setRate(rate) {
+  video.rate = Math.round(rate);
+  video.configured = "";
+  send({ codec: "vp9", rate: video.rate });
+}
+
+// Ends it with the stream, whose frames build on each other.
+function stopVideo() {
+  video?.done?.(null);
+  for (const codec of [video?.encoder, video?.decoder]) if (codec && codec.state !== "closed") codec.close();
+  video = null;
+  lateness = [];
+}
+
+// JPEGs have to do for the rest of the visit.
+function failVideo() {
+  videoFailed = true;
+  stopVideo();
+  send({ codec: "jpeg" });
+}
+
+// The frame as VP9, null if the encoder returns none: the next is a key frame then.
+function encodeVideo(frame) {
+  const used = video;
+  const size = `${frame.displayWidth}x${frame.displayHeight}`;
+  return new Promise((resolve) => {
+    const timer = setTimeout(() => used.done?.(null), DROPPED);
+    used.done = (chunk) => {
+      if (chunk && chunk.timestamp !== frame.timestamp) return; // of one that was given up
+      clearTimeout(timer);
+      used.done = null;
+      const bytes = chunk && new Uint8Array(chunk.byteLength);
+      chunk?.copyTo(bytes);
+      resolve(bytes);
+    };
+    try {
+      if (used.configured !== size) {
+        const [width, height] = [frame.displayWidth, frame.displayHeight];
+        const bitrate = Math.min(used.rate, RATES.camera);
+        const rates = { bitrate, bitrateMode: "constant", latencyMode: "realtime", framerate: 30 };
+        used.encoder.configure({ ...SOFTWARE, ...rates, width, height });
+        used.configured = size;
+      }
+      if (used.size !== size) used.keyNext = true;
+      used.size = size;
+      used.encoder.encode(frame, { keyFrame: used.keyNext });
+      used.keyNext = false;
+    } catch {
+      failVideo();
+    }
+  });
+}
+
+// A JPEG begins with other bits. Every frame must be decoded, shown or not.
+function decodeVideo(number, bytes) {
+  const type = bytes[0] & 0x0c ? "delta" : "key";
+  try {
+    video?.decoder.decode(new EncodedVideoChunk({ type, timestamp: number, data: bytes }));
+  } catch {
+    failVideo();
+  }
+}
+
+const isVideo = (bytes) => bytes[0] >> 6 === 2;

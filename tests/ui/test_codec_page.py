@@ -1,0 +1,232 @@
+"""VP9 between the Live tab in a real browser and the server."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+from helpers.browser import (
+    READ_NUMBER,
+    Identity,
+    needs_browser,
+    opened,
+    pixels,
+    wait_for,
+    with_numbered_camera,
+)
+from helpers.live_tab import reach, start, stop
+from helpers.network import Network
+from helpers.video_frames import is_key
+from playwright.sync_api import Browser, Page, expect
+
+import app
+from live2diff.serving.engine import Engine
+from live2diff.ui.frame_relay import CameraFrame, FrameRelay
+from live2diff.ui.live_protocol import EARLIER
+from live2diff.ui.theme import STATIC
+from live2diff.ui.video_codec import CameraDecoder, VideoError, is_vp9
+
+pytestmark = [pytest.mark.long, needs_browser]
+SLOW, FAST = -1e9, 1e9  # milliseconds of JPEGs from which on VP9 is used: whatever they take, never
+PAIR = "() => [0, 0.5].map((left) => readNumber(document.querySelector('#live canvas'), left, 0.5))"
+
+
+def script(slow: float, worker: str = "") -> str:
+    """Return what sets the worker's option and runs `worker` in it before its own script."""
+    return f"""{READ_NUMBER}
+    window.Worker = class extends Worker {{
+      constructor(...rest) {{
+        super(...rest);
+        this.postMessage({{ options: {{ slow: {slow}, pause: 20 }} }});
+      }}
+    }};
+    window.Blob = class extends Blob {{
+      constructor(parts, options) {{
+        super(options?.type === "text/javascript" ? [{worker!r}, ...parts] : parts, options);
+      }}
+    }};"""
+
+
+@pytest.fixture(scope="module")
+def browser(playwright, tmp_path_factory) -> Iterator[Browser]:
+    with with_numbered_camera(playwright, tmp_path_factory.mktemp("camera"), 60) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[SimpleNamespace]:
+    engine = Engine(Identity(), capacity=1)
+    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
+    yield SimpleNamespace(engine=engine, demo=demo, address=demo.local_url)
+    demo.close()
+    engine.shutdown()
+
+
+@pytest.fixture
+def traffic(server, monkeypatch) -> Iterator[SimpleNamespace]:
+    """Note the frames that the server gets and the results that it encodes."""
+    noted = SimpleNamespace(frames=[], results=[])
+    put, encode = FrameRelay.put, FrameRelay.encode
+
+    def noting_put(relay: FrameRelay, frame: CameraFrame) -> None:
+        noted.frames.append(frame)
+        put(relay, frame)
+
+    def noting_encode(relay: FrameRelay, image: object) -> bytes:
+        noted.results.append(encode(relay, image))
+        return noted.results[-1]
+
+    monkeypatch.setattr(FrameRelay, "put", noting_put)
+    monkeypatch.setattr(FrameRelay, "encode", noting_encode)
+    yield noted
+    wait_for(lambda: server.engine.stats()["streams"] == 0)
+
+
+def run(page: Page) -> None:
+    """Start, not mirrored, original beside result."""
+    start(page)
+    page.locator("#live .mirror").uncheck()
+    page.locator("#live .views label", has_text="Side by side").click()
+    reach(page, "running")
+
+
+def goes_on(traffic: SimpleNamespace, count: int = 5, video: bool = True) -> bool:
+    """Return whether the last frames and results are all VP9, or all JPEGs."""
+    last = [frame.data for frame in traffic.frames[-count:]] + traffic.results[-count:]
+    return len(last) == 2 * count and all(is_vp9(data) == video for data in last)
+
+
+def test_vp9_carries_the_same_frames_in_order_in_fewer_bytes(browser, server, traffic):
+    with opened(browser, server.address, script(SLOW)) as page:
+        run(page)
+        wait_for(lambda: goes_on(traffic, 10))
+        pairs: set[tuple[int, int]] = set()
+        wait_for(lambda: pairs.add(tuple(page.evaluate(PAIR))) or len(pairs - {(-1, -1)}) > 8)
+        assert all(left == right for left, right in pairs if -1 not in (left, right))
+        both = pixels(page, "#live canvas", 64, 24)
+        assert abs(both[8:, :32] - both[8:, 32:]).mean() < 5, "the same colours"
+        page.locator("#live .more").evaluate("more => { more.open = true; }")
+        expect(page.locator("#live .meter")).to_contain_text("VP9 at")
+        stop(page)
+    frames = [frame.data for frame in traffic.frames]
+    numbers = [frame.number for frame in traffic.frames]
+    assert numbers == list(range(1, len(numbers) + 1))
+    jpegs = [len(data) for data in frames if not is_vp9(data)]
+    assert not is_vp9(frames[0])
+    for sent in (frames, traffic.results):
+        video = [data for data in sent if is_vp9(data)]
+        assert is_key(video[0])
+        assert sum(map(len, video)) / len(video) < sum(jpegs) / len(jpegs) / 2
+
+
+@pytest.mark.parametrize(
+    ("slow", "worker"),
+    [(FAST, ""), (SLOW, "delete self.VideoEncoder;"), (SLOW, "delete self.VideoDecoder;")],
+    ids=["fast network", "no encoder", "no decoder"],
+)
+def test_jpegs_where_they_are_quick_or_the_browser_has_no_other(browser, server, traffic, slow, worker):
+    with opened(browser, server.address, script(slow, worker)) as page:
+        run(page)
+        count = len(traffic.frames)
+        wait_for(lambda: len(traffic.frames) > count + 40)  # more than two seconds
+        assert goes_on(traffic, video=False)
+        assert not any(map(is_vp9, traffic.results))
+        stop(page)
+
+
+BAD_CHUNK = """self.VideoDecoder = class extends VideoDecoder {
+  decode(chunk) {
+    self.decoded = (self.decoded ?? 0) + 1;
+    const data = new Uint8Array(200).fill(0x82);
+    super.decode(self.decoded === 4 ? new EncodedVideoChunk({ type: "key", timestamp: 1, data }) : chunk);
+  }
+};"""
+BAD_ENCODER = """self.VideoEncoder = class extends VideoEncoder {
+  encode(...rest) {
+    self.encoded = (self.encoded ?? 0) + 1;
+    if (self.encoded === 4) throw new DOMException("no");
+    super.encode(...rest);
+  }
+};"""
+
+
+@pytest.mark.parametrize("worker", [BAD_CHUNK, BAD_ENCODER], ids=["decoder", "encoder"])
+def test_after_an_error_in_the_browser_jpegs_have_to_do(browser, server, traffic, worker):
+    with opened(browser, server.address, script(SLOW, worker)) as page:
+        run(page)
+        wait_for(lambda: any(is_vp9(frame.data) for frame in traffic.frames))
+        wait_for(lambda: goes_on(traffic, video=False))
+        count = len(traffic.results)
+        wait_for(lambda: len(traffic.results) > count + 20 and goes_on(traffic, video=False))
+        expect(page.locator("#live .message")).to_be_hidden()
+        assert page.locator("#live .stage").get_attribute("data-state") == "running"
+        stop(page)
+
+
+def test_after_an_error_at_the_server_jpegs_have_to_do(browser, server, traffic, monkeypatch):
+    decode, calls = CameraDecoder.decode, []
+
+    def failing(decoder: CameraDecoder, chunks: list[bytes]) -> object:
+        calls.append(len(chunks))
+        if len(calls) == 4:
+            raise VideoError("no")
+        return decode(decoder, chunks)
+
+    monkeypatch.setattr(CameraDecoder, "decode", failing)
+    with opened(browser, server.address, script(SLOW)) as page:
+        run(page)
+        wait_for(lambda: len(calls) == 4 and goes_on(traffic, video=False))
+        count = len(traffic.results)
+        wait_for(lambda: len(traffic.results) > count + 20)
+        assert len(calls) == 4 and goes_on(traffic, video=False)
+        stop(page)
+
+
+def test_after_a_cut_the_last_frames_go_first_as_jpegs_and_then_vp9_again(browser, server, traffic):
+    network = Network(server.demo.server_port)
+    with opened(browser, f"http://127.0.0.1:{network.port}/", script(SLOW)) as page:
+        run(page)
+        wait_for(lambda: goes_on(traffic, 10))
+        network.cut()
+        reach(page, "cut")
+        wait_for(lambda: server.engine.stats()["streams"] == 0)
+        before = len(traffic.frames)
+        network.mend()
+        reach(page, "running")
+        wait_for(lambda: len(traffic.frames) > before + 10 and goes_on(traffic))
+        again = traffic.frames[before:]
+        assert [frame.number == EARLIER for frame in again] == [True] * 8 + [False] * (len(again) - 8)
+        assert not any(is_vp9(frame.data) for frame in again[:9])
+        stop(page)
+    network.close()
+
+
+RATE = """([batches, rate]) => {
+  const [sent, options, flowing] = [[], { slow: 15 }, true];
+  const now = () => 0, send = (message) => sent.push(message.rate), onDecoded = () => {};
+  %s
+  video = { wanted: rate, rate };
+  for (const batch of batches) {
+    lateness = batch;
+    adaptCodec(20);
+  }
+  return [Math.round(video.wanted), sent];
+}"""
+
+
+@pytest.mark.parametrize(
+    ("batches", "rate", "wanted", "sent"),
+    [
+        ([[50, 60, 2]], 1_000_000, 750_000, [750_000]),
+        ([[5, 2, 90]], 1_000_000, 1_150_000, []),
+        ([[5], [5]], 1_000_000, 1_322_500, [1_322_500]),
+        ([[20, 5, 25], []], 1_000_000, 1_000_000, []),
+        ([[500]] * 50, 1_000_000, 200_000, None),
+        ([[0]] * 50, 1_000_000, 4_000_000, None),
+    ],
+    ids=["late", "on time", "on time again", "neither", "least", "most"],
+)
+def test_the_rate_follows_the_network(browser, batches, rate, wanted, sent):
+    page = browser.new_page()
+    found, messages = page.evaluate(RATE % (STATIC / "codec.js").read_text(), [batches, rate])
+    page.close()
+    assert found == wanted and (sent is None or messages == sent)
