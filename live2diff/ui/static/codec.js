@@ -9,6 +9,7 @@ const ENOUGH = 3; // frames measured: the first may wait for a connection that b
 const ON_TIME = 10; // milliseconds by which a frame takes longer than on the empty network: the rate may grow
 const LATE = 30; // the rate must fall
 const STEP = 1.3; // a smaller change of the rate is not worth the key frame
+const TRIAL = 20; // frames, after which VP9 stays if they were shown no later than JPEGs
 const DROPPED = 500; // milliseconds after which a frame that the encoder has not returned is given up
 
 let video = null; // {encoder, decoder, rate, ...} while it is used
@@ -16,9 +17,12 @@ let videoFailed = false; // in this visit
 let offered = false; // whether the server has it
 let quickest = Infinity; // milliseconds there and back of a message of a few bytes
 let lateness = []; // of the last frames
+let delays = []; // from camera to screen, of the last frames
 let jpegBits = { up: 0, down: 0 }; // of the last frame and the last result
 
 const measureDistance = () => send({ echo: now() });
+
+const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
 
 const clampRate = (rate) => Math.min(RATES.most, Math.max(RATES.least, rate));
 
@@ -32,7 +36,7 @@ const canVideo = (async () => {
 
 // Starts once JPEGs take long, then lets the rate follow the network. Called now and then.
 async function adaptCodec(network) {
-  const late = [...lateness].sort((a, b) => a - b)[lateness.length >> 1];
+  const late = median(lateness);
   const measured = lateness.length;
   lateness = video ? [] : lateness.slice(-ENOUGH);
   if (!video && offered && !videoFailed && flowing && (await canVideo)) {
@@ -40,7 +44,10 @@ async function adaptCodec(network) {
     const takes = network - quickest; // the bytes, without the distance
     if (measured < ENOUGH || !(takes > options.slow)) return;
     startVideo(clampRate((500 * (jpegBits.up + jpegBits.down)) / Math.max(1, takes))); // half of what it carries
+  } else if (video && delays.length >= TRIAL && median(delays) > video.jpegDelay) {
+    failVideo();
   } else if (video && measured) {
+    if (delays.length >= TRIAL) video.jpegDelay = Infinity; // passed: from now on the network may get slower
     video.wanted = clampRate(video.wanted * (late > LATE ? 0.75 : late < ON_TIME ? 1.15 : 1));
     const change = video.wanted / video.rate;
     if (change > STEP || change < 1 / STEP) setRate(video.wanted);
@@ -48,7 +55,9 @@ async function adaptCodec(network) {
 }
 
 function startVideo(rate) {
-  const used = { wanted: rate, size: "", keyNext: true, done: null };
+  // A negative `slow` takes VP9 in any case.
+  const used = { wanted: rate, size: "", keyNext: true, done: null, jpegDelay: options.slow < 0 ? Infinity : median(delays) };
+  delays = [];
   const error = () => used === video && failVideo();
   used.encoder = new VideoEncoder({ error, output: (chunk) => used.done?.(chunk) });
   used.decoder = new VideoDecoder({ error, output: (image) => onDecoded(image.timestamp, image) });

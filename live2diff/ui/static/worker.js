@@ -177,6 +177,7 @@ function onDecoded(shownNumber, result) {
   const frame = sent.get(shownNumber);
   if (!frame || shownNumber < shown) return result.close(); // of an earlier stream, or overtaken
   const { captured, original } = frame;
+  delays = [...delays.slice(1 - TRIAL), now() - captured];
   sent.delete(shownNumber);
   shown = shownNumber;
   forget(shownNumber);
