@@ -37,6 +37,7 @@ class FrameModel(FrameNetworks, Protocol):
     tokenize: Callable[[str | None, str], torch.Tensor]
     encode_prompts: Callable[[StreamSettings], torch.Tensor]
     ignored_words: Callable[[StreamSettings], str]
+    timesteps: Callable[[StreamSettings], list[int]]
     schedule: Callable[[StreamSettings], Schedule]
     activate_style: Callable[[str | None, object, float], bool]
     release_style: Callable[[object], None]
