@@ -106,10 +106,10 @@ def stages(images: Pool, clips: Pool) -> dict[str, dict[str, Any]]:
             settings=(12000, 7e-4),
         ),
         # Clips that fill the window of 16 under the warmup/causal mask; all other layers are frozen, and are
-        # the teacher. Starts as an average of like frames.
+        # the teacher. Starts as the average of like frames.
         "motion": dict(
             trains=is_motion, sources=[(clips, 2, 128), (clips, 1, 192)],
-            settings=(1000, 1.5e-3), weights=WEIGHTS | {"pixel": 1.0, "flicker": 10.0},
+            settings=(1200, 1.5e-3), weights=WEIGHTS | {"pixel": 1.0, "flicker": 20.0},
         ),
     }  # fmt: skip
 
