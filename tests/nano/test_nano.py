@@ -66,6 +66,18 @@ def test_no_two_styles_give_like_images(translated):
         assert difference > 8, f"{one} and {other} differ by {difference:.1f} of 255"
 
 
+def test_memory_calms_the_noise_of_a_camera(source):
+    def change(images: list[np.ndarray]) -> float:
+        return np.abs(np.diff(np.stack(images).astype(np.float32), axis=0)).mean()
+
+    pipeline = live2diff.load("nano", device="cpu", eager=True)  # 8 bits add some of their own
+    random = np.random.default_rng(0)
+    noise = 5 * random.standard_normal((14, *source[0].shape))
+    noisy = list(np.clip(source[0] + noise, 0, 255).astype(np.uint8))
+    alone = [pipeline([frame] * 8, style="oil")[-1] for frame in noisy[-3:]]
+    assert change(pipeline(noisy, style="oil")[-3:]) < 0.8 * change(alone)
+
+
 def test_the_image_follows_the_camera(translated):
     _, outputs = translated
     for frames in outputs.values():
