@@ -33,7 +33,7 @@ from live2diff.serving.engine import Engine
 
 pytestmark = needs_browser
 RATE = 20
-MARKER_FRAMES = 60  # between two positions of the marker
+MARKER_FRAMES = 40  # between two positions of the marker
 POSITIONS = (0.2, 0.5, 0.8)  # of the marker's middle, from the left
 
 
