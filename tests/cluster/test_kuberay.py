@@ -79,4 +79,5 @@ def test_both_commands_start_ray_with_what_the_operator_generates(documents, spe
         [script] = container["args"]
         assert "$KUBERAY_GEN_RAY_START_CMD" in script
     [script] = container_of(spec["headGroupSpec"])["args"]
-    assert script.endswith("python -m app --cluster auto --autoscale --model live2diff --host 0.0.0.0 --port 7860")
+    options = "--cluster auto --autoscale --model live2diff --host 0.0.0.0 --port 7860"
+    assert script.endswith(f"python -m app {options}")
