@@ -10,7 +10,8 @@ from ..video.folder import CLIP_ERRORS, ClipJob, ClipOutcome, attempt
 from ..video.translate import Progress
 from .ray_session import WorkerResources, ray_session
 
-ROUNDS = 3  # a clip whose worker died is tried again in the next one; in the end it is given up
+ROUNDS = 4  # a clip whose worker died is tried again in the next one; in the end it is given up
+ALONE = 2  # of them, the last: there no other clip ends the worker of one that has not run yet
 Translate = Callable[[ClipJob], Generator[Progress]]
 
 
@@ -56,8 +57,8 @@ def translate_in_rounds(
     """As `translate_on_cluster`, on the cluster that is connected."""
     left = {str(job.source.resolve()): job for job in jobs}
     for number in range(1, ROUNDS + 1):
-        # In the last round each is alone: no other ends its worker.
-        batches = [{source: job} for source, job in left.items()] if number == ROUNDS else [{**left}]
+        is_alone = number > ROUNDS - ALONE
+        batches = [{source: job} for source, job in left.items()] if is_alone else [{**left}]
         for batch in batches:
             for source, outcome in run_round(resources, batch, make):
                 del left[source]

@@ -324,8 +324,8 @@ def train_denoiser(
     # All norms and what comes before the first get gradients, used or not: where only some of a group norm's
     # are computed, the backward pass of PyTorch 2.13, channels last on the CPU, writes to a null pointer.
     # Where the motion module at the UNet's end is trained alone, the layer before it is the first.
-    needed = ("norm", "unet.conv_in")
-    if all(map(is_motion, trained)) and denoiser.unet.config.motion_module_last_only:
+    needed, motion_alone = ("norm", "unet.conv_in"), all(map(is_motion, trained))
+    if motion_alone and denoiser.unet.config.motion_module_last_only:
         blocks = denoiser.unet.up_blocks
         needed = ("conv_norm_out", f"up_blocks.{len(blocks) - 1}.resnets.{len(blocks[-1].resnets) - 1}.conv2")
     for key, parameter in denoiser.named_parameters():
@@ -345,6 +345,6 @@ def train_denoiser(
     def preview(batch: Batch) -> np.ndarray:
         return preview_image(denoiser, to_device(batch))
 
-    if all(map(is_motion, trained)):
+    if motion_alone:
         begin_motion(denoiser.to(accelerator.device), to_device(batch_of(0)))
     yield from fit(name, denoiser, trained, batch_of, loss_of, settings, work, accelerator, preview=preview)

@@ -40,9 +40,9 @@ def measure_ranges(
 def layers_to_round(pipeline: Live2DiffPipeline) -> dict[str, nn.Module]:
     """Return the layers that may be computed in 8 bits, by name.
 
-    Left out are small layers, keys and values (called with more than frames), the motion modules, the first
-    and the last convolution of each part, and the inputs of the UNet's last one: rounding those costs 5 to
-    10 dB and makes what stands still flicker.
+    Left out are small layers, keys and values (called with more than frames), the first and the last
+    convolution of each part, and the inputs of the UNet's last one: rounding those costs 5 to 10 dB and
+    makes what stands still flicker. So does rounding the motion modules, which are there to calm it.
     """
     blocks = pipeline.unet.up_blocks
     last_resnet = f"unet.up_blocks.{len(blocks) - 1}.resnets.{len(blocks[-1].resnets) - 1}"

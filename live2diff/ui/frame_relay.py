@@ -43,7 +43,7 @@ class FrameRelay:
     """Relays one stream's camera frames to the engine and its results to the socket, in order.
 
     The newest frame is kept as it came and decoded only when the engine has room for it: a JPEG that is
-    replaced under overload costs nothing, a VP9 frame little. When VP9 fails, JPEGs have to do until the
+    replaced under overload costs nothing, a VP9 frame little. After an error of VP9, JPEGs are used until the
     stream ends.
     """
 

@@ -1,7 +1,7 @@
 """Camera frames and results as VP9, a third of the bytes of JPEGs; README.md says when.
 
 VP9 and not H.264: the same pictures take fewer bytes than in the baseline H.264 that is fast enough, and
-Chromium has it in every build. A chunk is one frame. It can be told from a JPEG by its first bits.
+every build of Chromium has it. A chunk is one frame; its first two bits differ from those of a JPEG.
 """
 
 import time
@@ -33,7 +33,7 @@ OPTIONS = {
 
 
 class VideoError(Exception):
-    """A chunk cannot be decoded, or an image not encoded: JPEGs have to do."""
+    """A chunk cannot be decoded, or an image cannot be encoded: use JPEGs."""
 
 
 def is_vp9(data: bytes) -> bool:

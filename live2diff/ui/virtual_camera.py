@@ -44,7 +44,7 @@ def open_device() -> Device:
         ValueError: pyvirtualcam is not installed, or there is no device.
     """
     try:
-        import pyvirtualcam  # an extra: live2diff[camera]
+        import pyvirtualcam  # an extra: live2diff[camera] # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(MISSING) from None
     try:

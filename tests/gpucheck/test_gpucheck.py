@@ -25,8 +25,8 @@ def check(tiny_pipeline, monkeypatch) -> Check:
     """A check small enough for a CPU; no stage has a limit of time."""
     monkeypatch.setitem(STAGES, "soak", (soak, 0.0))
     small = {
-        "sizes": (16,),
-        "steps": (1,),
+        "sizes": (16, 24),
+        "steps": (1, 2),
         "viewers": (1, 2),
         "rounds": 2,
         "side": 32,
@@ -49,7 +49,7 @@ def test_every_stage_runs_and_the_report_says_what_was_left_out(check, tmp_path)
     assert stages["full"]["int8"]["max"] > 0 and stages["full"]["2 viewers"]["ok"]
     rows = stages["speed"]["rows"]
     assert [(row["size"], row["steps"], row["viewers"]) for row in rows] == [
-        (size, steps, viewers) for size in (16,) for steps in (1,) for viewers in (1, 2)
+        (size, steps, viewers) for size in (16, 24) for steps in (1, 2) for viewers in (1, 2)
     ]
     assert all(row["fps"] > 0 for row in rows) and stages["speed"]["parts"]["unet"]["p50_ms"] > 0
     assert stages["speed"]["joining"]["p99_ms"] > 0

@@ -3,17 +3,36 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import cv2
 import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
-from live2diff.ui.live_protocol import FRAME, RESULT
+from live2diff.serving.sessions import EngineProtocol
+from live2diff.ui.live_protocol import FRAME, PATH, RESULT
 
 PATIENCE = 180.0  # seconds: how long an answer may take on a busy machine
 SETTINGS = {"style": "pencil", "prompt": "", "seed": 1, "steps": 1}
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()
+
+
+def socket_address(demo: Any) -> str:
+    """Return the address of a launched page's socket."""
+    return demo.local_url.rstrip("/").replace("http", "ws", 1) + PATH
+
+
+@contextmanager
+def served_socket(engine: EngineProtocol) -> Iterator[str]:
+    """Serve the page on an engine; yield the address of its socket."""
+    import app  # brings Gradio with it, which other users of these helpers do without
+
+    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
+    try:
+        yield socket_address(demo)
+    finally:
+        demo.close()
 
 
 def send_json(socket: ClientConnection, **message: object) -> None:

@@ -14,7 +14,8 @@ def marker(position: float) -> np.ndarray:
 def disc(image: np.ndarray) -> float:
     """Return the position of the bright disc, from 0 at the left to 1; nan where there is none."""
     light = image.mean(axis=2)
-    bright = np.clip(light - (light.min() + light.max()) / 2, 0, None).sum(axis=0)
+    threshold = light.min() + 0.75 * (light.max() - light.min())  # above a style's lighter background too
+    bright = np.clip(light - threshold, 0, None).sum(axis=0)
     centres = (np.arange(len(bright)) + 0.5) / len(bright)
     return float((bright * centres).sum() / bright.sum()) if bright.any() else float("nan")
 

@@ -21,7 +21,7 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
 
 import numpy as np
-from helpers.browser import Identity
+from helpers.browser import Identity, wait_for
 
 from live2diff.cluster.start import start_cluster
 from live2diff.serving.engine import Engine
@@ -115,8 +115,7 @@ def watch_kills(cluster: Any, minutes: float, every: float, viewers: int = 2) ->
         thread.start()
     kills, end = 0, time.monotonic() + 60 * minutes
     while not over.wait(every) and time.monotonic() < end:
-        while len(cluster.pool.ready()) < 2:  # else there is nowhere to go on
-            time.sleep(0.5)
+        wait_for(lambda: len(cluster.pool.ready()) >= 2)  # else there is nowhere to go on
         worker = max(cluster.pool.ready(), key=lambda worker: len(worker.streams))
         os.kill(worker.announced.process, signal.SIGKILL)
         kills += 1

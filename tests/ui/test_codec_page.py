@@ -25,7 +25,7 @@ from live2diff.ui.live_protocol import EARLIER
 from live2diff.ui.theme import STATIC
 from live2diff.ui.video_codec import CameraDecoder, VideoError, is_vp9
 
-pytestmark = [pytest.mark.long, needs_browser]
+pytestmark = needs_browser
 SLOW, FAST = -1e9, 1e9  # milliseconds of JPEGs from which on VP9 is used: whatever they take, never
 PAIR = "() => [0, 0.5].map((left) => readNumber(document.querySelector('#live canvas'), left, 0.5))"
 
@@ -230,3 +230,34 @@ def test_the_rate_follows_the_network(browser, batches, rate, wanted, sent):
     found, messages = page.evaluate(RATE % (STATIC / "codec.js").read_text(), [batches, rate])
     page.close()
     assert found == wanted and (sent is None or messages == sent)
+
+
+TRIAL = """([shown, jpegDelay]) => {
+  const [sent, options, flowing] = [[], { slow: 15 }, true];
+  const now = () => 0, send = (message) => sent.push(message.codec), onDecoded = () => {};
+  %s
+  video = { wanted: 1e6, rate: 1e6, jpegDelay };
+  for (const batch of shown) {
+    lateness = [20];
+    delays = batch;
+    adaptCodec(20);
+  }
+  return sent;
+}"""
+
+
+@pytest.mark.parametrize(
+    ("shown", "sent"),
+    [
+        ([[110] * 19], []),
+        ([[90] * 9 + [110] * 11], ["jpeg"]),
+        ([[90] * 11 + [110] * 9], []),
+        ([[90] * 20, [500] * 20], []),
+    ],
+    ids=["too few", "later", "no later", "passed"],
+)
+def test_vp9_stays_where_frames_are_shown_no_later_than_as_jpegs(browser, shown, sent):
+    page = browser.new_page()
+    found = page.evaluate(TRIAL % (STATIC / "codec.js").read_text(), [shown, 100])
+    page.close()
+    assert found == sent

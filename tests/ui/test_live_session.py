@@ -7,11 +7,10 @@ from socket import SO_LINGER, SOL_SOCKET
 
 import pytest
 from helpers.browser import wait_for
-from helpers.live_socket import IMAGE, JPEG, PATIENCE, SETTINGS, answer, receive, started
+from helpers.live_socket import IMAGE, JPEG, PATIENCE, SETTINGS, answer, receive, served_socket, started
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-import app
 from live2diff.serving.engine import Engine
 from live2diff.streaming.images import LARGEST_FRAME, decode_frame
 from live2diff.ui.live_protocol import FRAME, PATH, RESULT
@@ -26,9 +25,8 @@ def engine(tiny_pipeline) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def address(engine) -> Iterator[str]:
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    yield demo.local_url.rstrip("/").replace("http", "ws", 1) + PATH
-    demo.close()
+    with served_socket(engine) as address:
+        yield address
 
 
 def test_frames_are_counted_during_the_warmup_and_then_come_back_as_images(engine, address):

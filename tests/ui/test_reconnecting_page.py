@@ -10,7 +10,7 @@ import av
 import pytest
 from helpers.browser import Identity, needs_browser, opened, wait_for, with_numbered_camera
 from helpers.gpu_visits import Clock
-from helpers.live_socket import SETTINGS, receive, send_json
+from helpers.live_socket import SETTINGS, receive, send_json, socket_address
 from helpers.live_tab import count_images, note_states, reach, shown, start
 from helpers.network import Network
 from playwright.sync_api import Browser, Page, expect
@@ -19,7 +19,6 @@ from websockets.sync.client import connect
 import app
 from live2diff.serving.admission import HELD_SECONDS, WaitingLine
 from live2diff.serving.engine import Engine
-from live2diff.ui.live_tab import PATH
 from live2diff.zerogpu.engine import GPU_SECONDS, ZeroGpuEngine
 
 pytestmark = needs_browser
@@ -177,7 +176,7 @@ def test_a_page_that_hears_nothing_connects_anew_and_one_that_gives_up_offers_a_
 
 
 def test_stop_and_a_closed_tab_give_up_the_place_at_once(browser, server):
-    address = server.demo.local_url.rstrip("/").replace("http", "ws", 1) + PATH
+    address = socket_address(server.demo)
     with opened(browser, server.address, QUICK) as page:
         for leave in (lambda: page.locator("#live .stop").click(), page.reload, page.close):
             start(page)

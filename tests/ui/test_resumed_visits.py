@@ -8,7 +8,7 @@ from socket import SO_LINGER, SOL_SOCKET
 import pytest
 from helpers.browser import Identity, wait_for
 from helpers.gpu_visits import Clock
-from helpers.live_socket import SETTINGS, answer, receive, send_frame, send_json
+from helpers.live_socket import SETTINGS, answer, receive, send_frame, send_json, socket_address
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -17,7 +17,7 @@ from live2diff.serving.admission import HELD_SECONDS, WaitingLine
 from live2diff.serving.engine import Engine
 from live2diff.serving.limits import VisitorLimits
 from live2diff.ui.live_protocol import EARLIER
-from live2diff.ui.live_tab import PATH, RESUME
+from live2diff.ui.live_tab import RESUME
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def address(engine, clock, monkeypatch) -> Iterator[str]:
     monkeypatch.setattr(app, "WaitingLine", lambda engine, seconds: WaitingLine(engine, seconds, clock))
     monkeypatch.setenv("SPACE_ID", "somebody/live2diff")  # addresses are those that the tests name
     demo = app.serve(engine, VisitorLimits(visits=1), quiet=True, server_name="127.0.0.1")
-    yield demo.local_url.rstrip("/").replace("http", "ws", 1) + PATH
+    yield socket_address(demo)
     demo.close()
 
 

@@ -12,7 +12,17 @@ import gradio as gr
 import numpy as np
 import pytest
 from helpers.browser import Identity, wait_for
-from helpers.live_socket import JPEG, SETTINGS, answer, receive, result, send_frame, send_json, started
+from helpers.live_socket import (
+    JPEG,
+    SETTINGS,
+    answer,
+    receive,
+    result,
+    send_frame,
+    send_json,
+    socket_address,
+    started,
+)
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Opcode
@@ -26,7 +36,6 @@ from live2diff.serving.limits import BURST_SECONDS, MESSAGES_A_SECOND, VisitorLi
 from live2diff.streaming.images import LARGEST_FRAME, decode_frame
 from live2diff.ui import frame_relay, live_session, live_tab
 from live2diff.ui.frame_relay import FRAMES_IN_ENGINE, CameraFrame
-from live2diff.ui.live_protocol import PATH
 from live2diff.ui.live_session import RateBudget
 from live2diff.ui.live_tab import configure_sockets
 
@@ -50,15 +59,11 @@ def demo(engine) -> Iterator[gr.Blocks]:
     demo.close()
 
 
-def address_of(demo: gr.Blocks) -> str:
-    return demo.local_url.rstrip("/").replace("http", "ws", 1) + PATH
-
-
 @pytest.fixture
 def address(demo, engine, monkeypatch) -> Iterator[str]:
     """Serve as behind a Space's proxy, whose headers the tests send."""
     monkeypatch.setenv("SPACE_ID", "somebody/live2diff")
-    yield address_of(demo)
+    yield socket_address(demo)
     wait_for(lambda: engine.stats()["streams"] == 0)
 
 
@@ -130,7 +135,7 @@ def test_a_client_that_reads_nothing_is_cut_off(monkeypatch):
     monkeypatch.setattr(live_session, "TAKEN_SECONDS", 0.0)  # a send that has to wait is given up at once
     engine = Engine(Identity())  # its results are so large that they fill every buffer
     demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    address = address_of(demo)
+    address = socket_address(demo)
     with started(address) as friend, started(address, max_queue=1, close_timeout=0) as foe:
         number = 0
         with suppress(ConnectionClosed):
@@ -211,7 +216,7 @@ def test_under_overload_frames_are_dropped_undecoded_and_the_newest_is_shown(mon
     gate = threading.Event()
     engine = Engine(Identity(gate), capacity=2)
     demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    with started(address_of(demo)) as first, started(address_of(demo)) as second:
+    with started(socket_address(demo)) as first, started(socket_address(demo)) as second:
         for number in range(1, 31):
             for viewer in (first, second):
                 send_frame(viewer, number)

@@ -17,19 +17,18 @@ from helpers.live_socket import (
     result,
     send_frame,
     send_json,
+    served_socket,
     started,
 )
 from helpers.video_frames import encoded, is_key, read_number
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
-import app
 from live2diff.serving.engine import Engine
 from live2diff.serving.limits import BYTES_A_SECOND
 from live2diff.streaming.images import LARGEST_FRAME, decode_frame
 from live2diff.ui import frame_relay, live_session
 from live2diff.ui.frame_relay import FrameRelay
-from live2diff.ui.live_protocol import PATH
 from live2diff.ui.video_codec import CameraDecoder, ResultEncoder, VideoError, is_vp9
 
 CHUNKS = [b"", *encoded(range(1, 64))]  # the first is a key frame
@@ -49,9 +48,8 @@ def engine(gate) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def address(engine) -> Iterator[str]:
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    yield demo.local_url.rstrip("/").replace("http", "ws", 1) + PATH
-    demo.close()
+    with served_socket(engine) as address:
+        yield address
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,8 @@ async function adaptCodec(network) {
 
 function startVideo(rate) {
   // A negative `slow` takes VP9 in any case.
-  const used = { wanted: rate, size: "", keyNext: true, done: null, jpegDelay: options.slow < 0 ? Infinity : median(delays) };
+  const jpegDelay = options.slow < 0 ? Infinity : median(delays);
+  const used = { wanted: rate, size: "", keyNext: true, done: null, jpegDelay };
   delays = [];
   const error = () => used === video && failVideo();
   used.encoder = new VideoEncoder({ error, output: (chunk) => used.done?.(chunk) });
@@ -80,7 +81,7 @@ function stopVideo() {
   lateness = [];
 }
 
-// JPEGs have to do for the rest of the visit.
+// Uses JPEGs for the rest of the visit.
 function failVideo() {
   videoFailed = true;
   stopVideo();
