@@ -50,7 +50,7 @@ class ClusterSession(Session):
 class ClusterSessions(Engine):
     """The part of `ClusterEngine` that looks after the sessions."""
 
-    takes_jpegs = True
+    takes_jpegs, owns_device = True, False
     session_kind = ClusterSession
     pool: WorkerPool
 

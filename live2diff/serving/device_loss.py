@@ -27,7 +27,7 @@ def watched(engine: Engine, function: Callable, *arguments: Any, **options: Any)
         return function(*arguments, **options)
     except RuntimeError as error:
         is_expected = is_stream_fault(error) or isinstance(error, StreamClosed)
-        if is_expected or engine.needs_gpu_session:  # then the device is another process's
+        if is_expected or not engine.owns_device:
             raise
         from ..runtime.device import is_lost
 

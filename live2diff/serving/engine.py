@@ -51,7 +51,7 @@ class Engine:
 
     needs_gpu_session = takes_jpegs = False
     session_kind: type[Session] = Session
-    failure = ""
+    failure, owns_device = "", True  # not where streams run in other processes
     count_waiting = staticmethod(lambda: 0)  # replaced by a waiting line
 
     def __init__(

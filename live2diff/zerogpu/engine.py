@@ -89,7 +89,7 @@ class ZeroGpuEngine(Engine):
     it `push` raises `GpuSessionOver`; after `open`, or the next `gpu_session`, the stream goes on likewise.
     """
 
-    needs_gpu_session = True
+    needs_gpu_session, owns_device = True, False
     session_kind = GpuSession
 
     def __init__(

@@ -13,6 +13,7 @@ from helpers.paths import EXAMPLES
 
 import app
 from live2diff.cli import run_main
+from live2diff.cluster.engine import ClusterEngine
 from live2diff.errors import DEVICE_LOST, ClipStopped, DeviceLost
 from live2diff.runtime import device
 from live2diff.serving import device_loss, shutdown
@@ -21,6 +22,7 @@ from live2diff.serving.engine import Engine
 from live2diff.serving.shutdown import serve_until_stopped
 from live2diff.streaming.settings import StreamSettings
 from live2diff.video.reader import Cut
+from live2diff.zerogpu.engine import ZeroGpuEngine
 
 FRAME = np.zeros((32, 32, 3), np.uint8)
 ILLEGAL = "CUDA error: an illegal memory access was encountered"
@@ -135,10 +137,10 @@ def test_the_state_is_in_the_health(engine):
     assert health()["state"] == "The device has failed: x"
 
 
-def test_a_gpu_that_is_lent_is_another_processs(engine, monkeypatch):
-    """On ZeroGPU this process has none that a product could be tried on."""
+@pytest.mark.parametrize("kind", [ZeroGpuEngine, ClusterEngine])
+def test_the_device_of_another_process_is_not_tried_in_this_one(kind, monkeypatch):
     monkeypatch.setattr(device, "is_lost", None)
-    engine.needs_gpu_session = True
+    engine = object.__new__(kind)
 
     def fail() -> None:
         raise RuntimeError("CUDA error")
