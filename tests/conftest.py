@@ -1,5 +1,7 @@
 """Fixtures: a pipeline of all the real classes at tiny width with random weights, an engine, the page."""
 
+import gc
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,27 @@ from live2diff.serving.engine import Engine
 
 if TYPE_CHECKING:
     from playwright.sync_api import Playwright
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_objects() -> None:
+    """Exempt what is there, the libraries above all, from `gc.collect`, which would visit it for a second."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let Python free everything at its end: nanobind reports what is left."""
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def same_log() -> Iterator[None]:
+    """Take away what a test's server has set: its handler writes to a file that is closed after the test."""
+    log = logging.getLogger("live2diff")
+    before = log.handlers[:], log.level, log.propagate
+    yield
+    log.handlers[:], log.level, log.propagate = before
 
 
 @pytest.fixture(scope="session")

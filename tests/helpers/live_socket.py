@@ -1,6 +1,7 @@
 """Use the Live tab's socket as a program does."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,10 +48,12 @@ def send_frame(socket: ClientConnection, number: int, jpeg: bytes = JPEG) -> Non
 
 def receive(socket: ClientConnection, key: str) -> dict:
     """Wait for the next text message with this key."""
-    while True:
-        message = socket.recv(PATIENCE)
+    end = time.monotonic() + PATIENCE
+    while (left := end - time.monotonic()) > 0:
+        message = socket.recv(left)
         if isinstance(message, str) and key in json.loads(message):
             return json.loads(message)
+    raise TimeoutError(f"no message with {key!r}")
 
 
 @contextmanager

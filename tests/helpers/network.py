@@ -76,5 +76,5 @@ class Network:
                 if self._dead.is_set():
                     return
                 target.sendall(data)
-        for each in (source, target):
-            self._reset(each)
+        with suppress(OSError):  # closed already
+            target.shutdown(socket.SHUT_WR)  # after what was sent, unlike a reset, which may overtake it
