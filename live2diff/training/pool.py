@@ -46,7 +46,8 @@ def open_pool(
         pool = {name: open_memmap(folder / f"{name}.npy", "w+", *kind) for name, kind in layout.items()}
         tasks = [(start, min(CHUNK, count - start), frames, size, seed) for start in range(0, count, CHUNK)]
         context = multiprocessing.get_context("spawn")
-        with context.Pool(initializer=init_worker, initargs=(photographs.material,)) as workers:
+        count_of_workers = min(len(tasks), multiprocessing.cpu_count())
+        with context.Pool(count_of_workers, init_worker, (photographs.material,)) as workers:
             for (start, number, *_), clips in zip(tasks, workers.imap(make_chunk, tasks), strict=True):
                 chunk = slice(start, start + number)
                 for name in images:

@@ -79,9 +79,11 @@ def opened(browser: Browser, address: str, script: str = "", **context: object) 
     page.on("websocket", lambda socket: requests.append(socket.url.replace("ws", "http", 1)))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.add_init_script(script)
-    page.goto(address)
-    yield page
-    page.close()
+    try:
+        page.goto(address)
+        yield page
+    finally:
+        page.close()
     own = re.split("[?#]", address)[0]
     assert [url for url in requests if not url.startswith((own, "data:", "blob:"))] == []
     assert errors == []

@@ -84,9 +84,9 @@ def traffic(server, monkeypatch) -> Iterator[SimpleNamespace]:
 def run(page: Page) -> None:
     """Start, not mirrored, original beside result."""
     start(page)
+    reach(page, "running")  # the camera, once it is there, sets whether it is mirrored
     page.locator("#live .mirror").uncheck()
     page.locator("#live .views label", has_text="Side by side").click()
-    reach(page, "running")
 
 
 def goes_on(traffic: SimpleNamespace, count: int = 5, video: bool = True) -> bool:

@@ -179,9 +179,9 @@ def test_a_sample_of_the_style_is_shown_before_the_start(page):
 
 def test_the_original_beside_a_result_is_the_frame_it_was_made_from(page):
     start(page)
+    reach(page, "running")  # the camera, once it is there, sets whether it is mirrored
     page.locator("#live .mirror").uncheck()
     page.locator("#live .views label", has_text="Side by side").click()
-    reach(page, "running")
     both = "() => [0, 0.5].map((left) => readNumber(document.querySelector('#live canvas'), left, 0.5))"
     pairs: set[tuple[int, int]] = set()
     wait_for(lambda: pairs.add(tuple(page.evaluate(both))) or len(pairs) > 15)
@@ -198,8 +198,8 @@ def test_the_original_beside_a_result_is_the_frame_it_was_made_from(page):
 def test_without_a_track_processor_the_frames_come_from_the_video_element(browser, identity):
     with opened(browser, identity[1], "delete window.MediaStreamTrackProcessor; " + READ_NUMBER) as page:
         start(page)
-        page.locator("#live .mirror").uncheck()
         reach(page, "running")
+        page.locator("#live .mirror").uncheck()
         numbers: set[int] = set()
         number = "readNumber(document.querySelector('#live canvas'))"
         wait_for(lambda: numbers.add(page.evaluate(number)) or len(numbers - {-1}) > 5)
