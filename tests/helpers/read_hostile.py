@@ -7,6 +7,7 @@ A process of its own: a decoder that crashes, hangs or fills the memory ends thi
 
 import faulthandler
 import json
+import re
 import resource
 import signal
 import sys
@@ -43,6 +44,11 @@ def read(source: Path, target: Path) -> str:
     return "made"
 
 
+def peak_megabytes() -> int:
+    """Return the most memory of this process; `ru_maxrss` would include that of its parent."""
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) // 1024
+
+
 def main() -> None:
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -59,7 +65,7 @@ def main() -> None:
             "name": source.name,
             "outcome": outcome,
             "seconds": round(time.monotonic() - begun, 2),
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "peak_mb": peak_megabytes(),
             "bytes": target.stat().st_size if target.exists() else 0,
             "left": sorted(path.name for path in target.parent.glob(".*")),
         }
