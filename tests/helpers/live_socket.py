@@ -67,7 +67,8 @@ def started(address: str, **options: float) -> Iterator[ClientConnection]:
 
 def result(socket: ClientConnection) -> tuple[list[int], bytes]:
     """Wait for the next result: the numbers of its header, and the JPEG."""
-    while isinstance(message := socket.recv(PATIENCE), str):
+    end = time.monotonic() + PATIENCE
+    while isinstance(message := socket.recv(max(0.0, end - time.monotonic())), str):
         assert "error" not in json.loads(message), message
     return list(RESULT.unpack_from(message)), message[RESULT.size :]
 
