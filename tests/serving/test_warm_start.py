@@ -29,7 +29,7 @@ def push(streams: list[tuple[Stream, np.ndarray]]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("fused", "capacity"), [(True, 8), (False, 3)], ids=["fused", "plain"])
+@pytest.mark.parametrize(("fused", "capacity"), [(True, 8), (False, 4)], ids=["fused", "plain"])
 def test_viewers_join_and_leave_and_nothing_is_captured(tiny_pipeline, monkeypatch, fused, capacity):
     pytest.importorskip("triton", reason="on Linux only")
     graphs, pipe = emulate(monkeypatch), tiny_pipeline
