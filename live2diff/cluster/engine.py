@@ -111,6 +111,8 @@ class ClusterEngine(ClusterSessions):
         for worker in [*self.pool.workers.values()]:
             if worker.is_draining:
                 self._drain(worker)
+            elif worker.is_leaving:
+                self.drain(worker.key, "its node is leaving")
 
     def _scale(self) -> None:
         """Start workers for which there is room, with an autoscaler only those that it wants."""
@@ -121,7 +123,8 @@ class ClusterEngine(ClusterSessions):
                 states = [worker.state() for worker in [*self.pool.workers.values()]]
                 if (spare := self._autoscaler.update(states, self.count_waiting())) is not None:
                     self.drain(spare, "spare")
-            wanted = self._autoscaler.requested
+            leaving = sum(worker.is_leaving for worker in [*self.pool.workers.values()])
+            wanted = self._autoscaler.requested + leaving
         self.pool.grow(min(wanted, room))
 
     def _on_change(self, worker: RemoteWorker, reason: str) -> None:
@@ -144,5 +147,5 @@ class ClusterEngine(ClusterSessions):
     def _drain(self, worker: RemoteWorker) -> None:
         for session, stream in self.streams_of(worker):
             self.submit(session, self.begin_hand_over, session, stream)
-        if not worker.streams:
+        if not worker.streams and not worker.is_leaving:  # else another would be started on its node
             self.pool.retire(worker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections import Counter
@@ -49,15 +50,16 @@ class WorkerPool:
         self._clock, self._deadlines, self._on_change = clock, deadlines, on_change
         # A frame that Ray sent again would come out of order: the front sees to what is lost.
         options = {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": 1000, **options}
-        self._start = lambda: ray.remote(Worker).options(**options).remote(make_engine)
+        self._token, self._make_engine = secrets.token_hex(4), make_engine  # other fronts have other workers
+        self._options = options
 
     def grow(self, workers: int) -> None:
         """Start workers until there are so many."""
         while len(self.workers) < workers:
             key = f"w{next(self._numbers)}"
-            self.workers[key] = RemoteWorker(
-                key, self._start(), self._deadlines, self._clock, self._on_change
-            )
+            named = ray.remote(Worker).options(name=f"{key}-{self._token}", **self._options)  # for `drain`
+            actor = named.remote(self._make_engine)
+            self.workers[key] = RemoteWorker(key, actor, self._deadlines, self._clock, self._on_change)
 
     def watch(self) -> None:
         """Look after each worker once."""

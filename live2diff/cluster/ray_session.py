@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CPU_WORKER = "live2diff"  # the resource that a node without GPUs offers: one for each worker it has room for
+NAMESPACE = "live2diff"  # of the names of its actors
 CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 100_000_000  # little is kept there
 ENVIRONMENT = {  # read when Ray is imported, and by the processes that it starts
@@ -40,7 +41,8 @@ def ray_session(where: str) -> Iterator[WorkerResources]:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    options: dict[str, Any] = {"address": where, "log_to_driver": False, "logging_level": "ERROR"}
+    options: dict[str, Any] = {"address": where, "namespace": NAMESPACE}
+    options |= {"log_to_driver": False, "logging_level": "ERROR"}
     if where == "local":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         for name, value in LOCAL_ENVIRONMENT.items():

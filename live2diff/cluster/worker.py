@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from socket import gethostname
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -146,6 +147,7 @@ class Worker:
         self._make_engine = make_engine
         self._engine: Engine | None = None
         self._token = ""
+        self._is_leaving = False
         self._turns: defaultdict[str, Turns] = defaultdict(Turns)
         self._clips: dict[str, tuple[ClipStream, ExitStack]] = {}
 
@@ -174,11 +176,26 @@ class Worker:
         here = os.getpid(), get_runtime_context().get_node_id()
         return Announcement(engine.capacity, *about, engine.device, *here, self._token)
 
-    async def ping(self) -> str:
-        """Return the token of the last announcement, "" before it; end a process whose device is lost."""
+    async def ping(self) -> tuple[str, bool]:
+        """Return the token of the last announcement, "" before it, and whether the worker is to be drained.
+
+        A process whose device is lost ends.
+        """
         if self._engine is not None and self._engine.failure:
             os._exit(DEVICE_LOST)  # Ray starts another
-        return self._token
+        return self._token, self._is_leaving
+
+    async def leave(self, node: str) -> int | None:
+        """Ask the front to drain this worker if it is on a node, given by id, address or host name.
+
+        Return how many streams it still has, None on another node.
+        """
+        from ray import get_runtime_context, util  # only in an actor
+
+        if node not in (get_runtime_context().get_node_id(), util.get_node_ip_address(), gethostname()):
+            return None
+        self._is_leaving = True
+        return len(self._turns)
 
     async def fetch(self, style: str | None) -> Answer:
         """Download what a style needs."""

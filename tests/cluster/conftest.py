@@ -13,7 +13,13 @@ from helpers.paths import ROOT
 from helpers.recall import Recall, recall_engine
 from helpers.workers import tiny_engine, tiny_pipeline, write_weights
 
-from live2diff.cluster.ray_session import CPU_WORKER, ENVIRONMENT, LOCAL_ENVIRONMENT, WorkerResources
+from live2diff.cluster.ray_session import (
+    CPU_WORKER,
+    ENVIRONMENT,
+    LOCAL_ENVIRONMENT,
+    NAMESPACE,
+    WorkerResources,
+)
 from live2diff.serving.engine import Engine
 
 if TYPE_CHECKING:
@@ -59,7 +65,8 @@ def shared_fleet(model) -> Iterator[Fleet]:
         cluster = Cluster(initialize_head=True, head_node_args=HEAD | {"_system_config": CHECKS})
         for _ in range(2):
             cluster.add_node(**NODE)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+        ray.init(address=cluster.address, namespace=NAMESPACE, **quiet)
         resources = WorkerResources({"num_cpus": 0, "resources": {CPU_WORKER: 1}}, 2)
         clock = OffsetClock()
         engine = ClusterEngine(

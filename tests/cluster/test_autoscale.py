@@ -118,7 +118,8 @@ class Worker:
     """A worker without a process, with room for four."""
 
     def __init__(self, key: str) -> None:
-        self.key, self.streams, self.is_draining = key, set(), False
+        self.key, self.streams = key, set()
+        self.is_draining = self.is_leaving = False
 
     def state(self) -> WorkerState:
         return WorkerState(self.key, 4, len(self.streams), None, self.is_draining)
@@ -192,4 +193,9 @@ def test_the_engine_asks_for_workers_starts_them_and_drains_the_spare_ones(
     assert [*engine.pool.workers] == ["w1", "w4"] and engine.capacity == 8
     later(SPARE_SECONDS)
     assert [*engine.pool.workers] == ["w1", "w4"]
+    engine.pool.workers["w4"].is_leaving = True
+    later(1)
+    assert engine.pool.workers["w4"].is_draining
+    assert [*engine.pool.workers] == ["w1", "w4", "w5"], "it keeps its node, and another takes its place"
+    assert engine.capacity == 8
     engine.shutdown()

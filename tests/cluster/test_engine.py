@@ -4,7 +4,10 @@
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -197,6 +200,36 @@ def test_a_drained_worker_is_left_without_a_gap(fleet, pipeline, caplog):
     assert rest == follower[len(shown) :]
     wait_until(lambda: worker.key not in fleet.engine.pool.workers, fleet.engine.watch)
     assert any("reason=drain" in line for line in caplog.messages)
+
+
+@pytest.mark.slow
+def test_the_drain_command_empties_a_node_for_its_upgrade(fleet, pipeline):
+    clip = camera(12, 200)
+    worker = fleet.open("ann", style="pencil")
+    other = next(each for each in fleet.engine.pool.ready() if each is not worker)
+    fleet.push_all("ann", clip[:10])
+    command = [sys.executable, "-m", "live2diff.cluster.drain", "--cluster", fleet.cluster.address]
+    unknown = subprocess.run([*command, "--node", "nowhere"], capture_output=True, text=True)
+    assert unknown.returncode == 2 and "No worker of Live2Diff is on the node nowhere." in unknown.stderr
+
+    drain = subprocess.Popen([*command, "--node", worker.announced.node], stdout=subprocess.PIPE, text=True)
+    frames = iter(clip[10:])
+    while fleet.worker_of("ann") is worker or drain.poll() is None:
+        fleet.engine.watch()
+        if (jpeg := next(frames, None)) is not None:
+            assert len(fleet.push("ann", jpeg).frames) == 1, "a gap"
+        time.sleep(0.1)
+    assert drain.wait() == 0 and "Nobody is on this node any more" in drain.communicate()[0]
+
+    # The node is kept free until it is stopped; afterwards its worker counts again.
+    assert fleet.worker_of("ann") is fleet.open("bob", style="pencil") is other
+    assert {each.key for each in fleet.engine.pool.ready()} == {worker.key, other.key}
+    assert fleet.engine.capacity == 2
+    fleet.engine.close("bob").result(PATIENCE)
+    fleet.remove_node_of(worker)
+    fleet.wait_for_workers()
+    wait_until(lambda: fleet.engine.capacity == 4, fleet.engine.watch)
+    assert fleet.push("ann", clip[0]).frames
 
 
 def test_styles_with_weights_of_their_own_run_side_by_side(fleet, pipeline):

@@ -15,7 +15,7 @@ AUTOSCALER = """args command env envFrom idleTimeoutSeconds image imagePullPolic
 HEAD = "enableIngress headService ingressOptions labels rayStartParams resources serviceType template"
 WORKERS = """groupName idleTimeoutSeconds labels maxReplicas minReplicas numOfHosts priority rayStartParams
     replicas resources scaleStrategy suspend template"""
-CONTAINER = "name image command args ports env volumeMounts livenessProbe readinessProbe resources"
+CONTAINER = "name image command args ports env volumeMounts lifecycle livenessProbe readinessProbe resources"
 
 
 @pytest.fixture(scope="module")
