@@ -69,9 +69,9 @@ class RemoteStream:
         self.in_flight = deque([None] * (self.frames_in - self.frames_out))
 
     def catch_up(self) -> bool:
-        """Take the replies for frames that another stream has delivered; return whether to go on with this.
+        """Take the replies for frames that another stream has delivered; return whether one is a picture.
 
-        It may go on once it has a picture for the last of them.
+        From then on the stream may take over. It may still be behind: see `skip`.
         """
         if not self._opened.done():
             return False
@@ -81,12 +81,14 @@ class RemoteStream:
         shows = False
         while self.calls and self.calls[0].reply.done() and self.calls[0].queued.result.done():
             call = self.calls.popleft()
-            reply = call.reply.result()
-            if not reply.was_replaced:
-                self.in_flight.append(call.queued)
-            shown = [self.in_flight.popleft() for _ in self.take_reply(reply)]
-            shows = bool(shown)
+            shows |= self.skip(call.queued, call.reply.result())
         return shows
+
+    def skip(self, queued: QueuedFrame, reply: Reply) -> bool:
+        """Take the reply for a frame that another stream has delivered; return whether it is a picture."""
+        if not reply.was_replaced:
+            self.in_flight.append(queued)
+        return bool([self.in_flight.popleft() for _ in self.take_reply(reply)])
 
     def open_clip(self) -> None:
         """Open it for a clip, whose frames are arrays."""

@@ -142,7 +142,8 @@ class ClusterSessions(Engine):
                 each.send(queued).reply.add_done_callback(arrived)
 
     def _reply_arrived(self, session: ClusterSession, stream: RemoteStream, _: Future) -> None:
-        self.submit(session, self._take_replies, session, stream)
+        taken = self.submit(session, self._take_replies, session, stream)
+        taken.add_done_callback(Future.result)  # logs an error, which nobody else would see
 
     def _take_replies(self, session: ClusterSession, stream: RemoteStream) -> None:
         """Deliver the replies that have come, in order."""
@@ -165,11 +166,15 @@ class ClusterSessions(Engine):
     def _deliver(
         self, session: ClusterSession, stream: RemoteStream, queued: QueuedFrame, reply: Reply
     ) -> None:
-        """Resolve the future of a frame."""
+        """Resolve the future of a frame, unless the stream before has done so."""
+        if queued.result.done():
+            stream.skip(queued, reply)
+            return
         frames = stream.take_reply(reply)
         if reply.was_replaced:
             self.registry.dropped += 1
-            return queued.result.set_result(FrameResult([], None, stream.frames_in, stream.warm))
+            queued.result.set_result(FrameResult([], None, stream.frames_in, stream.warm))
+            return
         session.recent.append(queued.frame)
         if frames:
             session.moves, now = 0, self.registry.clock()
@@ -234,7 +239,7 @@ class ClusterSessions(Engine):
         successor.begin_open(recent).add_done_callback(partial(self._reply_arrived, session, successor))
 
     def _hand_over(self, session: ClusterSession) -> None:
-        """Let the successor take over once it has a picture of the last frame that was delivered."""
+        """Let the successor take over once it has a picture of its own."""
         old, successor = session.stream, session.successor
         if successor is None or not isinstance(old, RemoteStream):
             return

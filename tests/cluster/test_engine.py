@@ -203,6 +203,27 @@ def test_a_drained_worker_is_left_without_a_gap(fleet, pipeline, caplog):
 
 
 @pytest.mark.slow
+def test_a_stream_that_takes_over_may_be_behind(fleet):
+    clip = camera(13, 120)
+    worker = fleet.open("ann", style="pencil", steps=1)
+    fleet.push_all("ann", clip[:10])
+    [other] = [each for each in fleet.engine.pool.ready() if each is not worker]
+    fleet.engine.drain(worker.key)
+    session = fleet.engine.registry.get("ann")
+    wait_until(lambda: session.successor is not None and session.successor.frames_in == 8)
+    os.kill(other.announced.process, signal.SIGSTOP)
+    try:
+        results = [fleet.push("ann", clip[number], number) for number in range(10, 20)]
+        assert fleet.worker_of("ann") is worker
+    finally:
+        os.kill(other.announced.process, signal.SIGCONT)
+    results += [fleet.push("ann", clip[number], number) for number in range(20, 40)]
+    wait_until(lambda: fleet.worker_of("ann") is other)
+    results += [fleet.push("ann", clip[number], number) for number in range(40, 50)]
+    assert [result.tag for result in results] == [*range(10, 50)], "a gap"
+
+
+@pytest.mark.slow
 def test_the_drain_command_empties_a_node_for_its_upgrade(fleet, pipeline):
     clip = camera(12, 200)
     worker = fleet.open("ann", style="pencil")

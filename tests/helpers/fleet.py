@@ -71,6 +71,8 @@ class Fleet:
             self.cluster.add_node(**self.node_options)
             self.lost_nodes -= 1
         self.engine.pool.grow(count)
+        workers = self.engine.pool.workers
+        wait_until(lambda: not any(each.is_draining for each in workers.values()), self.engine.watch)
         wait_until(lambda: len(self.engine.pool.ready()) == count, self.engine.watch)
 
     def close_streams(self) -> None:
