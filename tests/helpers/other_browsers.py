@@ -1,5 +1,6 @@
 """Firefox and WebKit with a camera of the test's own, driven by scripts in the page."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -51,9 +52,19 @@ class OtherBrowser:
         """Run a script in the page and return what it returns."""
         return self.driver.execute_script(script)
 
+    def add_script(self, script: str) -> None:
+        """Run a script as one of the page's own: what it sets, the page sees."""
+        element = f"Object.assign(document.createElement('script'), {{ text: {json.dumps(script)} }})"
+        self.run(f"document.head.append({element})")
+
     def click(self, selector: str) -> None:
         """Click an element."""
         self.run(f"document.querySelector({selector!r}).click()")
+
+    def click_text(self, selector: str, text: str) -> None:
+        """Click the element with this text among those of a selector."""
+        elements = f"[...document.querySelectorAll({selector!r})]"
+        self.run(f"{elements}.find((each) => each.textContent.trim() === {text!r}).click()")
 
     def reach(self, state: str) -> None:
         """Wait until the Live tab is in a state."""

@@ -1,15 +1,22 @@
-"""The Live tab in Firefox and WebKit, on a model that returns its input; Chromium has tests of its own."""
+"""The page in Firefox and WebKit, on a model that returns its input; Chromium has tests of its own."""
 
+import base64
+import json
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from helpers.browser import PIXELS, Identity, wait_for
+from helpers.clips import write_clip
 from helpers.network import Network
 from helpers.other_browsers import OtherBrowser, firefox, webkit
 
 import app
 from live2diff.serving.engine import Engine
+from live2diff.ui.frame_relay import FrameRelay
+from live2diff.ui.video_codec import is_vp9
+from live2diff.video.reader import read_frames
 
 MESSAGE = "return document.querySelector('#live .message').textContent"
 COLOUR = f"return ({PIXELS})(['#live canvas', 1, 1]).slice(0, 3)"
@@ -17,6 +24,22 @@ STATE = "return document.querySelector('#live .stage').dataset.state"
 STYLE = "return document.querySelector('#live .styles input:checked').value"
 BEYOND = """const { x, y, right, bottom } = document.querySelector('#live canvas').getBoundingClientRect();
 return [x, y, right - innerWidth, bottom - innerHeight];"""
+UPLOAD = """const bytes = Uint8Array.from(atob(%s), (letter) => letter.charCodeAt(0));
+const files = new DataTransfer();
+files.items.add(new File([bytes], "clip.mp4", { type: "video/mp4" }));
+const input = document.querySelector("#clip input[type=file]");
+input.files = files.files;
+input.dispatchEvent(new Event("change", { bubbles: true }));"""
+SHOWS_CLIP = "return Boolean(document.querySelector('#clip video'))"
+RESULT = "return document.querySelector('#result a[download]')?.href"
+# VP9 however fast JPEGs are.
+ALWAYS_VIDEO = """const Former = window.Worker;
+window.Worker = function (...rest) {
+  const worker = new Former(...rest);
+  worker.postMessage({ options: { slow: -1e9, pause: 20 } });
+  return worker;
+};"""
+CODECS = "return typeof VideoEncoder + ' ' + typeof VideoDecoder"
 KEY = "document.body.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowLeft', bubbles: true }))"
 
 
@@ -91,3 +114,36 @@ def test_the_clean_view_is_the_picture_alone_and_obeys_keys(browser, server):
     wait_for(lambda: session.settings.style == "pencil")
     browser.go("about:blank")
     wait_for(lambda: engine.stats()["streams"] == 0)
+
+
+def test_vp9_goes_both_ways_where_the_browser_has_it(browser, server, monkeypatch):
+    _, address = server
+    sent: list[bytes] = []
+    encode = FrameRelay.encode
+    monkeypatch.setattr(FrameRelay, "encode", lambda *rest: sent.append(encode(*rest)) or sent[-1])
+    browser.open(address)
+    browser.add_script(ALWAYS_VIDEO)
+    browser.click("#live .start")
+    browser.reach("running")
+    has_codecs = browser.run(CODECS) == "function function"
+    wait_for(lambda: len(sent) > 40 and is_vp9(sent[-1]) == has_codecs)
+    colours: set[tuple[int, ...]] = set()
+    wait_for(lambda: colours.add(tuple(browser.run(COLOUR))) or len(colours) > 4)
+    assert browser.run(MESSAGE) == ""
+    browser.click("#live .stop")
+    browser.reach("idle")
+
+
+def test_the_video_tab_translates_an_upload(browser, server, tmp_path):
+    _, address = server
+    clip = write_clip(tmp_path / "clip.mp4", 30, sound="aac")
+    browser.open(address)
+    browser.click_text("[role=tab]", "Video")
+    browser.run(UPLOAD % json.dumps(base64.b64encode(clip.read_bytes()).decode()))
+    wait_for(lambda: browser.run(SHOWS_CLIP))
+    browser.click_text("button", "Translate")
+    wait_for(lambda: browser.run(RESULT))
+    assert browser.run("return document.querySelector('#result .text').textContent") == "30 frames."
+    result = tmp_path / "result.mp4"
+    result.write_bytes(httpx.get(browser.run(RESULT)).content)
+    assert sum(1 for _ in read_frames(result)) == 30
