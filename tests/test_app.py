@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import app
+from live2diff.cluster import drain
 from live2diff.serving import working_size
 from live2diff.serving.engine import Engine
 from live2diff.serving.limits import VisitorLimits
@@ -57,9 +58,10 @@ def test_bad_options_end_in_one_line_and_code_2(arguments, message, capsys):
     assert message in error.splitlines()[-1] and "Traceback" not in error
 
 
-def test_a_cluster_without_ray_ends_in_one_line_and_code_2(monkeypatch, capsys):
+@pytest.mark.parametrize("main", [app.main, drain.main], ids=["page", "drain"])
+def test_a_cluster_without_ray_ends_in_one_line_and_code_2(main, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
-    assert app.main(["--cluster", "local"]) == 2
+    assert main(["--cluster", "local"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "pip install 'live2diff[cluster]'" in line
 

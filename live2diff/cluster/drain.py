@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ..cli import run_main
@@ -35,9 +36,9 @@ def drain(options: argparse.Namespace) -> None:
     Raises:
         ValueError: there is no such worker, or some streams stay.
     """
-    import ray
-
     with ray_session(options.cluster):
+        import ray  # an extra
+
         node = options.node or ray.get_runtime_context().get_node_id()
         ends = time.monotonic() + options.seconds
         leave(node)
@@ -62,5 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    return run_main(build_parser(), drain, arguments)
+
+
 if __name__ == "__main__":
-    raise SystemExit(run_main(build_parser(), drain))
+    raise SystemExit(main())
