@@ -147,5 +147,5 @@ class ClusterEngine(ClusterSessions):
     def _drain(self, worker: RemoteWorker) -> None:
         for session, stream in self.streams_of(worker):
             self.submit(session, self.begin_hand_over, session, stream)
-        if not worker.streams and not worker.is_leaving:  # else another would be started on its node
+        if not worker.streams and not worker.is_leaving:  # which keeps its node until that ends
             self.pool.retire(worker)

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -47,7 +47,6 @@ class RemoteWorker:
         announced: what it said of itself; None while it starts, or after it was lost.
         failure: why it cannot start.
         is_draining: its streams move to others, and it gets no new ones.
-        is_leaving: its node is about to be stopped; it keeps its resources until then.
         streams: the ids of the streams that it has, or that it is about to be given, clips included.
         clips: those of the clips, which need no slot.
         weights: the weights that its streams use, or the last one used.
@@ -65,7 +64,7 @@ class RemoteWorker:
         self.key, self.actor, self.deadlines, self.clock = key, actor, deadlines, clock
         self.announced: Announcement | None = None
         self.failure: Exception | None = None
-        self.is_draining = self.is_leaving = False
+        self.is_draining = False
         self.streams: set[str] = set()
         self.clips: set[str] = set()
         self.weights: str | None = None
@@ -163,8 +162,11 @@ class RemoteWorker:
             self._asked = None
         if error is not None:
             return self.lose("it died")
-        token, self.is_leaving = answer.result()
+        token, is_leaving = answer.result()
         self._check_token(token)
+        with self._lock:
+            if self.announced is not None:
+                self.announced = replace(self.announced, is_leaving=is_leaving)
 
     def _check_token(self, token: str) -> None:
         """Give it up if its process is another one than announced itself."""
@@ -181,9 +183,12 @@ class RemoteWorker:
                 self.announced, self.failure = answer.result()
             if self.announced is None:
                 return
-            if self.is_leaving:  # and was stopped since, or says so again
-                self.is_leaving = self.is_draining = False
         self._on_change(self, "")
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether its node is about to be stopped."""
+        return self.announced is not None and self.announced.is_leaving
 
     @property
     def process(self) -> int | None:

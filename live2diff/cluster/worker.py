@@ -50,6 +50,7 @@ class Announcement:
     process: int
     node: str
     token: str  # of all calls until the next announcement
+    is_leaving: bool = False  # its node is about to be stopped; said by a later ping
 
 
 @dataclass(frozen=True)
