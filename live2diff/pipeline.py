@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, DPTForDepthEstimation
 
 from .model.attention import Window
-from .model.depth import inverse_depth
+from .model.depth import inverse_depth, standardize_weights
 from .model.kv_cache import KVCache
 from .model.lcm import Schedule, make_schedule, spread_indices, timesteps_of_indices
 from .model.unet import StreamUNet
@@ -86,6 +86,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         self.runtime: FrameRuntime | None = None  # computes frames in place of PyTorch's own kernels
         self.content_filter: ContentFilter | None = None  # checks the output
         self.about = ""  # a sentence for people on which model this is
+        standardize_weights(depth_estimator)
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DPTForDepthEstimation
+from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
 
 RANGE_RATE = 0.05  # how far the range follows each frame's own: a twentieth, about a second for a change
 WIDENING_RATE = 0.5  # how far where a frame exceeds the range by more than the margin
@@ -38,6 +39,25 @@ class DepthRange:
         self.low, self.high = low, high
         span = (high - low).clamp(min=1e-6)
         return ((depth - low) / span).clamp(0, 1) * 2 - 1
+
+
+class StandardizedConv2d(WeightStandardizedConv2d):
+    """A convolution whose weights are standardized already, and not in each call."""
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        """Pad and convolve `[n, C, h, w]`."""
+        return nn.Conv2d.forward(self, self.pad(hidden_state) if self.pad is not None else hidden_state)
+
+
+def standardize_weights(estimator: nn.Module) -> None:
+    """Standardize the weights of a hybrid DPT in place, in float32; another time changes nothing."""
+    for module in estimator.modules():
+        if type(module) is WeightStandardizedConv2d:
+            rows = module.weight.detach().float().flatten(1)
+            variance, mean = torch.var_mean(rows, dim=1, keepdim=True, correction=0)
+            rows = (rows - mean) * torch.rsqrt(variance + module.eps)
+            module.weight.data = rows.view_as(module.weight).to(module.weight.dtype)
+            module.__class__ = StandardizedConv2d
 
 
 def inverse_depth(estimator: DPTForDepthEstimation, frames: Tensor) -> Tensor:
