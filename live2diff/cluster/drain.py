@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
 
 from .ray_session import ray_session
 
@@ -12,22 +12,23 @@ POLL_SECONDS = 2.0  # longer than the front takes to hear of it
 ANSWER_SECONDS = 10.0  # a worker that does not answer is not ready, and has no streams
 
 
-def leave(node: str) -> int:
-    """Ask the workers on a node to leave; return how many streams they have.
+def leave(node: str) -> int | None:
+    """Ask the workers on a node to leave; return how many streams they have, None for no worker.
 
     The node is given by its id in Ray, its address or its host name.
-
-    Raises:
-        ValueError: no worker is on it.
     """
     import ray
+    from ray.exceptions import RayActorError
 
-    calls: list[Any] = [ray.get_actor(name).leave.remote(node) for name in ray.util.list_named_actors()]
-    answered = ray.wait(calls, num_returns=len(calls), timeout=ANSWER_SECONDS)[0] if calls else []
-    streams = [count for count in ray.get(answered) if count is not None]
-    if not streams:
-        raise ValueError(f"No worker of Live2Diff is on the node {node}.")
-    return sum(streams)
+    calls, streams = [], []
+    for name in ray.util.list_named_actors():
+        with suppress(ValueError):  # it has just ended
+            calls.append(ray.get_actor(name).leave.remote(node))
+    for call in ray.wait(calls, num_returns=len(calls), timeout=ANSWER_SECONDS)[0] if calls else []:
+        with suppress(RayActorError):
+            streams.append(ray.get(call))
+    counts = [count for count in streams if count is not None]
+    return sum(counts) if counts else None
 
 
 def drain(options: argparse.Namespace) -> None:
@@ -41,7 +42,8 @@ def drain(options: argparse.Namespace) -> None:
 
         node = options.node or ray.get_runtime_context().get_node_id()
         ends = time.monotonic() + options.seconds
-        leave(node)
+        if leave(node) is None:
+            raise ValueError(f"No worker of Live2Diff is on the node {node}.")
         while True:
             time.sleep(POLL_SECONDS)
             if not (streams := leave(node)):
