@@ -44,10 +44,9 @@ def drain(options: argparse.Namespace) -> None:
         ends = time.monotonic() + options.seconds
         if leave(node) is None:
             raise ValueError(f"No worker of Live2Diff is on the node {node}.")
-        while True:
+        time.sleep(POLL_SECONDS)
+        while streams := leave(node):
             time.sleep(POLL_SECONDS)
-            if not (streams := leave(node)):
-                break
             if time.monotonic() > ends:
                 raise ValueError(
                     f"{streams} streams are still there: clips, or viewers for whom no other has room. "

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -235,11 +234,13 @@ def test_the_drain_command_empties_a_node_for_its_upgrade(fleet, pipeline):
 
     drain = subprocess.Popen([*command, "--node", worker.announced.node], stdout=subprocess.PIPE, text=True)
     frames = iter(clip[10:])
-    while fleet.worker_of("ann") is worker or drain.poll() is None:
+
+    def step() -> None:
         fleet.engine.watch()
         if (jpeg := next(frames, None)) is not None:
             assert len(fleet.push("ann", jpeg).frames) == 1, "a gap"
-        time.sleep(0.1)
+
+    wait_until(lambda: fleet.worker_of("ann") is not worker and drain.poll() is not None, step)
     assert drain.wait() == 0 and "Nobody is on this node any more" in drain.communicate()[0]
 
     # The node is kept free until it is stopped; afterwards its worker counts again.

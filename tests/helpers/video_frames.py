@@ -1,9 +1,13 @@
-"""Numbered images as VP9, and the number in an image."""
+"""Numbered images as VP9, the number in an image, and what a server gets and sends."""
+
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from helpers.browser import BITS, numbered
 
-from live2diff.ui.video_codec import ResultEncoder
+from live2diff.ui.frame_relay import CameraFrame, FrameRelay
+from live2diff.ui.video_codec import ResultEncoder, is_vp9
 
 SIZE = 320, 240
 
@@ -30,3 +34,27 @@ def encoded(numbers: range, rate: int = 1_000_000, size: tuple[int, int] = SIZE)
 def is_key(chunk: bytes) -> bool:
     """Return whether a VP9 frame can be decoded without others."""
     return chunk[0] & 0x0C == 0
+
+
+def note_traffic(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Note the camera `frames` that a server gets, and the `results` that it encodes."""
+    noted = SimpleNamespace(frames=[], results=[])
+    put, encode = FrameRelay.put, FrameRelay.encode
+
+    def noting_put(relay: FrameRelay, frame: CameraFrame) -> None:
+        noted.frames.append(frame)
+        put(relay, frame)
+
+    def noting_encode(relay: FrameRelay, image: np.ndarray) -> bytes:
+        noted.results.append(encode(relay, image))
+        return noted.results[-1]
+
+    monkeypatch.setattr(FrameRelay, "put", noting_put)
+    monkeypatch.setattr(FrameRelay, "encode", noting_encode)
+    return noted
+
+
+def goes_on(traffic: SimpleNamespace, count: int = 5, video: bool = True) -> bool:
+    """Return whether the last frames and results are all VP9, or all JPEGs."""
+    last = [frame.data for frame in traffic.frames[-count:]] + traffic.results[-count:]
+    return len(last) == 2 * count and all(is_vp9(data) == video for data in last)

@@ -15,12 +15,11 @@ from helpers.browser import (
 )
 from helpers.live_tab import reach, start, stop
 from helpers.network import Network
-from helpers.video_frames import is_key
+from helpers.video_frames import goes_on, is_key, note_traffic
 from playwright.sync_api import Browser, Page, expect
 
 import app
 from live2diff.serving.engine import Engine
-from live2diff.ui.frame_relay import CameraFrame, FrameRelay
 from live2diff.ui.live_protocol import EARLIER
 from live2diff.ui.theme import STATIC
 from live2diff.ui.video_codec import CameraDecoder, VideoError, is_vp9
@@ -63,21 +62,7 @@ def server() -> Iterator[SimpleNamespace]:
 
 @pytest.fixture
 def traffic(server, monkeypatch) -> Iterator[SimpleNamespace]:
-    """Note the frames that the server gets and the results that it encodes."""
-    noted = SimpleNamespace(frames=[], results=[])
-    put, encode = FrameRelay.put, FrameRelay.encode
-
-    def noting_put(relay: FrameRelay, frame: CameraFrame) -> None:
-        noted.frames.append(frame)
-        put(relay, frame)
-
-    def noting_encode(relay: FrameRelay, image: object) -> bytes:
-        noted.results.append(encode(relay, image))
-        return noted.results[-1]
-
-    monkeypatch.setattr(FrameRelay, "put", noting_put)
-    monkeypatch.setattr(FrameRelay, "encode", noting_encode)
-    yield noted
+    yield note_traffic(monkeypatch)
     wait_for(lambda: server.engine.stats()["streams"] == 0)
 
 
@@ -87,12 +72,6 @@ def run(page: Page) -> None:
     reach(page, "running")  # the camera, once it is there, sets whether it is mirrored
     page.locator("#live .mirror").uncheck()
     page.locator("#live .views label", has_text="Side by side").click()
-
-
-def goes_on(traffic: SimpleNamespace, count: int = 5, video: bool = True) -> bool:
-    """Return whether the last frames and results are all VP9, or all JPEGs."""
-    last = [frame.data for frame in traffic.frames[-count:]] + traffic.results[-count:]
-    return len(last) == 2 * count and all(is_vp9(data) == video for data in last)
 
 
 def test_vp9_carries_the_same_frames_in_order_in_fewer_bytes(browser, server, traffic):

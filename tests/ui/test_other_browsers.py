@@ -11,11 +11,10 @@ from helpers.browser import PIXELS, Identity, wait_for
 from helpers.clips import write_clip
 from helpers.network import Network
 from helpers.other_browsers import OtherBrowser, firefox, webkit
+from helpers.video_frames import goes_on, note_traffic
 
 import app
 from live2diff.serving.engine import Engine
-from live2diff.ui.frame_relay import FrameRelay
-from live2diff.ui.video_codec import is_vp9
 from live2diff.video.reader import read_frames
 
 MESSAGE = "return document.querySelector('#live .message').textContent"
@@ -24,7 +23,7 @@ STATE = "return document.querySelector('#live .stage').dataset.state"
 STYLE = "return document.querySelector('#live .styles input:checked').value"
 BEYOND = """const { x, y, right, bottom } = document.querySelector('#live canvas').getBoundingClientRect();
 return [x, y, right - innerWidth, bottom - innerHeight];"""
-UPLOAD = """const bytes = Uint8Array.from(atob(%s), (letter) => letter.charCodeAt(0));
+UPLOAD = """const bytes = Uint8Array.from(atob(%s), (character) => character.charCodeAt(0));
 const files = new DataTransfer();
 files.items.add(new File([bytes], "clip.mp4", { type: "video/mp4" }));
 const input = document.querySelector("#clip input[type=file]");
@@ -118,15 +117,13 @@ def test_the_clean_view_is_the_picture_alone_and_obeys_keys(browser, server):
 
 def test_vp9_goes_both_ways_where_the_browser_has_it(browser, server, monkeypatch):
     _, address = server
-    sent: list[bytes] = []
-    encode = FrameRelay.encode
-    monkeypatch.setattr(FrameRelay, "encode", lambda *rest: sent.append(encode(*rest)) or sent[-1])
+    traffic = note_traffic(monkeypatch)
     browser.open(address)
     browser.add_script(ALWAYS_VIDEO)
     browser.click("#live .start")
     browser.reach("running")
     has_codecs = browser.run(CODECS) == "function function"
-    wait_for(lambda: len(sent) > 40 and is_vp9(sent[-1]) == has_codecs)
+    wait_for(lambda: len(traffic.results) > 40 and goes_on(traffic, video=has_codecs))
     colours: set[tuple[int, ...]] = set()
     wait_for(lambda: colours.add(tuple(browser.run(COLOUR))) or len(colours) > 4)
     assert browser.run(MESSAGE) == ""

@@ -1,8 +1,6 @@
 """VP9 on the live socket, as a program uses it; the real server, a model that returns its frames."""
 
-import json
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -158,15 +156,9 @@ def test_more_frames_than_a_page_sends_at_once_are_not_kept(address, gate, engin
         for number in range(11, 60):
             send_frame(socket, number, CHUNKS[number])
         send_json(socket, echo=1)
-        read: dict[str, object] = {}
-        end = time.monotonic() + PATIENCE
-        while not {"echo", "codec"} <= read.keys():  # in either order
-            if "echo" in read:
-                gate.set()
-            if isinstance(message := socket.recv(max(0.0, end - time.monotonic())), str):
-                read |= json.loads(message)
+        receive(socket, "echo")
         gate.set()
-        assert read["codec"] == "jpeg"
+        assert receive(socket, "codec") == {"codec": "jpeg"}
         send_frame(socket, 60, JPEG)
         while result(socket)[0][1] < 60:
             pass
