@@ -3,6 +3,7 @@
 import logging
 import threading
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Protocol
 
 import cv2
@@ -73,7 +74,7 @@ class VirtualCamera:
         self._engine, self._device = engine, device
         self._push, engine.push = engine.push, self._push_and_watch
         self._key: str | None = None  # of the session that has the camera
-        self._image: np.ndarray | None = None  # its newest result
+        self._newest: tuple[str, np.ndarray] | None = None  # its key and newest result; replaced as one
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="virtual camera", daemon=True)
         self._thread.start()
@@ -89,21 +90,20 @@ class VirtualCamera:
         if self._key not in self._engine.session_keys():
             self._key = key
         if key == self._key:
-            result.add_done_callback(self._take)
+            result.add_done_callback(partial(self._take, key))
         return result
 
-    def _take(self, result: Future[FrameResult]) -> None:
+    def _take(self, key: str, result: Future[FrameResult]) -> None:
         if not result.cancelled() and result.exception() is None and result.result().frames:
             image = result.result().frames[-1]
-            self._image = decode_frame(image) if isinstance(image, bytes) else image
+            self._newest = key, decode_frame(image) if isinstance(image, bytes) else image
 
     def _run(self) -> None:
         shown, frame, black = None, None, np.zeros((HEIGHT, WIDTH, 3), np.uint8)
         try:
             while not self._stopped.is_set():
-                if self._key not in self._engine.session_keys():
-                    self._image = None
-                image = self._image
+                newest = self._newest
+                image = newest[1] if newest and newest[0] in self._engine.session_keys() else None
                 if image is not shown or frame is None:
                     shown, frame = image, black if image is None else letterbox(image)
                 self._device.send(frame)

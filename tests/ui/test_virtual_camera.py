@@ -2,7 +2,10 @@
 
 import logging
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +15,8 @@ from helpers.browser import Identity, wait_for
 import app
 from live2diff.client import LiveClient
 from live2diff.serving.engine import Engine
+from live2diff.serving.futures import resolved
+from live2diff.serving.sessions import FrameResult
 from live2diff.ui.virtual_camera import HEIGHT, MISSING, WIDTH, VirtualCamera, letterbox, open_device
 
 RED, BLUE = (250, 5, 5), (5, 5, 250)
@@ -31,7 +36,7 @@ class FakeDevice:
         self.frame = frame
 
     def sleep_until_next_frame(self) -> None:
-        pass
+        time.sleep(0.005)  # leaves the processor to the server
 
     def close(self) -> None:
         self.closed = True
@@ -72,6 +77,32 @@ def test_the_first_visitor_has_the_camera_until_they_leave(server):
         wait_for(lambda: server.device.shows((0, 0, 0)))
         warm_up(second, BLUE)
         wait_for(lambda: server.device.shows(BLUE))
+
+
+def test_a_result_that_comes_while_the_camera_changes_hands_is_shown():
+    """The device thread has read the former owner's key and then sees that this session is gone."""
+    asked, answer, keys = threading.Event(), threading.Event(), {"first"}
+
+    def session_keys() -> set[str]:
+        if threading.current_thread().name == "virtual camera" and keys == {"second"} and not answer.is_set():
+            asked.set()
+            answer.wait()
+        return keys
+
+    def push(key: str, frame: np.ndarray, tag: object = None) -> Future:
+        return resolved(FrameResult([frame], tag, frames_in=1, warm=True))
+
+    device = FakeDevice()
+    engine = SimpleNamespace(push=push, session_keys=session_keys)
+    camera = VirtualCamera(engine, device)  # pyright: ignore[reportArgumentType]
+    engine.push("first", np.full((60, 80, 3), RED, np.uint8))
+    wait_for(lambda: device.shows(RED))
+    keys = {"second"}
+    asked.wait()
+    engine.push("second", np.full((60, 80, 3), BLUE, np.uint8))
+    answer.set()
+    wait_for(lambda: device.shows(BLUE))
+    camera.close()
 
 
 def test_a_device_that_fails_leaves_the_stream_alone(server, caplog):
