@@ -30,7 +30,15 @@ from ..model.depth import inverse_depth
 from ..model.kv_cache import KVCache
 from ..model.vae import decode, encode
 from ..pipeline import Live2DiffPipeline
-from .openvino_graphs import Ranges, TracedPart, denoising_step, quantise, simplify_group_norms, trace
+from .openvino_graphs import (
+    Ranges,
+    TracedPart,
+    denoising_step,
+    merge_upsampling,
+    quantise,
+    simplify_group_norms,
+    trace,
+)
 
 OPTIONS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 MOST_SHAPES = 8  # more than the visitors and clips that take turns on a CPU, each with sizes of their own
@@ -185,6 +193,7 @@ def write_graphs(pipeline: Live2DiffPipeline, ranges: Ranges, folder: Path) -> N
         for name, (part, function, *example) in examples.items():
             graph = trace(TracedPart(part, getattr(pipeline, part), function), *example)
             simplify_group_norms(graph)
+            merge_upsampling(graph, ranges)
             quantise(graph, ranges)
             ov.save_model(graph, Path(unfinished) / "graphs" / f"{name}.xml", compress_to_fp16=False)
         try:

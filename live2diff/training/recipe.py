@@ -141,4 +141,5 @@ def save(
     styles = list(pipeline.styles)[: max(2, round(scale * len(pipeline.styles)))]
     ranges = measure_ranges(pipeline.to("cpu"), styles, SIZE, seed)
     pipeline.to(torch.float16).save_pretrained(target)
-    (target / RANGES).write_text(json.dumps(ranges, indent=1) + "\n")
+    lines = (f"{json.dumps(name)}: {json.dumps(levels)}" for name, levels in ranges.items())
+    (target / RANGES).write_text("{" + ",\n".join(lines) + "}\n")

@@ -14,17 +14,19 @@ import numpy as np
 import pytest
 import torch
 from helpers.paths import EXAMPLES, ROOT
+from torch.testing import assert_close
 
 import live2diff
 from live2diff import Live2DiffPipeline
 from live2diff.loading import NANO, RANGES
 from live2diff.serving.working_size import Work, frame_seconds
+from live2diff.training.ranges import choose_levels
 from live2diff.video.reader import read_frames
 
 pytest.importorskip("openvino", reason="on PCs only")
 from live2diff.runtime import openvino
 from live2diff.runtime.openvino import accelerate, computes_in_8_bits, digest, write_graphs
-from live2diff.runtime.openvino_graphs import Ranges
+from live2diff.runtime.openvino_graphs import Ranges, TracedPart, merge_upsampling, quantise, trace
 
 
 def frames(count: int, height: int = 64, width: int = 64) -> list[np.ndarray]:
@@ -163,10 +165,11 @@ def test_every_layer_with_a_range_is_computed_in_8_bits(shipped):
 
 def test_ranges_are_those_of_the_shipped_models_layers(shipped):
     pipeline, ranges, _ = shipped
-    for name, (low, high) in ranges.items():
+    for name, (low, high, scales) in ranges.items():
         part, _, path = name.partition(".")
-        assert isinstance(getattr(pipeline, part).get_submodule(path), torch.nn.Conv2d | torch.nn.Linear)
-        assert low < high
+        layer = getattr(pipeline, part).get_submodule(path)
+        assert isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)
+        assert low < high and len(scales) == layer.weight.shape[1] and max(scales) == 1
 
 
 @pytest.mark.skipif(not computes_in_8_bits(), reason="8 bits are not for this processor")
@@ -178,7 +181,41 @@ def test_the_shipped_model_in_8_bits_gives_nearly_the_images_of_32(shipped):
     fast = translated(pipeline, images, style="pencil")
     pipeline.runtime = None
     error = np.mean((fast[8:] - eager[8:]) ** 2)
-    assert 10 * np.log10(255**2 / error) > 32  # decibels
+    assert 10 * np.log10(255**2 / error) > 45  # decibels
+
+
+def test_upsampling_and_its_convolution_become_one_layer_that_computes_the_same():
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1),
+        torch.nn.Upsample(scale_factor=2),
+        torch.nn.Conv2d(4, 5, 3, padding=1),
+    )
+    images = torch.randn(2, 3, 7, 10)
+    graph = trace(TracedPart("vae", layers, lambda module, x: module(x)), images)
+    merge_upsampling(graph, {})
+    kinds = [node.get_type_name() for node in graph.get_ordered_ops()]
+    assert "Interpolate" not in kinds and kinds.count("ConvolutionBackpropData") == 1
+    compiled = openvino.ov.compile_model(graph, "CPU", openvino.OPTIONS)
+    assert_close(torch.tensor(compiled(images.numpy())[0]), layers(images), atol=1e-5, rtol=1e-5)
+
+
+def test_a_channel_that_is_much_larger_takes_no_precision_from_the_others():
+    torch.manual_seed(0)
+    size = torch.tensor([100.0, 1, 1, 1])
+    layer, images = torch.nn.Conv2d(4, 5, 3, padding=1), torch.randn(1, 4, 20, 20) * size[:, None, None]
+    layer.weight.data /= size[:, None, None]
+    sample = images[0].flatten(1).T
+    levels = choose_levels(layer.weight, torch.stack(sample.aminmax(dim=0)), sample)
+    plain = (-300.0, 300.0, [1.0] * 4)
+    errors = []
+    for chosen in (plain, levels):
+        graph = trace(TracedPart("vae", layer, lambda module, x: module(x)), images)
+        quantise(graph, {"vae": chosen})
+        compiled = openvino.ov.compile_model(graph, "CPU", openvino.OPTIONS)
+        errors.append((torch.tensor(compiled(images.numpy())[0]) - layer(images)).square().mean().item())
+    assert errors[1] < errors[0] / 50
+    zero = 255 * levels[0] / (levels[1] - levels[0])
+    assert zero == pytest.approx(round(zero), abs=0.01)  # it has a level of its own
 
 
 @pytest.mark.long
