@@ -23,7 +23,7 @@ from .loop import LoopSettings, Losses
 from .pool import Pool, open_pool
 from .ranges import measure_ranges
 from .text import PHRASES, build_text_encoder, build_tokenizer
-from .vae import build_vae, train_vae
+from .vae import build_vae, equalise_phases, train_vae
 
 # Steps of the first two stages; `scale` multiplies those of all stages.
 DEPTH_STEPS = 700  # by then the loss of a step says more about its scenes than about what was learnt
@@ -123,6 +123,7 @@ def save(
     seed: int,
 ) -> None:
     """Combine the parts to a pipeline and write it to `target` in half precision."""
+    equalise_phases(denoiser.vae)
     pipeline = Live2DiffPipeline(
         vae=denoiser.vae,
         text_encoder=denoiser.text_encoder,

@@ -63,6 +63,19 @@ def set_pointwise(layer: Any, weight: torch.Tensor, bias: torch.Tensor) -> None:
     layer.bias.copy_(bias)
 
 
+@torch.no_grad()
+def equalise_phases(vae: Any) -> None:
+    """Make the decoder's last convolution give plain areas one colour, instead of a pattern in each patch.
+
+    The pixels of a patch have weights of their own; their sums over the kernel are replaced by their mean.
+    """
+    last = vae.decoder.layers[-1]
+    weight, bias = (parameter.unflatten(0, (3, -1)) for parameter in (last.weight, last.bias))  # [3, pixels]
+    sums = weight.sum((-1, -2), keepdim=True)
+    weight -= (sums - sums.mean(1, keepdim=True)) / weight[0, 0, 0].numel()
+    bias -= bias - bias.mean(1, keepdim=True)
+
+
 def to_tensor(images: np.ndarray) -> torch.Tensor:
     """Convert uint8 `[n, height, width, 3]` to float32 `[n, 3, height, width]` in `[-1, 1]`."""
     return upload(list(images), images.shape[1:3], torch.device("cpu"))

@@ -3,16 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from helpers.material import write_material
 
 import live2diff
-from live2diff.model.vae import encode
+from live2diff.loading import NANO
+from live2diff.model.vae import decode, encode
 from live2diff.training import photographs
 from live2diff.training.clips import sample_clip, sample_styled, through_camera
 from live2diff.training.recipe import train_nano
 from live2diff.training.targets import PAINTED, TARGETS
 from live2diff.training.text import SYNONYMS, build_tokenizer
-from live2diff.training.vae import build_vae, initialise_with_principal_components, to_tensor
+from live2diff.training.vae import build_vae, equalise_phases, initialise_with_principal_components, to_tensor
 
 
 def test_a_clip_is_a_function_of_its_seed_and_moves():
@@ -64,6 +66,22 @@ def test_each_painted_style_is_another_one_of_the_painter(material):
     for style, number in PAINTED.items():
         expected = np.full_like(image, round(200 * (1 - number / 52)))
         np.testing.assert_allclose(TARGETS[style](image), expected, atol=1)
+
+
+@torch.no_grad()
+def test_plain_areas_have_no_pattern_once_the_phases_are_equal():
+    """Those of the shipped decoder are; an untrained one shows what that changes."""
+    torch.manual_seed(0)
+    untrained, shipped = build_vae(), AutoencoderTiny.from_pretrained(NANO / "vae", torch_dtype=torch.float32)
+    latents = torch.randn(1, 32, 1, 1).expand(-1, -1, 9, 9)
+
+    def pattern(vae: AutoencoderTiny) -> float:
+        return decode(vae, latents)[..., 32:-32, 32:-32].std(dim=(-1, -2)).max().item()
+
+    before = pattern(untrained)
+    equalise_phases(untrained)
+    assert pattern(untrained) < 1e-4 < before / 10
+    assert pattern(shipped) < 2e-3  # in half precision
 
 
 def test_the_vae_starts_with_the_principal_components_of_patches(material):
