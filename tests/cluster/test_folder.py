@@ -70,7 +70,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(resources, tmp_path: Path):
     outcomes = run(resources, folder, out)
     first = next(outcomes).source.stem
     outcomes.close()
-    done = {path.name: path.stat().st_mtime_ns for path in out.glob("*.mp4")}
+    done = {name: (out / name).stat().st_mtime_ns for name in results(out)}
     assert f"{first}.mp4" in done
     rest = {outcome.source.stem for outcome in run(resources, folder, out)}
     assert rest | {name[0] for name in done} == set("abcd") and first not in rest

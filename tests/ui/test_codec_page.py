@@ -26,16 +26,17 @@ from live2diff.ui.video_codec import CameraDecoder, VideoError, is_vp9
 
 pytestmark = needs_browser
 SLOW, FAST = -1e9, 1e9  # milliseconds of JPEGs from which on VP9 is used: whatever they take, never
+PATIENT = 60_000  # milliseconds that a frame may take to be encoded: the machine may be busy
 PAIR = "() => [0, 0.5].map((left) => readNumber(document.querySelector('#live canvas'), left, 0.5))"
 
 
-def script(slow: float, worker: str = "") -> str:
-    """Return what sets the worker's option and runs `worker` in it before its own script."""
+def script(slow: float, worker: str = "", encoding: int = PATIENT) -> str:
+    """Return what sets the worker's options and runs `worker` in it before its own script."""
     return f"""{READ_NUMBER}
     window.Worker = class extends Worker {{
       constructor(...rest) {{
         super(...rest);
-        this.postMessage({{ options: {{ slow: {slow}, pause: 20 }} }});
+        this.postMessage({{ options: {{ slow: {slow}, encoding: {encoding}, pause: 20 }} }});
       }}
     }};
     window.Blob = class extends Blob {{
@@ -128,9 +129,21 @@ BAD_ENCODER = """self.VideoEncoder = class extends VideoEncoder {
 };"""
 
 
-@pytest.mark.parametrize("worker", [BAD_CHUNK, BAD_ENCODER], ids=["decoder", "encoder"])
-def test_after_an_error_in_the_browser_jpegs_have_to_do(browser, server, traffic, worker):
-    with opened(browser, server.address, script(SLOW, worker)) as page:
+SLOW_ENCODER = """self.VideoEncoder = class extends VideoEncoder {
+  encode(...rest) {
+    self.encoded = (self.encoded ?? 0) + 1;
+    if (self.encoded < 4) super.encode(...rest);
+  }
+};"""
+
+
+@pytest.mark.parametrize(
+    ("worker", "encoding"),
+    [(BAD_CHUNK, PATIENT), (BAD_ENCODER, PATIENT), (SLOW_ENCODER, 500)],
+    ids=["decoder", "encoder", "too slow"],
+)
+def test_after_an_error_in_the_browser_jpegs_have_to_do(browser, server, traffic, worker, encoding):
+    with opened(browser, server.address, script(SLOW, worker, encoding)) as page:
         run(page)
         wait_for(lambda: any(is_vp9(frame.data) for frame in traffic.frames))
         wait_for(lambda: goes_on(traffic, video=False))

@@ -1,6 +1,8 @@
 """The Video tab in a real browser, on a model of all the real classes at tiny width."""
 
+import itertools
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,7 +90,20 @@ def test_a_result_has_the_frames_and_the_sound_of_the_clip_and_plays_in_sync(pag
     page.wait_for_function(f"() => ({times})().every(time => Math.abs(time - 1) < 0.2)")
 
 
-def test_a_preview_shows_and_cancel_keeps_a_playable_part(page, engine, tmp_path):
+@pytest.fixture
+def slow_model(engine, monkeypatch) -> None:
+    """Let frames after the first 20 take 0.3 s each, so that even a busy browser sees a long clip run."""
+    call, frames = engine.call, itertools.count()
+
+    def slowly(*arguments: object) -> object:
+        if next(frames) > 20:
+            time.sleep(0.3)
+        return call(*arguments)
+
+    monkeypatch.setattr(engine, "call", slowly)
+
+
+def test_a_preview_shows_and_cancel_keeps_a_playable_part(page, engine, slow_model, tmp_path):
     upload(page, write_clip(tmp_path / "clip.mp4", 1400, sound="aac"))
     page.get_by_role("button", name="Translate", exact=True).click()
     expect(page.locator("#result img")).to_be_visible()
@@ -105,7 +120,9 @@ def test_a_preview_shows_and_cancel_keeps_a_playable_part(page, engine, tmp_path
     expect(page.get_by_role("button", name="Translate", exact=True)).to_be_enabled()
 
 
-def test_clips_of_two_viewers_take_turns_and_each_gets_their_own(page, browser, address, engine, tmp_path):
+def test_clips_of_two_viewers_take_turns_and_each_gets_their_own(
+    page, browser, address, engine, slow_model, tmp_path
+):
     upload(page, write_clip(tmp_path / "long.mp4", 1400))
     page.get_by_role("button", name="Translate", exact=True).click()
     expect(page.locator("#result .text")).to_have_text(re.compile(r"\d+ of 1400 frames"))

@@ -10,7 +10,7 @@ const ON_TIME = 10; // milliseconds by which a frame takes longer than on the em
 const LATE = 30; // the rate must fall
 const STEP = 1.3; // a smaller change of the rate is not worth the key frame
 const TRIAL = 20; // frames, after which VP9 stays if they were shown no later than JPEGs
-const DROPPED = 500; // milliseconds after which a frame that the encoder has not returned is given up
+const MOST_DROPPED = 5; // frames one after the other that the encoder does not return in time: it is too slow
 
 let video = null; // {encoder, decoder, rate, ...} while it is used
 let videoFailed = false; // in this visit
@@ -57,7 +57,7 @@ async function adaptCodec(network) {
 function startVideo(rate) {
   // A negative `slow` takes VP9 in any case.
   const jpegDelay = options.slow < 0 ? Infinity : median(delays);
-  const used = { wanted: rate, size: "", keyNext: true, done: null, jpegDelay };
+  const used = { wanted: rate, size: "", keyNext: true, done: null, dropped: 0, jpegDelay };
   delays = [];
   const error = () => used === video && failVideo();
   used.encoder = new VideoEncoder({ error, output: (chunk) => used.done?.(chunk) });
@@ -93,11 +93,13 @@ function encodeVideo(frame) {
   const used = video;
   const size = `${frame.displayWidth}x${frame.displayHeight}`;
   return new Promise((resolve) => {
-    const timer = setTimeout(() => used.done?.(null), DROPPED);
+    const timer = setTimeout(() => used.done?.(null), options.encoding);
     used.done = (chunk) => {
       if (chunk && chunk.timestamp !== frame.timestamp) return; // of one that was given up
       clearTimeout(timer);
       used.done = null;
+      used.dropped = chunk ? 0 : used.dropped + 1;
+      if (used.dropped === MOST_DROPPED && used === video) failVideo();
       const bytes = chunk && new Uint8Array(chunk.byteLength);
       chunk?.copyTo(bytes);
       resolve(bytes);

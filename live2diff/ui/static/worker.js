@@ -23,8 +23,10 @@ let socket = null;
 let flowing = false; // whether to send frames: a stream is open, and not paused
 // side: the longest of a frame that is sent. silence: milliseconds without a message, of which the server sends one
 // every 2 s, in a dead network. After a cut: milliseconds of the first pause between attempts, of the longest, and until
-// the page gives up. slow: milliseconds that the bytes of JPEGs take before VP9 replaces them.
+// the page gives up. slow: milliseconds that the bytes of JPEGs take before VP9 replaces them. encoding: milliseconds after
+// which a frame that the VP9 encoder has not returned is given up.
 let options = { side: 384, skipSimilar: false, silence: 8000, pause: 250, longestPause: 1000, giveUp: 60_000, slow: 15 };
+options.encoding = 500;
 let newest = null; // {frame, captured}: the camera's last, until it is sent
 let encoding = false;
 let timer = null;
