@@ -31,8 +31,8 @@ from live2diff.cli import (
     load_model,
     model_loader,
     operator_options,
-    run_main,
 )
+from live2diff.command import run_main
 from live2diff.serving import event_log
 from live2diff.serving.admission import WaitingLine
 from live2diff.serving.clip_queue import ClipQueue

@@ -10,7 +10,8 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from .cli import add_model_options, explain_out_of_memory, load_model, run_main, size_of, t_index_list_of
+from .cli import add_model_options, explain_out_of_memory, load_model, size_of, t_index_list_of
+from .command import run_main
 from .streaming.cues import CuedStream, CueSheet, read_cues
 from .streaming.scene_change import SCENE_CUT
 from .streaming.settings import StreamSettings

@@ -1,4 +1,4 @@
-"""Shared options and exit codes of the page and of the command lines."""
+"""Options that the page and the command lines share."""
 
 from __future__ import annotations
 
@@ -6,42 +6,18 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .errors import DEVICE_LOST, DeviceLost, NonFiniteError, is_out_of_memory
+from .errors import is_out_of_memory
 from .styles import read_styles
 
 if TYPE_CHECKING:
     from .pipeline import Live2DiffPipeline
 
-BAD_INPUT = 2  # exit codes
-INTERRUPTED = 130
 MIN_SIDE, MAX_SIDE = 16, 8192
-
-
-def run_main(
-    parser: argparse.ArgumentParser,
-    run: Callable[[argparse.Namespace], None],
-    arguments: Sequence[str] | None = None,
-) -> int:
-    """Parse the arguments (by default those of this process), run, and return the exit code.
-
-    It is 0 on success, 2 for bad input or a ValueError, OSError or NonFiniteError, 3 for DeviceLost, whose
-    messages are printed behind the parser's `prog`, 130 when interrupted.
-    """
-    options = parser.parse_args(arguments)
-    try:
-        run(options)
-    except (ValueError, OSError, NonFiniteError, DeviceLost) as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        return DEVICE_LOST if isinstance(error, DeviceLost) else BAD_INPUT
-    except KeyboardInterrupt:
-        print(f"\n{parser.prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    return 0
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from .command import run_main
 from .errors import is_out_of_memory
 from .pipeline import Live2DiffPipeline, to_channels_last
 from .runtime.device import best_device, check_device, release_memory
@@ -308,6 +309,13 @@ def check_gpu_memory(device: str) -> None:
         )
 
 
+def run(options: argparse.Namespace) -> None:
+    """Run the command `convert`."""
+    sources = Sources(**{field.name: getattr(options, field.name) for field in fields(Sources)})
+    dtype = torch.float32 if options.full_precision else torch.float16
+    convert(options.out, sources, dtype, report=partial(print, file=sys.stderr, flush=True))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code: 0 when the folder is written, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m live2diff.loading")
@@ -318,15 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flag = "--" + field.name.replace("_", "-")
         command.add_argument(flag, default=field.default, help="a Hub name, a folder or a file (%(default)s)")
     command.add_argument("--full-precision", action="store_true", help="float32: twice the size")
-    options = parser.parse_args(arguments)
-    sources = Sources(**{field.name: getattr(options, field.name) for field in fields(Sources)})
-    dtype = torch.float32 if options.full_precision else torch.float16
-    try:
-        convert(options.out, sources, dtype, report=partial(print, file=sys.stderr, flush=True))
-    except (ValueError, OSError) as error:
-        print("live2diff: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    return run_main(parser, run, arguments)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from helpers.paths import ROOT
 
 from live2diff import __main__ as command_line
 from live2diff.__main__ import main
-from live2diff.cli import run_main
+from live2diff.command import run_main
 from live2diff.errors import NonFiniteError
 from live2diff.video.reader import probe, read_frames
 

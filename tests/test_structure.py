@@ -9,6 +9,7 @@ from helpers.paths import ROOT
 
 ORDER = [  # a room may import itself and what stands before it
     {"config", "errors"},
+    {"command"},
     {"video", "model", "styles"},
     {"weights"},
     {"streaming"},

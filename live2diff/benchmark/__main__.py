@@ -12,7 +12,8 @@ from pathlib import Path
 import diffusers
 import torch
 
-from ..cli import run_main, t_index_list_of
+from ..cli import t_index_list_of
+from ..command import run_main
 from ..config import WARMUP_FRAMES
 from ..pipeline import Live2DiffPipeline
 from ..runtime.cuda_graphs import CudaRuntime

@@ -1,11 +1,11 @@
 """Take a machine out of a cluster without a gap for its viewers, before it is stopped or upgraded."""
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from ..command import run_main
 from .ray_session import ray_session
 
 POLL_SECONDS = 2.0  # longer than the front takes to hear of it
@@ -66,13 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = build_parser()
-    try:
-        drain(parser.parse_args(arguments))
-    except ValueError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_main(build_parser(), drain, arguments)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import torch
 
 from .. import Live2DiffPipeline, load
 from ..benchmark.command import Record, add_options, check_options, settings_of, write_record
-from ..cli import run_main, t_index_list_of
+from ..cli import t_index_list_of
+from ..command import run_main
 from ..config import WARMUP_FRAMES
 from ..streaming.settings import StreamSettings
 from ..training import photographs

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import torch
 
-from ..cli import run_main
+from ..command import run_main
 from ..config import WINDOW
 from ..loading import NANO, load_base
 from ..weights.convert import Sources, load_added

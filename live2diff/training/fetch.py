@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..cli import run_main
+from ..command import run_main
 from .archives import unpack, unpack_bundle
 
 Package = dict[str, Any]  # a table of fetch.toml

@@ -12,8 +12,8 @@ from helpers.browser import PATIENCE
 from helpers.paths import EXAMPLES
 
 import app
-from live2diff.cli import run_main
 from live2diff.cluster.engine import ClusterEngine
+from live2diff.command import run_main
 from live2diff.errors import DEVICE_LOST, ClipStopped, DeviceLost
 from live2diff.runtime import device
 from live2diff.serving import device_loss, shutdown

@@ -18,7 +18,7 @@ from helpers.paths import PARITY
 from safetensors.torch import load_file, save_file
 
 from live2diff import Live2DiffPipeline
-from live2diff.cli import run_main
+from live2diff.command import run_main
 from live2diff.config import WINDOW
 from live2diff.loading import load_base
 from live2diff.model.attention import Window
