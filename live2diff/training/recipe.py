@@ -109,7 +109,7 @@ def stages(images: Pool, clips: Pool) -> dict[str, dict[str, Any]]:
         # the teacher. Starts as the average of like frames.
         "motion": dict(
             trains=is_motion, sources=[(clips, 2, 128), (clips, 1, 192)],
-            settings=(4000, 1.5e-3), weights=WEIGHTS | {"pixel": 1.0, "flicker": 30.0},
+            settings=(7500, 1.5e-3), weights=WEIGHTS | {"pixel": 1.0, "flicker": 60.0},
         ),
     }  # fmt: skip
 
