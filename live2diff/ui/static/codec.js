@@ -93,13 +93,17 @@ function encodeVideo(frame) {
   const used = video;
   const size = `${frame.displayWidth}x${frame.displayHeight}`;
   return new Promise((resolve) => {
-    const timer = setTimeout(() => used.done?.(null), options.encoding);
+    const giveUp = () => {
+      used.done?.(null);
+      used.dropped += 1;
+      if (used.dropped === MOST_DROPPED && used === video) failVideo();
+    };
+    const timer = setTimeout(giveUp, options.encoding);
     used.done = (chunk) => {
       if (chunk && chunk.timestamp !== frame.timestamp) return; // of one that was given up
       clearTimeout(timer);
       used.done = null;
-      used.dropped = chunk ? 0 : used.dropped + 1;
-      if (used.dropped === MOST_DROPPED && used === video) failVideo();
+      if (chunk) used.dropped = 0;
       const bytes = chunk && new Uint8Array(chunk.byteLength);
       chunk?.copyTo(bytes);
       resolve(bytes);
