@@ -94,6 +94,8 @@ class VirtualCamera:
         return result
 
     def _take(self, key: str, result: Future[FrameResult]) -> None:
+        if key != self._key:  # late, of a former owner
+            return
         if not result.cancelled() and result.exception() is None and result.result().frames:
             image = result.result().frames[-1]
             self._newest = key, decode_frame(image) if isinstance(image, bytes) else image

@@ -90,18 +90,24 @@ def test_a_result_that_comes_while_the_camera_changes_hands_is_shown():
         return keys
 
     def push(key: str, frame: np.ndarray, tag: object = None) -> Future:
-        return resolved(FrameResult([frame], tag, frames_in=1, warm=True))
+        return late if tag == "late" else resolved(FrameResult([frame], tag, frames_in=1, warm=True))
 
+    late: Future[FrameResult] = Future()
     device = FakeDevice()
     engine = SimpleNamespace(push=push, session_keys=session_keys)
     camera = VirtualCamera(engine, device)  # pyright: ignore[reportArgumentType]
     engine.push("first", np.full((60, 80, 3), RED, np.uint8))
     wait_for(lambda: device.shows(RED))
+    engine.push("first", np.full((60, 80, 3), RED, np.uint8), "late")
     keys = {"second"}
     asked.wait()
     engine.push("second", np.full((60, 80, 3), BLUE, np.uint8))
     answer.set()
     wait_for(lambda: device.shows(BLUE))
+    late.set_result(FrameResult([np.full((60, 80, 3), RED, np.uint8)], "late", frames_in=2, warm=True))
+    device.frame = None
+    wait_for(lambda: device.frame is not None)
+    assert device.shows(BLUE)
     camera.close()
 
 
