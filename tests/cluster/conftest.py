@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from helpers.paths import ROOT
 from helpers.recall import Recall, recall_engine
 from helpers.workers import tiny_engine, tiny_pipeline, write_weights
@@ -46,9 +47,12 @@ def model(request, tmp_path_factory) -> tuple[Any, Callable[[], Engine]]:
 
 
 @pytest.fixture
-def pipeline(model) -> Any:
-    """The same model as in the workers."""
-    return model[0]
+def pipeline(model) -> Iterator[Any]:
+    """The same model as in the workers, which use one thread: two round otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield model[0]
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
