@@ -25,8 +25,10 @@ let flowing = false; // whether to send frames: a stream is open, and not paused
 // every 2 s, in a dead network. After a cut: milliseconds of the first pause between attempts, of the longest, and until
 // the page gives up. slow: milliseconds that the bytes of JPEGs take before VP9 replaces them. encoding: milliseconds after
 // which a frame that the VP9 encoder has not returned is given up.
-let options = { side: 384, skipSimilar: false, silence: 8000, pause: 250, longestPause: 1000, giveUp: 60_000, slow: 15 };
-options.encoding = 500;
+let options = {
+  side: 384, skipSimilar: false, silence: 8000, slow: 15, encoding: 500,
+  pause: 250, longestPause: 1000, giveUp: 60_000,
+};
 let newest = null; // {frame, captured}: the camera's last, until it is sent
 let encoding = false;
 let timer = null;
