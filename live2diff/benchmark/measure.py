@@ -15,19 +15,20 @@ from ..config import WARMUP_FRAMES
 from ..pipeline import Live2DiffPipeline
 from ..serving.engine import Engine
 from ..streaming import steps
+from ..streaming.images import Download
 from ..streaming.settings import StreamSettings
 
 Call = Callable[[], Any]
 FRAME_TIMEOUT = 600.0  # seconds
 UNTIMED_CALLS = 4  # before the first that counts
 LOOP_FRAMES = 32
-STAGES = {  # the function of the pipeline, or of `streaming.steps`, that does it
+STAGES = {  # the method of the pipeline or of a `Download`, or the function of `streaming.steps`
     "upload": "upload",
     "depth": "inverse_depth",
     "encode": "encode",
     "unet": "predict",
     "decode": "decode",
-    "download": "download",
+    "download": "wait",
 }
 
 
@@ -99,7 +100,8 @@ def viewers(
 def stage_clock(pipeline: Live2DiffPipeline) -> Iterator[dict[str, list[float]]]:
     """Time each stage of each frame of `pipeline` inside the block.
 
-    "encode" is camera and depth image in one; resizing belongs to "upload" and "download".
+    "encode" is camera and depth image in one; resizing belongs to "upload" and "download". That pixels become
+    bytes is in none of them.
     """
     seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
 
@@ -112,7 +114,7 @@ def stage_clock(pipeline: Live2DiffPipeline) -> Iterator[dict[str, list[float]]]
 
     with ExitStack() as patches:
         for stage, name in STAGES.items():
-            owner = steps if name in ("upload", "download") else pipeline
+            owner = {"upload": steps, "download": Download}.get(stage, pipeline)
             patches.enter_context(patch.object(owner, name, timed(getattr(owner, name), seconds[stage])))
         yield seconds
 

@@ -4,7 +4,7 @@ import platform
 import sys
 import time
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -248,7 +248,26 @@ def speed(check: Check) -> Result:
         return milliseconds(times) | {"p99_ms": float(np.quantile(times, 0.99) * 1000)}
 
     modes = {mode: lambda mode=mode: timed(mode) for mode in ("graphs", "eager", "compiled")}
-    return attempt_all({"parts": parts, "joining": joining} | modes) | {"rows": rows}
+    others = {"parts": parts, "joining": joining, "live": lambda: live(check)}
+    return attempt_all(others | modes) | {"rows": rows}
+
+
+def live(check: Check) -> Result:
+    """Count the frames of a viewer whose camera is never behind: one is taken in as another is computed."""
+    engine, sent = Engine(check.full, capacity=1, idle_seconds=3600.0, together=True), deque()
+    try:
+        engine.open("", check.settings).result(PATIENCE)
+        for frame in check.frames[: WARMUP_FRAMES + 4]:
+            engine.push("", frame).result(PATIENCE)
+        began = time.perf_counter()
+        for number in range(check.rounds):
+            sent.append(engine.push("", check.frames[number % len(check.frames)]))
+            if len(sent) == 2:
+                sent.popleft().result(PATIENCE)
+        sent.pop().result(PATIENCE)
+        return {"fps": round(check.rounds / (time.perf_counter() - began), 1)}
+    finally:
+        engine.shutdown()
 
 
 def kernels(check: Check) -> Result:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from ..pipeline import Live2DiffPipeline
     from ..streaming.stream import Stream
+    from .rounds import Rounds
 
 QUIET_SECONDS = 10.0  # a session silent for this long is closed when another needs its place
 CLOSE_SECONDS = 30.0  # at most: a clip may be garbage-collected on the device thread, which must not block
@@ -52,6 +53,7 @@ class Engine:
     needs_gpu_session = takes_jpegs = False
     session_kind: type[Session] = Session
     failure, owns_device = "", True  # not where streams run in other processes
+    _rounds: Rounds | None = None  # where waiting frames form batches
     count_waiting = staticmethod(lambda: 0)  # replaced by a waiting line
 
     def __init__(
@@ -73,11 +75,13 @@ class Engine:
         self.styles, self.about, self.size = pipe.styles, pipe.about, pipe.config.size  # pyright: ignore
         self.prompt_help = PromptHelp.of(pipe.config)
         self.default_style = pipe.default_style or next(iter(pipe.styles))
-        self.pipe, self._pools, self._cache_dtype = pipe, None, cache_dtype
+        self.pipe, self._cache_dtype = pipe, cache_dtype
         if pipe.unet.device.type == "cuda" if together is None else together:
+            from .rounds import Rounds
             from .warm_start import open_pools
 
-            self._pools = self._thread.submit(open_pools, pipe, self.room.viewers, cache_dtype).result()
+            pools = self._thread.submit(open_pools, pipe, self.room.viewers, cache_dtype).result()
+            self._rounds = Rounds(self, pools)
         self._downloads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="downloads")
         self.begin_sessions(self.room.viewers, idle_seconds, clock)
 
@@ -196,6 +200,8 @@ class Engine:
         self.end()
         wait([session.freed for session in sessions], CLOSE_SECONDS)
         self._downloads.shutdown(wait=False, cancel_futures=True)
+        if self._rounds:
+            self._rounds.shutdown()
         self._thread.shutdown(wait=True)
 
     def _reap(self, idle_seconds: float) -> None:
@@ -246,7 +252,7 @@ class Engine:
 
     def schedule(self, session: Any) -> None:
         """Have a session's waiting frame processed; called with the lock held."""
-        self.submit(session, self.step if self._pools is None else self.step_batch, session)
+        self.submit(session, self._rounds.launch if self._rounds else self.step, session)
 
     def open_clip(self, session: Any, frames: int | None) -> Future[str]:
         """Open the stream of a clip with so many frames."""
@@ -260,7 +266,7 @@ class Engine:
         Raises:
             LimitReached: the caches of all live streams would not fit into the memory measured for them.
         """
-        pools = None if session.is_clip else self._pools
+        pools = self._rounds.pools if self._rounds and not session.is_clip else None
         session.cache_bytes = self.cache_bytes_of(session, session.settings)
         return self.pipe.stream(session.settings, pools=pools, cache_dtype=self._cache_dtype)
 
@@ -326,32 +332,10 @@ class Engine:
             with delivering(queued.result):
                 self.finish(session, queued, self.call(session, "push", queued.frame))
 
-    def step_batch(self, session: Session) -> None:
-        """Process the waiting frame of a session, and all others that can share its batches."""
-        from ..streaming.steps import push_together
-
-        with self.registry.lock:
-            # A frame does not overtake a change that was asked for before it.
-            others = [s for s in self.registry.all() if s is not session and s.stream and not s.changes]
-            taken = [(member, member.take_waiting()) for member in (session, *others)]
-        batches: dict[object, list[tuple]] = {}
-        for member, queued in taken:
-            if queued is not None:
-                with delivering(queued.result):
-                    stream = self.stream_of(member)
-                    pending = stream.receive(queued.frame)
-                    batches.setdefault(stream.pool or member, []).append((member, queued, pending))
-        for batch in batches.values():
-            outputs: Future[list] = Future()
-            with delivering(outputs):
-                outputs.set_result(watched(self, push_together, [pending for *_, pending in batch]))
-            for index, (member, queued, _) in enumerate(batch):
-                with delivering(queued.result):
-                    frames = outputs.result()[index]
-                    if isinstance(frames, RuntimeError):
-                        queued.result.set_exception(self._drop(member, frames))
-                    else:
-                        self.finish(member, queued, frames)
+    def settle(self) -> None:
+        """Complete the frames on the device."""
+        if self._rounds:
+            self._rounds.settle()
 
     def call(self, session: Session, name: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of a session's stream."""
@@ -381,15 +365,16 @@ class Engine:
 
     def _guarded(self, session: Session, function: Callable, *arguments: Any, **options: Any) -> Any:
         """Call a function; out of memory, NaN and infinity end the session."""
+        self.settle()
         try:
             return watched(self, function, *arguments, **options)
         except RuntimeError as error:
             if not is_stream_fault(error):
                 raise
-            failure = self._drop(session, error)
+            failure = self.drop(session, error)
         raise failure  # outside `except`: the traceback of `error` keeps its tensors alive
 
-    def _drop(self, session: Session, error: RuntimeError) -> RuntimeError:
+    def drop(self, session: Session, error: RuntimeError) -> RuntimeError:
         """Close a failed stream and free its memory; return the error for the client."""
         from torch import cuda
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import cv2
@@ -124,10 +126,53 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
-def download(images: torch.Tensor, shapes: list[tuple[int, int]]) -> list[np.ndarray]:
+class Download:
+    """Images on their way from a device, and a bool for each stream; from a GPU on a stream of its own.
+
+    Args:
+        images: `[n, 3, h, w]` in about `[-1, 1]`.
+        flags: bool `[streams]`, on the same device.
+        shapes: (height, width) to which each image is resized.
+    """
+
+    def __init__(self, images: torch.Tensor, flags: torch.Tensor, shapes: Sequence[tuple[int, int]]) -> None:
+        import torch
+
+        pixels = (images.float() * 127.5).add_(127.5).clamp_(0, 255).round_().to(torch.uint8)
+        pixels = pixels.permute(0, 2, 3, 1).contiguous()  # interleaved where it is fast
+        self._shapes, self._done = shapes, None
+        self._result: tuple[list[np.ndarray], list[bool]] | None = None
+        if images.device.type != "cuda":
+            self._pixels, self._flags = pixels.cpu(), flags.cpu()
+            return
+        copies = copy_stream(images.device)
+        copies.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(copies):
+            hosts = [torch.empty_like(t, device="cpu", pin_memory=True) for t in (pixels, flags)]
+            for host, tensor in zip(hosts, (pixels, flags), strict=True):
+                host.copy_(tensor, non_blocking=True)
+                tensor.record_stream(copies)
+            self._pixels, self._flags = hosts
+            self._done = copies.record_event()
+
+    def wait(self) -> tuple[list[np.ndarray], list[bool]]:
+        """Wait for the copies; return uint8 images `[height, width, 3]` and the flags. For any thread."""
+        if self._result is None:
+            if self._done is not None:
+                self._done.synchronize()
+            images = zip(self._pixels.numpy(), self._shapes, strict=True)
+            self._result = [resize(image, shape) for image, shape in images], self._flags.tolist()
+        return self._result
+
+
+def download(images: torch.Tensor, shapes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
     """Convert `[n, 3, h, w]` in about `[-1, 1]` to uint8 images of these (height, width)."""
+    return Download(images, images.new_empty(0), shapes).wait()[0]
+
+
+@cache
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream on which results leave a GPU."""
     import torch
 
-    pixels = (images.float() * 127.5).add_(127.5).clamp_(0, 255).round_().to(torch.uint8)
-    arrays = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # interleaved where it is fast
-    return [resize(array, shape) for array, shape in zip(arrays, shapes, strict=True)]
+    return torch.cuda.Stream(device)

@@ -68,7 +68,7 @@ def renew_depth(state: StreamState, frames: list[Frame]) -> list[Frame]:
 def recover(state: StreamState, finished: list[Frame]) -> list[Frame]:
     """Clear the cache and fill it from the last good frames; return the finished frames, translated again.
 
-    Frames in flight go on with what that warmup makes of them.
+    Frames in flight go on with what that warmup makes of them, and so do those launched since.
 
     Raises:
         NonFiniteError: it recovered less than 16 frames ago, or there is no good frame.
@@ -89,4 +89,6 @@ def recover(state: StreamState, finished: list[Frame]) -> list[Frame]:
         return replace(done.get(frame.number, newest), number=frame.number, shape=frame.shape)
 
     state.rows = [row and again(row) for row in state.rows]
+    for later in state.outputs.launched:
+        later.frames, later.download = [again(frame) for frame in later.frames], None
     return [again(frame) for frame in finished]

@@ -85,6 +85,14 @@ class FrameCounts:
     recovered_at: int = -WINDOW
 
 
+@dataclass
+class Outputs:
+    """Images that are still to be returned."""
+
+    finished: list[np.ndarray] = field(default_factory=list)  # that the next push returns first
+    launched: list[Any] = field(default_factory=list)  # `steps.DecodedFrames` on their way from the device
+
+
 @dataclass(eq=False)
 class StreamState:
     """The state of one viewer's stream; the functions in `steps` and `warmup` work on it."""
@@ -103,8 +111,8 @@ class StreamState:
     depth_range: DepthRange = field(default_factory=DepthRange)
     counts: FrameCounts = field(default_factory=FrameCounts)
     working_size: tuple[int, int] = (0, 0)  # height, width at which frames are processed: of the first frame
+    outputs: Outputs = field(default_factory=Outputs)
     lease: CacheLease | None = None  # the stream's rows of the cache; None before the warmup
-    finished: list[np.ndarray] = field(default_factory=list)  # images that the next push returns first
     restart_due: bool = False  # whether the next frame fills the cache again from the recent frames
 
     @property
@@ -136,5 +144,5 @@ class StreamState:
         if self.lease is not None:
             self.lease.free()
         self.pipeline = self.lease = None
-        self.rows = []
+        self.rows, self.outputs = [], Outputs()
         self.recent.clear()

@@ -1,10 +1,13 @@
 """The path of a frame: the newest frames of one stream or of several, as rows of one UNet call.
 
 `collect` → `encode_inputs` → `warm_up_if_due` → `denoise_step` → `decode_outputs` → `return_outputs`.
+All but the last are `launch`: on a GPU they return at once, and the next frames may follow before `complete`
+returns the images of these.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ from ..errors import NonFiniteError, is_out_of_memory
 from ..model.attention import Window
 from ..model.depth import DepthRange, depth_pictures
 from ..model.lcm import add_noise, concatenate, denoise
-from .images import check_frame, download, to_device, upload
+from .images import Download, check_frame, to_device, upload
 from .recovery import all_finite, recover
 from .state import Frame, StreamState
 from .warmup import collect_warmup, frame_noise, warm_up_if_due
@@ -32,13 +35,21 @@ class PendingFrame:
     prompt_embeds: torch.Tensor  # [tokens, dim]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class DecodedFrames:
-    """The finished frames of one stream, their images, and whether all numbers of it are finite."""
+    """The finished frames of one stream; their images and whether all numbers are finite: of a download."""
 
     frames: list[Frame]
-    images: list[np.ndarray]
-    is_finite: bool
+    download: Download | None  # None: there are no frames, or others have taken their places
+    first: int = 0  # index of the first of the images
+    stream: int = 0  # index of the flag
+
+    def wait(self) -> tuple[list[np.ndarray], bool]:
+        """Return the images and whether they, and the frames in flight, are finite."""
+        if self.download is None:
+            return [], not self.frames
+        images, flags = self.download.wait()
+        return images[self.first : self.first + len(self.frames)], flags[self.stream]
 
 
 @dataclass
@@ -81,18 +92,30 @@ class Batch:
         self.values = done
 
 
+@dataclass(frozen=True, eq=False)
+class LaunchedBatch:
+    """The newest frames of some streams, on their way through the device."""
+
+    states: list[StreamState]
+    batch: Batch  # with the `DecodedFrames` of each
+    skipped: list[StreamState]
+
+    def wait(self) -> None:
+        """Wait for the images, so that `complete` does not; for any thread."""
+        for decoded in self.batch.values.values():
+            decoded.wait()
+
+
 @torch.no_grad()
-def push_together(pending: Sequence[PendingFrame]) -> list[StepResult]:
+def launch(pending: Sequence[PendingFrame]) -> LaunchedBatch:
     """Process the newest frame of each of these streams in one batch.
 
     They are a single stream, or warm ones of the same `pool`. If memory runs out for all of them at once,
     they are processed one after the other, and only those fail that run out even so.
-
-    Returns:
-        For each stream what `Stream.push` returns, or the error that it raises.
     """
     skipped = [p.state for p in pending if p.noise is None]
-    results: dict[StreamState, StepResult] = {state: repeat_output(state) for state in skipped}
+    for state in skipped:
+        state.counts.frames_in += 1
     batch = Batch({p.state: p for p in pending if p.noise is not None})
     batch.together(encode_inputs)
     if pending[0].state.warm:
@@ -101,9 +124,27 @@ def push_together(pending: Sequence[PendingFrame]) -> list[StepResult]:
     else:
         batch.each(collect_warmup)
     batch.together(decode_outputs)
-    batch.each(return_outputs)
-    results |= batch.values | batch.errors
-    return [results[p.state] for p in pending]
+    for state, decoded in batch.values.items():
+        state.outputs.launched.append(decoded)
+    return LaunchedBatch([p.state for p in pending], batch, skipped)
+
+
+@torch.no_grad()
+def complete(launched: LaunchedBatch) -> list[StepResult]:
+    """Return for each stream what `Stream.push` returns, or the error that it raises.
+
+    Batches of one stream are completed in the order in which they were launched. A stream that was closed
+    since has no images.
+    """
+    launched.batch.each(return_outputs)
+    results = launched.batch.values | launched.batch.errors
+    results |= {state: repeat_output(state) for state in launched.skipped}
+    return [results[state] for state in launched.states]
+
+
+def push_together(pending: Sequence[PendingFrame]) -> list[StepResult]:
+    """Process the newest frame of each of these streams, as `launch` describes, and wait for the images."""
+    return complete(launch(pending))
 
 
 def unwrap(result: StepResult) -> list[np.ndarray]:
@@ -138,7 +179,6 @@ def collect(state: StreamState, image: np.ndarray) -> PendingFrame:
 def repeat_output(state: StreamState) -> list[np.ndarray]:
     """Return the last image again, in place of a frame that is skipped."""
     assert state.similar.last_output is not None, "only a frame after the first output is skipped"
-    state.counts.frames_in += 1
     state.counts.frames_out += 1
     return [state.similar.last_output.copy()]
 
@@ -236,14 +276,17 @@ def decode_outputs(states: Sequence[StreamState], finished: Sequence[list[Frame]
     """Decode the finished frames of all streams in one batch; check them and those in flight for NaN."""
     frames = [frame for own in finished for frame in own]
     if not frames:
-        return [DecodedFrames([], [], True) for _ in states]
+        return [DecodedFrames([], None) for _ in states]
     decoded = states[0].model.decode(torch.stack([frame.latents for frame in frames]))
     in_flight = [[row.latents for row in state.rows if row is not None] for state in states]
     of_streams = zip(decoded.split([len(own) for own in finished]), in_flight, strict=True)
     finite = torch.stack([all_finite([own, *latents]) for own, latents in of_streams])
-    images = iter(download(decoded, [frame.shape for frame in frames]))
-    flags = zip(finished, finite.tolist(), strict=True)  # `download` has synchronised already
-    return [DecodedFrames(own, [next(images) for _ in own], fine or not own) for own, fine in flags]
+    download = Download(decoded, finite, [frame.shape for frame in frames])
+    starts = accumulate((len(own) for own in finished), initial=0)
+    return [
+        DecodedFrames(own, download if own else None, first, number)
+        for number, (own, first) in enumerate(zip(finished, starts, strict=False))
+    ]
 
 
 def return_outputs(state: StreamState, decoded: DecodedFrames) -> list[np.ndarray]:
@@ -252,16 +295,21 @@ def return_outputs(state: StreamState, decoded: DecodedFrames) -> list[np.ndarra
     Raises:
         NonFiniteError: it cannot recover; the stream is closed.
     """
+    if decoded in state.outputs.launched:
+        state.outputs.launched.remove(decoded)
+    images, is_finite = decoded.wait() if state.pipeline else ([], True)
     try:
-        while not decoded.is_finite:
-            (decoded,) = decode_outputs([state], [recover(state, decoded.frames)])
+        while not is_finite:
+            again = decoded.frames if decoded.download is None else recover(state, decoded.frames)
+            (decoded,) = decode_outputs([state], [again])
+            images, is_finite = decoded.wait()
     except NonFiniteError:
         state.close()
         raise
-    state.counts.frames_out += len(decoded.images)
-    state.similar.last_output = decoded.images[-1] if decoded.images else state.similar.last_output
-    earlier, state.finished = state.finished, []
-    return earlier + decoded.images
+    state.counts.frames_out += len(images)
+    state.similar.last_output = images[-1] if images else state.similar.last_output
+    earlier, state.outputs.finished = state.outputs.finished, []
+    return earlier + images
 
 
 def finish(state: StreamState, frames: list[Frame]) -> list[np.ndarray]:

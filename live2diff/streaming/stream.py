@@ -70,8 +70,8 @@ class Stream:
 
         With fewer than 8 frames, the last one stands in for the missing warmup frames.
         """
-        state, out = self.state, self.state.finished
-        state.finished = []
+        state, out = self.state, self.state.outputs.finished
+        state.outputs.finished = []
         if state.recent and not state.warm:
             out += finish(state, warm_up_collected(state))
         while any(row is not None for row in state.rows):
@@ -183,7 +183,7 @@ class Stream:
         if not same_number and state.lease is not None:
             height, width = state.recent[-1].latents.shape[1:]
             lease = state.caches.take(schedule.steps, (height, width))
-            state.finished = self.flush()
+            state.outputs.finished = self.flush()
             state.lease.free()
             state.lease, state.restart_due = lease, True
         state.schedule = schedule

@@ -52,7 +52,7 @@ def test_every_stage_runs_and_the_report_says_what_was_left_out(check, tmp_path)
         (size, steps, viewers) for size in (16, 24) for steps in (1, 2) for viewers in (1, 2)
     ]
     assert all(row["fps"] > 0 for row in rows) and stages["speed"]["parts"]["unet"]["p50_ms"] > 0
-    assert stages["speed"]["joining"]["p99_ms"] > 0
+    assert stages["speed"]["joining"]["p99_ms"] > 0 and stages["speed"]["live"]["fps"] > 0
     assert len(stages["kernels"]["rows"]) == 25 and stages["kernels"]["rows"][0]["ms"] > 0
     for moment in ("warmup", "stream"):
         assert stages["memory"][moment]["ok"] and "refused" in stages["memory"][moment]["message"]

@@ -302,15 +302,14 @@ def test_an_error_while_one_stream_of_a_batch_is_dropped_is_not_the_others(
     for key in ("ann", "bob"):
         together.open(key, StreamSettings(style="pencil", steps=1)).result(PATIENCE)
         warm_up(together, key, frames(1, 8))
-    ann, of_ann = together.registry.get("ann").stream, []
-    receive, push_together = ann.receive, steps.push_together
-    monkeypatch.setattr(ann, "receive", lambda frame: of_ann.append(receive(frame)) or of_ann[-1])
+    ann, complete = together.registry.get("ann").stream, steps.complete
     monkeypatch.setattr(ann, "close", lambda: 1 / 0)
 
-    def fail_for_ann(pending: list) -> list:
-        return [NonFiniteError("NaN") if each in of_ann else push_together([each])[0] for each in pending]
+    def fail_for_ann(launched: steps.LaunchedBatch) -> list:
+        results = zip(launched.states, complete(launched), strict=True)
+        return [NonFiniteError("NaN") if state is ann.state else result for state, result in results]
 
-    monkeypatch.setattr(steps, "push_together", fail_for_ann)
+    monkeypatch.setattr(steps, "complete", fail_for_ann)
     with held_device(tiny_pipeline) as arrived:
         together.push("bob", frames(2, 1)[0])
         assert arrived.wait(PATIENCE)
@@ -325,15 +324,15 @@ def test_sessions_may_come_and_go_while_one_is_dropped(together, tiny_pipeline, 
     """The registry is read under its lock: another thread changes it in the middle."""
     together.open("ann", StreamSettings(style="pencil", steps=1)).result(PATIENCE)
     warm_up(together, "ann", frames(1, 8))
-    original = steps.push_together
+    original = steps.complete
 
-    def fail(pending: list) -> list:
+    def fail(launched: steps.LaunchedBatch) -> list:
         for number in range(3):  # waits for the device: the places are given at once
             together.open(f"viewer {number}", StreamSettings(style="pencil", steps=1))
-        original(pending)
+        original(launched)
         return [NonFiniteError("NaN")]
 
-    monkeypatch.setattr(steps, "push_together", fail)
+    monkeypatch.setattr(steps, "complete", fail)
     with pytest.raises(NonFiniteError):
         together.push("ann", frames(2, 1)[0]).result(PATIENCE)
     assert together.session_keys() == {"viewer 0", "viewer 1", "viewer 2"}

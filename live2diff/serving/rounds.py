@@ -1,0 +1,118 @@
+"""Frames of several sessions as batches on a GPU, the next taken in while those before are computed."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..streaming import steps
+from .device_loss import watched
+from .futures import delivering
+from .sessions import QueuedFrame, Session
+
+if TYPE_CHECKING:
+    from ..streaming.cache_pool import CachePools
+    from .engine import Engine
+
+Members = list[tuple[Session, QueuedFrame]]
+MOST_ROUNDS = 2  # on the device at once: one that is computed, and the next
+
+
+@dataclass(eq=False)
+class Round:
+    """Batches that were launched together, each with its sessions and their frames."""
+
+    batches: list[tuple[Members, Future[steps.LaunchedBatch]]] = field(default_factory=list)
+
+    def wait(self) -> None:
+        """Wait for the images of all batches."""
+        for _, launched in self.batches:
+            if launched.exception() is None:
+                launched.result().wait()
+
+
+class Rounds:
+    """The rounds of an engine, whose live streams have their caches in `pools`.
+
+    All but the waiting happens on the engine's thread.
+    """
+
+    def __init__(self, engine: Engine, pools: CachePools) -> None:
+        self._engine, self.pools = engine, pools
+        self._launched: deque[Round] = deque()
+        self._completing = False
+        self._put_off: list[Session] = []  # sessions whose frames wait until a round is complete
+        self._waiting = ThreadPoolExecutor(max_workers=1, thread_name_prefix="images")
+
+    def launch(self, session: Session) -> None:
+        """Launch the waiting frame of a session, and all others that can share its batches."""
+        if len(self._launched) == MOST_ROUNDS:
+            self._put_off.append(session)
+            return
+        registry, members = self._engine.registry, {}
+        with registry.lock:
+            # A frame does not overtake a change that was asked for before it.
+            others = [s for s in registry.all() if s is not session and s.stream and not s.changes]
+            taken = [(member, member.take_waiting()) for member in (session, *others)]
+        for member, queued in taken:
+            if queued is not None:
+                with delivering(queued.result):
+                    stream = self._engine.stream_of(member)
+                    pending = stream.receive(queued.frame)
+                    members.setdefault(stream.pool or member, []).append((member, queued, pending))
+        if not members:
+            return
+        launched = Round()
+        for batch in members.values():
+            outcome: Future[steps.LaunchedBatch] = Future()
+            with delivering(outcome):
+                outcome.set_result(watched(self._engine, steps.launch, [pending for *_, pending in batch]))
+            launched.batches.append(([(member, queued) for member, queued, _ in batch], outcome))
+        self._launched.append(launched)
+        self._waiting.submit(self._complete_when_done, launched)
+
+    def settle(self) -> None:
+        """Complete what is launched: what follows changes a stream."""
+        while self._launched and not self._completing:
+            self._complete()
+
+    def shutdown(self) -> None:
+        """End the waiting; before the engine's thread ends."""
+        self._waiting.shutdown(wait=True)
+
+    def _complete_when_done(self, launched: Round) -> None:
+        with suppress(RuntimeError):  # raised again where the round is completed
+            launched.wait()
+        self._engine.submit(None, self._complete_oldest, launched)
+
+    def _complete_oldest(self, launched: Round) -> None:
+        if self._launched and self._launched[0] is launched:
+            self._complete()
+
+    def _complete(self) -> None:
+        """Resolve the futures of the oldest round, and have frames that were put off launched."""
+        put_off, self._put_off = self._put_off, []
+        for session in put_off:
+            self._engine.schedule(session)
+        self._completing = True  # a stream that fails is closed, which must not complete the next round
+        try:
+            for members, outcome in self._launched.popleft().batches:
+                self._deliver(members, outcome)
+        finally:
+            self._completing = False
+
+    def _deliver(self, members: Members, outcome: Future[steps.LaunchedBatch]) -> None:
+        results: Future[list[steps.StepResult]] = Future()
+        with delivering(results):
+            results.set_result(watched(self._engine, steps.complete, outcome.result()))
+        for index, (member, queued) in enumerate(members):
+            with delivering(queued.result):
+                frames = results.result()[index]
+                if member.stream is None:  # it failed since
+                    raise member.closed_error()
+                if isinstance(frames, RuntimeError):
+                    raise self._engine.drop(member, frames)
+                self._engine.finish(member, queued, frames)
