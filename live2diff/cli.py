@@ -80,6 +80,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     files_help = "folder of the files that styles name (default: %(default)s)"
     add("--checkpoints", default="models", metavar="FOLDER", help=files_help)
     add("--eager", action="store_true", help="do not compile the model: slower")
+    compile_help = "compile the model's blocks on a CUDA GPU, some minutes at the first start (default)"
+    add("--compile", dest="compiled", default=True, action=argparse.BooleanOptionalAction, help=compile_help)
     checker_help = "blur what the safety checker flags (default: on a Space, with the full model)"
     add("--safety-checker", action=argparse.BooleanOptionalAction, help=checker_help)
 
@@ -101,6 +103,6 @@ def model_loader(options: argparse.Namespace, **settings: Any) -> Callable[[], L
     styles = read_styles(options.styles) if options.styles else None
     from .loading import load  # imports torch, which takes seconds
 
-    names = ("style", "loras", "checkpoints", "eager", "safety_checker")
+    names = ("style", "loras", "checkpoints", "eager", "compiled", "safety_checker")
     arguments = {name: getattr(options, name) for name in names}
     return partial(load, options.model, **arguments | {"styles": styles} | settings)

@@ -55,6 +55,7 @@ def load(
     checkpoints: str | Path = CHECKPOINTS,
     sources: Sources = PUBLISHED,
     eager: bool = False,
+    compiled: bool = True,
     safety_checker: bool | str | None = None,
     report: Report = lambda line: None,
 ) -> Live2DiffPipeline:
@@ -73,6 +74,7 @@ def load(
         checkpoints: the folder where the files that styles name are looked for.
         sources: where the parts of the published model are.
         eager: whether to leave everything to PyTorch's own kernels.
+        compiled: whether to compile the blocks of the networks on a CUDA GPU, if that makes frames faster.
         safety_checker: whether a content filter checks the results, or its weights by a folder or Hub name;
             by default it does for the full model on a Space.
         report: called with a line of text at each step.
@@ -88,7 +90,8 @@ def load(
     if problem:
         report(problem)
     options: dict[str, Any] = dict(device=device, dtype=dtype, style=style, loras=loras, styles=styles or {})
-    options |= dict(checkpoints=checkpoints, sources=sources, eager=eager, safety_checker=safety_checker)
+    options |= dict(checkpoints=checkpoints, sources=sources, eager=eager, compiled=compiled)
+    options |= dict(safety_checker=safety_checker)
     if model != "auto":
         return assemble(model, f"Model: {model}.", report=report, **options)
     name, about = choose_model(device, sources, report, problem)
@@ -114,6 +117,7 @@ def assemble(
     checkpoints: str | Path,
     sources: Sources,
     eager: bool,
+    compiled: bool,
     safety_checker: bool | str | None,
     report: Report,
 ) -> Live2DiffPipeline:
@@ -129,7 +133,7 @@ def assemble(
         report("Applying the style")
     pipeline.activate_style(style)
     if not eager:
-        accelerate(pipeline, folder, report)
+        accelerate(pipeline, folder, compiled, report)
     return pipeline
 
 
@@ -194,13 +198,13 @@ def add_styles(
         report(f"The style {name!r} is not available: it needs {lacks}.")
 
 
-def accelerate(pipeline: Live2DiffPipeline, folder: Path, report: Report) -> None:
+def accelerate(pipeline: Live2DiffPipeline, folder: Path, compiled: bool, report: Report) -> None:
     """Use a faster runtime than PyTorch's own kernels for a pipeline read from `folder`, if there is one."""
     ranges, device = folder / RANGES, pipeline.unet.device.type
     if device == "cuda":
-        from .runtime import cuda_graphs
+        from .runtime import trial
 
-        cuda_graphs.accelerate(pipeline, report=report)
+        trial.accelerate(pipeline, compiled, report)
         release_memory()  # of the trial
     # OpenVINO's 8-bit graphs hold the weights, which must not change then.
     elif (

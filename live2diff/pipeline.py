@@ -38,6 +38,7 @@ class FrameRuntime(FrameNetworks, Protocol):
     """A faster implementation of the networks."""
 
     takes: Callable[[Window, KVCache], bool]  # whether `predict` can be called with these
+    apply_filter: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]  # a content filter to images
     forget: Callable[[], None]  # drops what was compiled for the shapes met so far
 
 
@@ -302,7 +303,13 @@ class Live2DiffPipeline(DiffusionPipeline):
         Images that the content filter objects to are hidden.
         """
         images = self.runtime.decode(latents) if self.runtime else decode(self.vae, latents)
-        return images if self.content_filter is None else self.content_filter(images)
+        if self.content_filter is None:
+            return images
+        return (
+            self.runtime.apply_filter(self.content_filter, images)
+            if self.runtime
+            else self.content_filter(images)
+        )
 
     @torch.no_grad()
     def inverse_depth(self, images: Tensor) -> Tensor:

@@ -177,7 +177,9 @@ def measure_all(arguments: argparse.Namespace) -> Record:
     """Load the model and measure what the options ask for."""
     pipeline, weights = open_model(arguments.model, arguments.device, arguments.eager)
     if arguments.compiled:
-        pipeline.runtime = CudaRuntime(pipeline, compiled=True)
+        runtime = pipeline.runtime
+        fused = isinstance(runtime, CudaRuntime) and runtime.fused is not None
+        pipeline.runtime = CudaRuntime(pipeline, compiled=True, fused=fused)
     device, settings, rounds = pipeline.unet.device, settings_of(arguments), arguments.frames
     report("Measuring one viewer and its rivals")
     record: Record = {

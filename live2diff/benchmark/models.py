@@ -20,8 +20,8 @@ from ..loading import NANO, load
 from ..model.lcm import build_scheduler
 from ..model.unet import StreamUNet
 from ..pipeline import Live2DiffPipeline, to_channels_last
-from ..runtime import cuda_graphs
 from ..runtime.device import best_device
+from ..runtime.trial import accelerate
 from ..streaming.content_filter import ContentFilter
 from ..weights.convert import PUBLISHED, converted_folder
 
@@ -42,7 +42,7 @@ def open_model(name: str, device: str | None, eager: bool = False) -> tuple[Live
         return load(name, device, eager=eager), "published"
     pipeline = random_model(device)
     if not eager and torch.device(device).type == "cuda":
-        cuda_graphs.accelerate(pipeline, report=partial(print, file=sys.stderr))
+        accelerate(pipeline, report=partial(print, file=sys.stderr))
     return pipeline, "random"
 
 

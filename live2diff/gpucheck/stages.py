@@ -21,8 +21,9 @@ from ..benchmark.measure import camera, first_frame, interleave, milliseconds, s
 from ..config import WARMUP_FRAMES
 from ..errors import is_out_of_memory
 from ..pipeline import Live2DiffPipeline
-from ..runtime import cuda_graphs
+from ..runtime.cuda_graphs import CudaRuntime
 from ..runtime.device import find_card, release_memory, run_tiny_product
+from ..runtime.trial import accelerate
 from ..serving.engine import Engine
 from ..streaming.cache_pool import CachePools
 from ..streaming.settings import StreamSettings
@@ -84,9 +85,12 @@ class Check:
         if mode != "eager":
             self.need_gpu()
             reasons = [f"no {mode}:"]
-            cuda_graphs.accelerate(pipe, compiled=mode == "compiled", report=reasons.append)
+            accelerate(pipe, report=reasons.append)
             if pipe.runtime is None:
                 raise RuntimeError(" ".join(reasons))
+            if mode == "compiled":  # whether it is faster or not
+                fused = isinstance(pipe.runtime, CudaRuntime) and pipe.runtime.fused is not None
+                pipe.runtime = CudaRuntime(pipe, compiled=True, fused=fused)
         try:
             yield
         finally:

@@ -2,20 +2,16 @@
 
 Python launches some thousand kernels a frame, which takes longer than the GPU takes to run them; a graph is
 one launch. Each is captured for the shapes and the cache it was first called with, on the engine's thread.
-Capturing takes a moment, compiling before it a minute or two for the full model. The warmup stays eager. New
-weights are written in place, so a style or a prompt captures nothing again. None of this has run on a GPU
-yet; `pytest -m gpu tests/runtime/test_cuda_graphs.py` is what to run first.
+Capturing takes a moment, compiling blocks before it a minute or more for the full model. The warmup stays
+eager. New weights are written in place, so a style or a prompt captures nothing again. None of this has run
+on a GPU yet; `pytest -m gpu tests/runtime/test_cuda_graphs.py` is what to run first.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from importlib.util import find_spec
-from subprocess import SubprocessError
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,9 +24,6 @@ from ..streaming.steps import powers_of_two
 
 WARMUP_CALLS = 3  # before a capture: libraries choose their kernels and allocate what they need
 MOST_GRAPHS = 128  # 4 networks for 1, 2, 4, 8 streams of a few sizes; the least used is dropped
-
-TRIAL_FRAMES = 12
-LARGEST_DIFFERENCE = 2.0  # grey levels on average, between frames of eager code and of the graphs
 
 Function = Callable[..., Tensor]
 
@@ -55,12 +48,16 @@ class GraphCache:
     """Graphs by what they were captured for. They share their memory: only one is replayed at a time."""
 
     def __init__(self) -> None:
-        self._graphs: OrderedDict[Hashable, CapturedGraph] = OrderedDict()
+        self._graphs: OrderedDict[tuple[Hashable, ...], CapturedGraph] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
         self._side_stream = torch.cuda.Stream()  # one for all: libraries keep a workspace for each stream
 
     def __len__(self) -> int:
         return len(self._graphs)
+
+    def names(self) -> set[str]:
+        """Return the names of what is captured."""
+        return {str(key[0]) for key in self._graphs}
 
     def __call__(
         self, name: str, function: Function, *inputs: Tensor, state: Sequence[Tensor] = ()
@@ -101,16 +98,18 @@ class GraphCache:
 class CudaRuntime:
     """The parts of a model as CUDA graphs: a pipeline that has it as `runtime` calls it for each frame."""
 
-    def __init__(self, pipeline: Live2DiffPipeline, compiled: bool = True, fused: bool = False):
+    def __init__(self, pipeline: Live2DiffPipeline, compiled: bool = False, fused: bool = False):
         vae, depth_estimator = pipeline.vae, pipeline.depth_estimator
         self.graphs = GraphCache()
-        # Compiled for each shape without graphs, which are made here.
-        options = {"dynamic": False, "mode": "max-autotune-no-cudagraphs", "recompile_limit": MOST_GRAPHS}
-        prepare: Any = partial(torch.compile, **options) if compiled else lambda function: function
-        self._encode = prepare(lambda images: encode(vae, images))
-        self._decode = prepare(lambda latents: decode(vae, latents))
-        self._depth = prepare(lambda images: inverse_depth(depth_estimator, images))
-        self._predict = prepare(pipeline.unet.forward)
+        in_regions: Callable[[Function], Function] = lambda function: function  # noqa: E731
+        if compiled:
+            from .regions import CompiledRegions
+
+            in_regions = CompiledRegions(vae, depth_estimator, pipeline.unet).around
+        self._encode = in_regions(lambda images: encode(vae, images))
+        self._decode = in_regions(lambda latents: decode(vae, latents))
+        self._depth = in_regions(lambda images: inverse_depth(depth_estimator, images))
+        self._predict = in_regions(pipeline.unet.forward)
         self.fused = None
         if fused:
             from .kernels import FusedAttention
@@ -124,6 +123,10 @@ class CudaRuntime:
     def decode(self, latents: Tensor) -> Tensor:
         """As `Live2DiffPipeline.decode`, without the content filter."""
         return self._in_parts("decode", self._decode, latents)
+
+    def apply_filter(self, content_filter: Function, images: Tensor) -> Tensor:
+        """As `content_filter(images)`."""
+        return self._in_parts("filter", content_filter, images)
 
     def inverse_depth(self, images: Tensor) -> Tensor:
         """As `Live2DiffPipeline.inverse_depth`."""
@@ -159,47 +162,3 @@ class CudaRuntime:
         parts = batch.split(powers_of_two(len(batch)))
         outputs = [self.graphs(name, function, part) for part in parts]
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-
-
-def accelerate(
-    pipeline: Live2DiffPipeline, compiled: bool = False, report: Callable[[str], None] = lambda line: None
-) -> None:
-    """Give a pipeline on a GPU its runtime after a trial; what fails is left out, and `report` says so.
-
-    The trial: a short clip of noise at the smallest size, eager and with the graphs, must give the same
-    frames within 2 grey levels on average: first with the attention kernel, if there is Triton, then without.
-    """
-    frames = list(np.random.default_rng(0).integers(0, 256, (TRIAL_FRAMES, 64, 64, 3), dtype=np.uint8))
-    size = 2 * pipeline.size_multiple
-
-    def translate() -> np.ndarray:
-        """Return the frames, with a cache of full precision and one of 8 bits."""
-        clips = [pipeline(frames, size=size, cache_dtype=dtype) for dtype in (None, torch.int8)]
-        return np.stack(clips).astype(np.float32)
-
-    pipeline.runtime, expected = None, None
-    for fused in (True, False) if find_spec("triton") else (False,):
-        problem = ""
-        try:
-            expected = translate() if expected is None else expected
-            pipeline.runtime = CudaRuntime(pipeline, compiled, fused)
-            difference = np.abs(translate() - expected).mean()
-            if difference > LARGEST_DIFFERENCE:
-                problem = f"the images differ by {difference:.1f} grey levels"
-        except kernel_errors() as error:  # from CUDA, a compiler, or a stream of nothing but NaN
-            problem = " ".join(str(error).split())
-        if not problem:
-            return
-        pipeline.runtime = None
-        what = "The attention kernel does" if fused else "CUDA graphs do"
-        report(f"{what} not work here; continuing without, more slowly: {problem}")
-
-
-def kernel_errors() -> tuple[type[Exception], ...]:
-    """Return what CUDA, and the compilers that Triton calls, may raise."""
-    errors: tuple[type[Exception], ...] = (RuntimeError, OSError, SubprocessError)
-    if find_spec("triton"):
-        import triton
-
-        errors += (triton.TritonError,)
-    return errors

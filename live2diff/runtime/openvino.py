@@ -96,6 +96,10 @@ class OpenVINORuntime:
         """As `Live2DiffPipeline.decode`, without the content filter."""
         return self._parts["decode"](latents)[0]
 
+    def apply_filter(self, content_filter: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """As `content_filter(images)`."""
+        return content_filter(images)
+
     def inverse_depth(self, images: Tensor) -> Tensor:
         """As `Live2DiffPipeline.inverse_depth`."""
         return self._parts["depth"](images)[0]

@@ -119,10 +119,11 @@ class ZeroGpuEngine(Engine):
         with closing(serve(self.pipe, end, job, clock, os._exit if on_zero_gpu() else None)) as heartbeats:
             yield next(heartbeats)
             if self.graphs and self.pipe.unet.device.type == "cuda":
-                from ..runtime import cuda_graphs
+                from ..runtime.trial import accelerate, short_trial
 
                 self.graphs = False  # in this process, which may serve other runs with them
-                cuda_graphs.accelerate(self.pipe, report=log.warning)
+                # A short one: the quota is the viewer's.
+                accelerate(self.pipe, report=log.warning, trial=short_trial(self.pipe))
             yield from heartbeats
 
     def open(self, key: str, settings: StreamSettings) -> Future[str]:

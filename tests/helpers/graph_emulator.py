@@ -45,6 +45,7 @@ class Recorder(TorchDispatchMode):
         name = schema.name.removeprefix("aten::")
         indices = args[1] if name.startswith("index") and isinstance(args[1], list | tuple) else ()
         masked = any(isinstance(index, Tensor) and index.dtype == torch.bool for index in indices)
+        masked = masked and not (name == "index_put_" and args[2].numel() == 1)  # CUDA fills by the mask then
         if name in FORBIDDEN or masked:
             raise IllegalInCapture(f"operation not permitted when stream is capturing: {schema.name}")
         mutates = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
@@ -94,7 +95,7 @@ class Graphs:
         recorder = Recorder(self.fault)
         self.streams.append(stream)
         try:
-            with recorder:
+            with recorder, torch.compiler.set_stance("force_eager"):  # which traces nothing under a recorder
                 yield
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):

@@ -1,17 +1,19 @@
 """Compiled and captured, a model gives what it gives without: emulated on a CPU, and on a GPU."""
 
 from collections.abc import Iterator
-from unittest.mock import Mock
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 from helpers.graph_emulator import Graphs, emulate
-from helpers.tiny_models import build_tiny_pipeline
+from helpers.tiny_models import tiny_checker
 
 from live2diff import Live2DiffPipeline
-from live2diff.runtime.cuda_graphs import WARMUP_CALLS, CudaRuntime, GraphCache, accelerate
+from live2diff.runtime import regions
+from live2diff.runtime.cuda_graphs import WARMUP_CALLS, CudaRuntime, GraphCache
 from live2diff.streaming.cache_pool import CachePools
+from live2diff.streaming.content_filter import ContentFilter
 from live2diff.streaming.settings import StreamSettings
 from live2diff.streaming.steps import powers_of_two, push_together
 
@@ -32,27 +34,14 @@ def near(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
     return differing.max() <= 2 and (differing > 1).mean() < 1e-3
 
 
-@pytest.fixture(scope="module", params=["emulated", pytest.param("gpu", marks=on_gpu)])
-def on_cuda(request, tmp_path_factory) -> Iterator[Live2DiffPipeline]:
-    """A pipeline in full single precision, so that rounding makes no difference."""
-    pipeline = build_tiny_pipeline(tmp_path_factory.mktemp("tokenizer"))
-    with pytest.MonkeyPatch.context() as patched:
-        if request.param == "emulated":
-            pipeline.graphs = emulate(patched)
-        else:
-            pipeline.to("cuda")
-            patched.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-            patched.setattr(torch.backends.cudnn, "allow_tf32", False)
-        yield pipeline
-
-
 @pytest.fixture(params=["graphs", "fused", pytest.param("compiled", marks=on_gpu)])
 def fast(request, on_cuda) -> Iterator[Live2DiffPipeline]:
     """The pipeline with its runtime."""
-    if request.param == "fused":
+    if request.param != "graphs":
         pytest.importorskip("triton", reason="on Linux only")
-    options = {"compiled": request.param == "compiled", "fused": request.param == "fused"}
-    on_cuda.runtime = CudaRuntime(on_cuda, **options)
+    on_cuda.runtime = CudaRuntime(
+        on_cuda, compiled=request.param == "compiled", fused=request.param != "graphs"
+    )
     yield on_cuda
     on_cuda.runtime = None
 
@@ -184,24 +173,24 @@ class TestGraphs:
             expected = eagerly(fast, clips[number], seed=number, steps=2)
             assert near(outs[number], expected[: len(outs[number])])
 
-    def test_graphs_are_kept_only_if_they_give_the_same_frames(self, on_cuda, monkeypatch):
-        reported: list[str] = []
-        accelerate(on_cuda, report=reported.append)
-        assert on_cuda.runtime is not None and reported == []
-        decoded = CudaRuntime.decode
-        monkeypatch.setattr(CudaRuntime, "decode", lambda runtime, latents: -decoded(runtime, latents))
-        accelerate(on_cuda, report=reported.append)
-        assert on_cuda.runtime is None and "CUDA graphs do not work here" in reported[-1]
-
-    def test_a_kernel_that_does_not_run_is_left_out(self, on_cuda, monkeypatch):
-        kernels = pytest.importorskip("live2diff.runtime.kernels", reason="on Linux only")
-        reported: list[str] = []
-        broken = Mock(side_effect=RuntimeError("no kernel image is available for this device"))
-        monkeypatch.setattr(kernels.FusedAttention, "__call__", broken)
-        accelerate(on_cuda, report=reported.append)
-        assert on_cuda.runtime is not None and on_cuda.runtime.fused is None
-        assert [line.split(" does")[0] for line in reported] == ["The attention kernel"]
+    def test_blocks_are_traced_whole_and_give_the_same_frames(self, on_cuda, monkeypatch):
+        """On a GPU they are compiled; without one only traced, as compiling takes minutes."""
+        if not torch.cuda.is_available():
+            monkeypatch.setattr(regions, "BACKEND", "eager")
+        on_cuda.runtime = CudaRuntime(on_cuda, compiled=True, fused=find_spec("triton") is not None)
+        shown = on_cuda(frames(0), seed=1, steps=2)
         on_cuda.runtime = None
+        assert near(shown, on_cuda(frames(0), seed=1, steps=2))
+        assert not any("forward" in vars(module) for module in on_cuda.unet.modules())
+
+    def test_a_content_filter_is_captured_as_well(self, on_cuda, monkeypatch):
+        monkeypatch.setattr(on_cuda, "content_filter", ContentFilter(tiny_checker().to(on_cuda.unet.device)))
+        on_cuda.runtime = CudaRuntime(on_cuda)
+        clip = frames(6)
+        shown = on_cuda(clip, seed=1)
+        names = on_cuda.runtime.graphs.names()
+        on_cuda.runtime = None
+        assert near(shown, on_cuda(clip, seed=1)) and "filter" in names
 
     def test_after_forgetting_graphs_are_captured_again(self, fast):
         before = fast(frames(5), seed=1)

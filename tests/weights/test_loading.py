@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 import live2diff
 from live2diff import loading
 from live2diff.loading import NANO, TOO_LARGE, convert
-from live2diff.runtime import cuda_graphs
+from live2diff.runtime import trial
 from live2diff.styles import STYLES, Style
 from live2diff.weights.convert import Sources
 
@@ -99,11 +99,11 @@ def test_where_the_full_model_does_not_fit_auto_goes_on_with_nano(monkeypatch):
 def test_a_trial_of_graphs_that_runs_out_of_memory_leaves_the_model_eager(tiny_pipeline, monkeypatch):
     reported: list[str] = []
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(cuda_graphs, "CudaRuntime", full)
-    cuda_graphs.accelerate(tiny_pipeline, report=reported.append)
+    monkeypatch.setattr(trial, "CudaRuntime", full)
+    trial.accelerate(tiny_pipeline, report=reported.append)
     assert tiny_pipeline.runtime is None and "out of memory" in reported[0]
 
 

@@ -12,7 +12,7 @@ from helpers.gpu_visits import Clock, in_forked_process, visiting
 from helpers.streams import alone, assert_same, frames
 
 from live2diff.errors import GpuSessionOver, StreamClosed
-from live2diff.runtime import cuda_graphs
+from live2diff.runtime import trial
 from live2diff.streaming.settings import StreamSettings
 from live2diff.zerogpu.engine import CLIP_MARGIN, ZeroGpuEngine, wrap_gpu
 from live2diff.zerogpu.quota import CHARGED, GPU_SECONDS, seconds_left, words_of
@@ -182,7 +182,8 @@ def test_a_clip_asks_for_its_frames_by_the_measured_time(tiny_pipeline):
 @pytest.mark.parametrize(("graphs", "tries"), [(True, 1), (False, 0)])
 def test_the_process_with_the_gpu_captures_graphs_once(tiny_pipeline, monkeypatch, graphs, tries):
     tasks, seen = [], []
-    monkeypatch.setattr(cuda_graphs, "accelerate", lambda pipe, report: seen.append(pipe))
+    monkeypatch.setattr(trial, "accelerate", lambda pipe, report, trial: seen.append(pipe))
+    monkeypatch.setattr(trial, "short_trial", lambda pipe: pipe)
     engine = ZeroGpuEngine(tiny_pipeline, wrap=lambda task, _: tasks.append(task) or task, graphs=graphs)
     engine.pipe = SimpleNamespace(unet=SimpleNamespace(device=torch.device("cuda")))
     for number in (1, 2):

@@ -1,0 +1,186 @@
+"""Choose the fastest of the ways to compute frames on a CUDA GPU that give the right ones there."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from subprocess import SubprocessError
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..config import WARMUP_FRAMES
+from ..errors import is_out_of_memory
+from ..pipeline import Live2DiffPipeline
+from ..streaming.cache_pool import CachePools
+from ..streaming.steps import push_together, unwrap
+from .cuda_graphs import CudaRuntime
+from .device import release_memory
+
+CAMERA = (480, 640)  # height, width of the frames of a trial
+ROUNDS = 4  # of one viewer, and then of all
+LARGEST_DIFFERENCE = 2.0  # grey levels on average from eager code in float32
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to compute frames: options of `CudaRuntime`."""
+
+    fused: bool = False  # with the attention kernel
+    compiled: bool = False  # with compiled blocks
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Short clips of noise, translated in one way and another.
+
+    Args:
+        pipeline: the model.
+        frame: (height, width) of the frames.
+        size: working size, None for the model's own.
+        viewers: how many there are.
+        dtype: precision of what the frames are compared with.
+        clock: returns seconds.
+    """
+
+    pipeline: Live2DiffPipeline
+    frame: tuple[int, int] = CAMERA
+    size: int | None = None
+    viewers: int = 2
+    dtype: torch.dtype = torch.float32
+    clock: Callable[[], float] = time.perf_counter
+
+    def smaller(self) -> Iterator["Trial"]:
+        """Return this trial, then such as need less memory."""
+        short = short_trial(self.pipeline)
+        yield from (self, replace(short, dtype=self.dtype), short)
+
+    def run(self) -> tuple[np.ndarray, float]:
+        """Translate for one viewer, then for all together, with a full cache and one of 8 bits.
+
+        Returns:
+            The frames as float32, and the seconds that the last round took of each.
+        """
+        shape = (WARMUP_FRAMES + 2 * ROUNDS, *self.frame, 3)
+        clip, seconds = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), 0.0
+        shown: list[np.ndarray] = []
+        for cache_dtype in (None, torch.int8):
+            settings = {"size": self.size, "pools": CachePools(self.viewers), "cache_dtype": cache_dtype}
+            with ExitStack() as stack:
+                streams = [self.pipeline.stream(seed=seed, **settings) for seed in range(self.viewers)]
+                for stream in streams:
+                    stack.callback(stream.close)
+                    for frame in clip[:WARMUP_FRAMES]:
+                        shown += stream.push(frame)
+                for number, frame in enumerate(clip[WARMUP_FRAMES:], 1):
+                    together, began = streams[: 1 if number <= ROUNDS else None], self.clock()
+                    results = push_together([stream.receive(frame) for stream in together])
+                    seconds += (self.clock() - began) * (number % ROUNDS == 0)
+                    shown += [image for result in results for image in unwrap(result)]
+        return np.stack(shown).astype(np.float32), seconds
+
+    def reference(self) -> np.ndarray:
+        """Return the frames of eager code."""
+        with precision(self.pipeline, self.dtype):
+            return self.run()[0]
+
+    def attempt(self, way: Way, expected: np.ndarray) -> tuple[CudaRuntime | None, float, str]:
+        """Translate in a way; return its runtime or None, the seconds of `run`, and what was wrong.
+
+        Raises:
+            RuntimeError: out of memory.
+        """
+        try:
+            self.pipeline.runtime = runtime = CudaRuntime(self.pipeline, **asdict(way))
+            frames, seconds = self.run()
+            difference = np.abs(frames - expected).mean()
+        except kernel_errors() as error:  # from CUDA, a compiler, or a stream of nothing but NaN
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                raise
+            return None, 0.0, " ".join(str(error).split())
+        finally:
+            self.pipeline.runtime = None
+        if not difference <= LARGEST_DIFFERENCE:
+            return None, 0.0, f"the images differ by {difference:.1f} grey levels"
+        return runtime, seconds, ""
+
+    def choose(self, compiled: bool, report: Callable[[str], None]) -> CudaRuntime | None:
+        """Return the fastest runtime that gives the right frames; `report` what does not.
+
+        Raises:
+            RuntimeError: out of memory.
+        """
+        has_triton, expected = find_spec("triton") is not None, self.reference()
+        chosen, seconds, way = None, 0.0, Way()
+        for fused in (True, False) if has_triton else (False,):
+            way = Way(fused)
+            chosen, seconds, problem = self.attempt(way, expected)
+            if chosen is not None:
+                break
+            what = "The attention kernel does" if fused else "CUDA graphs do"
+            report(f"{what} not work here; continuing without, more slowly: {problem}")
+        if chosen is None or not (compiled and has_triton):
+            return chosen
+        report("Compiling the model's blocks for this GPU: some minutes the first time")
+        other, its_seconds, problem = self.attempt(replace(way, compiled=True), expected)
+        if problem:
+            report(f"Compiled blocks do not work here; continuing without: {problem}")
+        return other if other is not None and its_seconds < seconds else chosen
+
+
+def short_trial(pipeline: Live2DiffPipeline) -> Trial:
+    """Return a trial of one viewer at the smallest size, compared with eager code in the same precision."""
+    return Trial(pipeline, size=2 * pipeline.size_multiple, viewers=1, dtype=pipeline.unet.dtype)
+
+
+def accelerate(
+    pipeline: Live2DiffPipeline,
+    compiled: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+    trial: Trial | None = None,
+) -> None:
+    """Give a pipeline on a GPU its runtime after a trial; what fails is left out, and `report` says so.
+
+    In each way the frames must be those of eager code in float32 within 2 grey levels on average: with CUDA
+    graphs and the attention kernel, else without the kernel; then, if `compiled`, with compiled blocks as
+    well, which are kept if they are faster.
+    """
+    pipeline.runtime, problem = None, ""
+    for smaller in (trial or Trial(pipeline)).smaller():
+        try:
+            pipeline.runtime = chosen = smaller.choose(compiled, report)
+            if chosen is not None:
+                chosen.forget()  # the graphs of the trial
+            return
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            problem = str(error)
+        release_memory()
+    report(f"There is no memory for CUDA graphs; continuing without, more slowly: {problem}")
+
+
+@contextmanager
+def precision(pipeline: Live2DiffPipeline, dtype: torch.dtype) -> Iterator[None]:
+    """Have the networks compute in another precision inside the block."""
+    parts = (pipeline.vae, pipeline.text_encoder, pipeline.unet, pipeline.depth_estimator)
+    own = pipeline.unet.dtype
+    try:
+        for part in parts:
+            nn.Module.to(part, dtype)
+        yield
+    finally:
+        for part in parts:
+            nn.Module.to(part, own)
+
+
+def kernel_errors() -> tuple[type[Exception], ...]:
+    """Return what CUDA, and the compilers that Triton calls, may raise."""
+    errors: tuple[type[Exception], ...] = (RuntimeError, OSError, SubprocessError)
+    if find_spec("triton"):
+        import triton
+
+        errors += (triton.TritonError,)
+    return errors

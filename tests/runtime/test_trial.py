@@ -1,0 +1,114 @@
+"""Of the ways to compute frames on a GPU, the fastest that gives the right ones is taken."""
+
+from dataclasses import replace
+from itertools import count
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+
+from live2diff import Live2DiffPipeline
+from live2diff.runtime import regions, trial
+from live2diff.runtime.cuda_graphs import CudaRuntime
+from live2diff.runtime.trial import Trial, accelerate, short_trial
+
+
+def quick(pipeline: Live2DiffPipeline, **changes) -> Trial:
+    """Return a trial of small frames."""
+    return replace(short_trial(pipeline), frame=(48, 64), viewers=2, **changes)
+
+
+def test_graphs_are_kept_only_if_they_give_the_same_frames(on_cuda, monkeypatch):
+    reported: list[str] = []
+    accelerate(on_cuda, report=reported.append, trial=quick(on_cuda))
+    assert on_cuda.runtime is not None and reported == []
+    decoded = CudaRuntime.decode
+    monkeypatch.setattr(CudaRuntime, "decode", lambda runtime, latents: -decoded(runtime, latents))
+    accelerate(on_cuda, report=reported.append, trial=quick(on_cuda))
+    assert on_cuda.runtime is None and "CUDA graphs do not work here" in reported[-1]
+
+
+def test_a_kernel_that_does_not_run_is_left_out(on_cuda, monkeypatch):
+    kernels = pytest.importorskip("live2diff.runtime.kernels", reason="on Linux only")
+    reported: list[str] = []
+    broken = Mock(side_effect=RuntimeError("no kernel image is available for this device"))
+    monkeypatch.setattr(kernels.FusedAttention, "__call__", broken)
+    accelerate(on_cuda, report=reported.append, trial=quick(on_cuda))
+    assert on_cuda.runtime is not None and on_cuda.runtime.fused is None
+    assert [line.split(" does")[0] for line in reported] == ["The attention kernel"]
+    on_cuda.runtime = None
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_compiled_blocks_are_kept_if_they_are_faster(on_cuda, monkeypatch, faster):
+    pytest.importorskip("triton", reason="on Linux only")
+    monkeypatch.setattr(regions, "BACKEND", "eager")
+    clock = count() if faster else (number**2 for number in count())  # each round takes longer than the last
+    steps, reported = Mock(side_effect=lambda: next(clock)), []
+    if faster:
+        steps.side_effect = lambda: -((-next(clock)) ** 2)  # each takes less
+    runtimes: list[CudaRuntime] = []
+    attempt = Trial.attempt
+
+    def remembered(own: Trial, way: trial.Way, expected: np.ndarray) -> tuple:
+        result = attempt(own, way, expected)
+        runtimes.append(result[0])
+        return result
+
+    monkeypatch.setattr(Trial, "attempt", remembered)
+    accelerate(on_cuda, True, reported.append, quick(on_cuda, clock=steps))
+    assert len(runtimes) == 2 and None not in runtimes
+    assert on_cuda.runtime is runtimes[faster] and len(on_cuda.runtime.graphs) == 0
+    assert [line.split(" the")[0] for line in reported] == ["Compiling"]
+    on_cuda.runtime = None
+
+
+def test_blocks_that_do_not_compile_are_left_out(on_cuda, monkeypatch):
+    pytest.importorskip("triton", reason="on Linux only")
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(regions, "BACKEND", broken)
+    torch.compiler.reset()
+    reported: list[str] = []
+    accelerate(on_cuda, True, reported.append, quick(on_cuda))
+    assert on_cuda.runtime is not None and "no C compiler" in reported[-1]
+    assert "forward" not in vars(on_cuda.unet.mid_block.resnets[0])
+    on_cuda.runtime = None
+
+
+def test_frames_are_compared_with_eager_ones_in_float32(on_cuda, monkeypatch):
+    on_cuda.runtime, seen, run = None, [], Trial.run
+
+    def watched(own: Trial) -> tuple:
+        seen.append((on_cuda.unet.dtype, on_cuda.vae.dtype, on_cuda.runtime is None))
+        return run(own)
+
+    monkeypatch.setattr(Trial, "run", watched)
+    for part in (on_cuda.unet, on_cuda.vae, on_cuda.text_encoder, on_cuda.depth_estimator):
+        part.to(torch.bfloat16)
+    try:
+        accelerate(on_cuda, trial=quick(on_cuda, dtype=torch.float32))
+        assert seen[:2] == [(torch.float32, torch.float32, True), (torch.bfloat16, torch.bfloat16, False)]
+    finally:
+        on_cuda.runtime = None
+        for part in (on_cuda.unet, on_cuda.vae, on_cuda.text_encoder, on_cuda.depth_estimator):
+            part.to(torch.float32)
+
+
+def test_a_trial_that_does_not_fit_is_a_smaller_one(on_cuda, monkeypatch):
+    tried, choose, reported = [], Trial.choose, []
+
+    def small_memory(own: Trial, *arguments: object) -> object:
+        tried.append((own.viewers, own.size))
+        if own.viewers > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return choose(own, *arguments)
+
+    monkeypatch.setattr(Trial, "choose", small_memory)
+    accelerate(on_cuda, report=reported.append, trial=quick(on_cuda))
+    assert on_cuda.runtime is not None and reported == []
+    assert tried == [(2, 2 * on_cuda.size_multiple), (1, 2 * on_cuda.size_multiple)]
+    on_cuda.runtime = None
