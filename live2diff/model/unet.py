@@ -6,7 +6,9 @@ from itertools import pairwise
 from typing import Any, cast
 
 import torch
+from diffusers.models.activations import get_activation
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 - from_pretrained looks for it here
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
@@ -54,6 +56,34 @@ def run_module(block: Any, module: nn.Module, *inputs: Any) -> Tensor:
     return module(*inputs)
 
 
+class SpatialAttention:
+    """diffusers' attention processor without masks, norms and divisions by one, which this UNet has none of.
+
+    Attributes:
+        packed: by attention, the weights of query, key and value as one, or of key and value if these come
+            from the prompt; where there are none, each has a product of its own.
+    """
+
+    def __init__(self) -> None:
+        self.packed: dict[nn.Module, Tensor] = {}
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        """Attend from `[rows, pixels, C]` to itself or to `[rows, tokens, dim]`."""
+        x, text, weight = hidden_states, encoder_hidden_states, self.packed.get(attn)
+        if weight is None:
+            source = x if text is None else text
+            parts = attn.to_q(x), attn.to_k(source), attn.to_v(source)
+        elif text is None:
+            parts = functional.linear(x, weight).chunk(3, dim=-1)
+        else:
+            parts = attn.to_q(x), *functional.linear(text, weight).chunk(2, dim=-1)
+        query, key, value = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in parts)
+        out = functional.scaled_dot_product_attention(query, key, value)
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))
+
+
 class StreamUNet(UNet2DConditionModel):
     """`UNet2DConditionModel` plus `motion_modules` in every down and up block and `flow_conv_in`.
 
@@ -85,6 +115,12 @@ class StreamUNet(UNet2DConditionModel):
             motion_module_last_only=motion_module_last_only,
         )
         self.add_motion()
+        self.activation = get_activation(self.config.act_fn)
+        self.spatial_attention = SpatialAttention()
+        self.set_attn_processor(self.spatial_attention)  # pyright: ignore[reportArgumentType]
+        for module in self.modules():
+            if isinstance(module, ResnetBlock2D):
+                module.skip_time_act = True  # `forward` does it once for all of them
 
     @property
     def device(self) -> torch.device:
@@ -169,6 +205,7 @@ class StreamUNet(UNet2DConditionModel):
         pooled_text = self.get_aug_embed(embedding, encoder_hidden_states, added_cond_kwargs={})
         if pooled_text is not None:  # SD 1.5 has none
             embedding = embedding + pooled_text
+        embedding = self.activation(embedding)
         x = self.conv_in(sample)
         if depth_latents is not None:
             x = x + self.flow_conv_in(depth_latents)

@@ -21,6 +21,7 @@ from ..model.kv_cache import KVCache
 from ..model.vae import decode, encode
 from ..pipeline import Live2DiffPipeline
 from ..streaming.steps import powers_of_two
+from .projections import pack_spatial_attention
 
 WARMUP_CALLS = 3  # before a capture: libraries choose their kernels and allocate what they need
 MOST_GRAPHS = 128  # 4 networks for 1, 2, 4, 8 streams of a few sizes; the least used is dropped
@@ -110,6 +111,7 @@ class CudaRuntime:
         self._decode = in_regions(lambda latents: decode(vae, latents))
         self._depth = in_regions(lambda images: inverse_depth(depth_estimator, images))
         self._predict = in_regions(pipeline.unet.forward)
+        pack_spatial_attention(pipeline.unet)
         self.fused = None
         if fused:
             from .kernels import FusedAttention

@@ -15,6 +15,7 @@ from torch.nn import functional
 from ..config import RECENT_FRAMES, TEMPORAL_HEADS, WARMUP_FRAMES, WINDOW
 from ..model.attention import TemporalAttention, Window
 from ..model.kv_cache import KVCache
+from .projections import pack
 
 CACHE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 ELEMENTS = 1024  # of a head's keys in one program: 16 for each thread of 2 warps
@@ -169,10 +170,7 @@ class FusedAttention:
         self._written: list[int] = []
         for module in unet.modules():
             if isinstance(module, TemporalAttention):
-                linears = module.to_q, module.to_k, module.to_v
-                self.weights[module] = weight = torch.cat([linear.weight.detach() for linear in linears])
-                for linear, part in zip(linears, weight.chunk(3), strict=True):
-                    linear.weight.data = part
+                self.weights[module] = pack(module.to_q, module.to_k, module.to_v)
 
     def takes(self, cache: KVCache) -> bool:
         """True if the kernel knows how the cache stores numbers."""
