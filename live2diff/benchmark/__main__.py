@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ..cli import t_index_list_of
 from ..command import run_main
 from ..config import WARMUP_FRAMES
 from ..pipeline import Live2DiffPipeline
-from ..runtime.cuda_graphs import CudaRuntime
+from ..runtime.cuda_graphs import CudaRuntime, Way
 from ..streaming.settings import StreamSettings
 from .command import Record, add_options, check_options, settings_of, write_record
 from .measure import (
@@ -177,9 +178,8 @@ def measure_all(arguments: argparse.Namespace) -> Record:
     """Load the model and measure what the options ask for."""
     pipeline, weights = open_model(arguments.model, arguments.device, arguments.eager)
     if arguments.compiled:
-        runtime = pipeline.runtime
-        fused = isinstance(runtime, CudaRuntime) and runtime.fused is not None
-        pipeline.runtime = CudaRuntime(pipeline, compiled=True, fused=fused)
+        way = pipeline.runtime.way if isinstance(pipeline.runtime, CudaRuntime) else Way()
+        pipeline.runtime = CudaRuntime(pipeline, replace(way, compiled=True))
     device, settings, rounds = pipeline.unet.device, settings_of(arguments), arguments.frames
     report("Measuring one viewer and its rivals")
     record: Record = {

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from statistics import median
@@ -89,8 +89,8 @@ class Check:
             if pipe.runtime is None:
                 raise RuntimeError(" ".join(reasons))
             if mode == "compiled":  # whether it is faster or not
-                fused = isinstance(pipe.runtime, CudaRuntime) and pipe.runtime.fused is not None
-                pipe.runtime = CudaRuntime(pipe, compiled=True, fused=fused)
+                assert isinstance(pipe.runtime, CudaRuntime)
+                pipe.runtime = CudaRuntime(pipe, replace(pipe.runtime.way, compiled=True))
         try:
             yield
         finally:

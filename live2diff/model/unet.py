@@ -57,28 +57,18 @@ def run_module(block: Any, module: nn.Module, *inputs: Any) -> Tensor:
 
 
 class SpatialAttention:
-    """diffusers' attention processor without masks, norms and divisions by one, which this UNet has none of.
-
-    Attributes:
-        packed: by attention, the weights of query, key and value as one, or of key and value if these come
-            from the prompt; where there are none, each has a product of its own.
-    """
-
-    def __init__(self) -> None:
-        self.packed: dict[nn.Module, Tensor] = {}
+    """diffusers' attention processor without masks, norms and divisions by one: this UNet has none."""
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
     ) -> Tensor:
         """Attend from `[rows, pixels, C]` to itself or to `[rows, tokens, dim]`."""
-        x, text, weight = hidden_states, encoder_hidden_states, self.packed.get(attn)
-        if weight is None:
-            source = x if text is None else text
-            parts = attn.to_q(x), attn.to_k(source), attn.to_v(source)
-        elif text is None:
-            parts = functional.linear(x, weight).chunk(3, dim=-1)
-        else:
-            parts = attn.to_q(x), *functional.linear(text, weight).chunk(2, dim=-1)
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        return self.attend(attn, attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source))
+
+    @staticmethod
+    def attend(attn: Any, *parts: Tensor) -> Tensor:
+        """Attend with query, key and value, each `[rows, pixels or tokens, C]`."""
         query, key, value = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in parts)
         out = functional.scaled_dot_product_attention(query, key, value)
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
@@ -116,8 +106,7 @@ class StreamUNet(UNet2DConditionModel):
         )
         self.add_motion()
         self.activation = get_activation(self.config.act_fn)
-        self.spatial_attention = SpatialAttention()
-        self.set_attn_processor(self.spatial_attention)  # pyright: ignore[reportArgumentType]
+        self.set_attn_processor(SpatialAttention())  # pyright: ignore[reportArgumentType]
         for module in self.modules():
             if isinstance(module, ResnetBlock2D):
                 module.skip_time_act = True  # `forward` does it once for all of them

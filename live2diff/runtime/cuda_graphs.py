@@ -21,7 +21,8 @@ from ..model.kv_cache import KVCache
 from ..model.vae import decode, encode
 from ..pipeline import Live2DiffPipeline
 from ..streaming.steps import powers_of_two
-from .projections import pack_spatial_attention
+from .overrides import Overrides
+from .projections import packed_forwards
 
 WARMUP_CALLS = 3  # before a capture: libraries choose their kernels and allocate what they need
 MOST_GRAPHS = 128  # 4 networks for 1, 2, 4, 8 streams of a few sizes; the least used is dropped
@@ -96,27 +97,44 @@ class GraphCache:
         return CapturedGraph(graph, inputs, output)
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a runtime computes frames."""
+
+    attention: bool = False  # the temporal one by the kernel in `kernels`
+    fused: bool = False  # group norms and the like by the kernels in `fusions`
+    compiled: bool = False  # blocks compiled
+
+
 class CudaRuntime:
     """The parts of a model as CUDA graphs: a pipeline that has it as `runtime` calls it for each frame."""
 
-    def __init__(self, pipeline: Live2DiffPipeline, compiled: bool = False, fused: bool = False):
-        vae, depth_estimator = pipeline.vae, pipeline.depth_estimator
-        self.graphs = GraphCache()
-        in_regions: Callable[[Function], Function] = lambda function: function  # noqa: E731
-        if compiled:
-            from .regions import CompiledRegions
-
-            in_regions = CompiledRegions(vae, depth_estimator, pipeline.unet).around
-        self._encode = in_regions(lambda images: encode(vae, images))
-        self._decode = in_regions(lambda latents: decode(vae, latents))
-        self._depth = in_regions(lambda images: inverse_depth(depth_estimator, images))
-        self._predict = in_regions(pipeline.unet.forward)
-        pack_spatial_attention(pipeline.unet)
-        self.fused = None
-        if fused:
+    def __init__(self, pipeline: Live2DiffPipeline, way: Way) -> None:
+        vae, depth_estimator, unet = networks = pipeline.vae, pipeline.depth_estimator, pipeline.unet
+        self.way, self.graphs, self.attention = way, GraphCache(), None
+        if way.attention:
             from .kernels import FusedAttention
 
-            self.fused = FusedAttention(pipeline.unet)
+            self.attention = FusedAttention(unet)
+        layers, fused_forward = [Overrides(packed_forwards(unet))], lambda module: None
+        if way.fused:
+            from .fusions import fused_forward, fused_forwards
+
+            layers.append(Overrides(fused_forwards(*networks)))
+        if way.compiled:
+            from .regions import compiled_forwards
+
+            layers.append(Overrides(compiled_forwards(*networks, fused=fused_forward)))
+
+        def prepare(function: Function) -> Function:
+            for layer in reversed(layers):
+                function = layer.around(function)
+            return function
+
+        self._encode = prepare(lambda images: encode(vae, images))
+        self._decode = prepare(lambda latents: decode(vae, latents))
+        self._depth = prepare(lambda images: inverse_depth(depth_estimator, images))
+        self._predict = prepare(unet.forward)
 
     def encode(self, images: Tensor) -> Tensor:
         """As `Live2DiffPipeline.encode`."""
@@ -145,16 +163,16 @@ class CudaRuntime:
     def predict(self, *inputs: Any) -> Tensor:
         """As `StreamUNet.forward`; the window is that of the cache's count, read again at each replay."""
         *tensors, _, cache = inputs
-        fused = self.fused if self.fused is not None and self.fused.takes(cache) else None
-        if fused is not None:
-            fused.refresh()
+        attend = self.attention if self.attention is not None and self.attention.takes(cache) else None
+        if attend is not None:
+            attend.refresh()
             if cache.index is None:
                 cache = cache.select(torch.arange(len(cache.count), device=cache.count.device))
         index = [] if cache.index is None else [cache.index]
 
         def step(sample: Tensor, timestep: Tensor, embeds: Tensor, depth: Tensor, *index: Tensor) -> Tensor:
-            used = replace(cache, index=index[0] if index else None, attend=fused)
-            window = Window.stream(used.counts) if fused is None else fused.window
+            used = replace(cache, index=index[0] if index else None, attend=attend)
+            window = Window.stream(used.counts) if attend is None else attend.window
             return self._predict(sample, timestep, embeds, depth, window, used)
 
         return self.graphs("predict", step, *tensors, *index, state=cache.tensors)

@@ -1,12 +1,15 @@
 """The products of attentions that have one input as a single product each."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ..model.unet import StreamUNet
+from ..model.unet import SpatialAttention, StreamUNet
 
 
 def pack(*linears: nn.Linear) -> Tensor:
@@ -17,10 +20,25 @@ def pack(*linears: nn.Linear) -> Tensor:
     return weight
 
 
-def pack_spatial_attention(unet: StreamUNet) -> None:
-    """Have query, key and value, or those of them that come from the prompt, computed by one product."""
+def packed_forwards(unet: StreamUNet) -> dict[nn.Module, Callable[..., Tensor]]:
+    """Return forwards of the spatial attentions with fewer products."""
+    forwards: dict[nn.Module, Callable[..., Tensor]] = {}
     for module in unet.modules():
         if isinstance(module, Attention):
             linears: list[Any] = [module.to_q, module.to_k, module.to_v]
-            first = 1 if module.is_cross_attention else 0
-            unet.spatial_attention.packed[module] = pack(*linears[first:])
+            crosses = bool(module.is_cross_attention)
+            forwards[module] = partial(attend_across if crosses else attend, module, pack(*linears[crosses:]))
+    return forwards
+
+
+def attend(attention: Any, weight: Tensor, x: Tensor, **_: Any) -> Tensor:
+    """Attend from `[rows, pixels, C]` to itself; `weight` is that of query, key and value."""
+    return SpatialAttention.attend(attention, *functional.linear(x, weight).chunk(3, dim=-1))
+
+
+def attend_across(
+    attention: Any, weight: Tensor, x: Tensor, encoder_hidden_states: Tensor, **_: Any
+) -> Tensor:
+    """Attend from `[rows, pixels, C]` to the prompt `[rows, tokens, dim]`; `weight` is of key and value."""
+    parts = functional.linear(encoder_hidden_states, weight).chunk(2, dim=-1)
+    return SpatialAttention.attend(attention, attention.to_q(x), *parts)

@@ -5,9 +5,8 @@ all sizes: norms with their activations, gated activations, residuals. Only what
 uses them; the warmup stays eager.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,40 +19,37 @@ from ..model.attention import TemporalTransformer
 from ..model.unet import DepthMapping
 
 BACKEND = "inductor"
-MOST_KINDS = 64  # of one class, by channels and strides: beyond it a block stays as it is
+MOST_KINDS = 64  # of one class, by channels and strides
 BLOCKS = (ResnetBlock2D, Transformer2DModel, TemporalTransformer, DepthMapping, AutoencoderTinyBlock)
 DEPTH_BLOCKS = ("BitBottleneckLayer", "DPTPreActResidualLayer")  # names in transformers
 
 
-class CompiledRegions:
-    """The blocks of some networks, compiled when they are first used."""
+def compiled_forwards(
+    *networks: nn.Module, fused: Callable[[nn.Module], Callable[..., Any] | None] = lambda module: None
+) -> dict[nn.Module, Callable[..., Any]]:
+    """Return forwards of the blocks of some networks that are compiled when they are first called.
 
-    def __init__(self, *networks: nn.Module) -> None:
-        options: dict[str, Any] = {"backend": BACKEND, "dynamic": True, "fullgraph": True}
-        blocks = [module for network in networks for module in network.modules() if is_block(module)]
-        self._compiled = {block: torch.compile(block.forward, **options) for block in blocks}
+    `fused` returns what to compile in place of a block's own `forward`, called with the block first.
+    """
+    compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+    forwards: dict[nn.Module, Callable[..., Any]] = {}
+    for block in (module for network in networks for module in network.modules() if is_block(module)):
+        function = fused(block) or type(block).forward
+        if function not in compiled:
+            compiled[function] = compile_block(function)
+        forwards[block] = partial(compiled[function], block)
+    return forwards
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Have the blocks use their compiled form inside the block."""
-        for block, forward in self._compiled.items():
-            block.forward = forward
-        try:
-            with torch._dynamo.config.patch(recompile_limit=MOST_KINDS):
-                yield
-        finally:
-            for block in self._compiled:
-                del block.forward
 
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that uses the compiled blocks."""
+def compile_block(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function of blocks of one class, for all sizes."""
+    compiled = torch.compile(function, backend=BACKEND, dynamic=True, fullgraph=True)
 
-        @wraps(function)
-        def call(*arguments: Any) -> Any:
-            with self.active():
-                return function(*arguments)
+    def call(*arguments: Any, **options: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=MOST_KINDS):
+            return compiled(*arguments, **options)
 
-        return call
+    return call
 
 
 def is_block(module: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from subprocess import SubprocessError
 
@@ -16,20 +16,17 @@ from ..errors import is_out_of_memory
 from ..pipeline import Live2DiffPipeline
 from ..streaming.cache_pool import CachePools
 from ..streaming.steps import push_together, unwrap
-from .cuda_graphs import CudaRuntime
+from .cuda_graphs import CudaRuntime, Way
 from .device import release_memory
 
 CAMERA = (480, 640)  # height, width of the frames of a trial
 ROUNDS = 4  # of one viewer, and then of all
+WAYS = {  # in which it may work, the fastest first
+    Way(attention=True, fused=True): "The kernels for group norms and the like do",
+    Way(attention=True): "The attention kernel does",
+    Way(): "CUDA graphs do",
+}
 LARGEST_DIFFERENCE = 2.0  # grey levels on average from eager code in float32
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to compute frames: options of `CudaRuntime`."""
-
-    fused: bool = False  # with the attention kernel
-    compiled: bool = False  # with compiled blocks
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class Trial:
             RuntimeError: out of memory.
         """
         try:
-            self.pipeline.runtime = runtime = CudaRuntime(self.pipeline, **asdict(way))
+            self.pipeline.runtime = runtime = CudaRuntime(self.pipeline, way)
             frames, seconds = self.run()
             difference = np.abs(frames - expected).mean()
         except kernel_errors() as error:  # from CUDA, a compiler, or a stream of nothing but NaN
@@ -114,12 +111,10 @@ class Trial:
         """
         has_triton, expected = find_spec("triton") is not None, self.reference()
         chosen, seconds, way = None, 0.0, Way()
-        for fused in (True, False) if has_triton else (False,):
-            way = Way(fused)
+        for way, what in WAYS.items() if has_triton else [(Way(), WAYS[Way()])]:
             chosen, seconds, problem = self.attempt(way, expected)
             if chosen is not None:
                 break
-            what = "The attention kernel does" if fused else "CUDA graphs do"
             report(f"{what} not work here; continuing without, more slowly: {problem}")
         if chosen is None or not (compiled and has_triton):
             return chosen
@@ -144,8 +139,8 @@ def accelerate(
     """Give a pipeline on a GPU its runtime after a trial; what fails is left out, and `report` says so.
 
     In each way the frames must be those of eager code in float32 within 2 grey levels on average: with CUDA
-    graphs and the attention kernel, else without the kernel; then, if `compiled`, with compiled blocks as
-    well, which are kept if they are faster.
+    graphs and all kernels, else with that of the attention, else with none; then, if `compiled`, with
+    compiled blocks as well, which are kept if they are faster.
     """
     pipeline.runtime, problem = None, ""
     for smaller in (trial or Trial(pipeline)).smaller():

@@ -20,7 +20,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 import live2diff.streaming.stream
 from live2diff import Live2DiffPipeline
@@ -28,7 +28,8 @@ from live2diff.benchmark.models import random_model
 from live2diff.config import WINDOW
 from live2diff.model import attention
 from live2diff.model.kv_cache import KVCache
-from live2diff.runtime.cuda_graphs import CudaRuntime
+from live2diff.runtime import fusions  # noqa: F401 - registers its operations
+from live2diff.runtime.cuda_graphs import CudaRuntime, Way
 from live2diff.streaming.cache_pool import CachePools
 from live2diff.streaming.steps import push_together
 from live2diff.streaming.stream import Stream
@@ -46,6 +47,11 @@ CARDS = {
     "RTX 4090": (102e12, 0.85e12, 2.0e-6),
     "RTX 3060": (31e12, 0.306e12, 2.5e-6),
 }
+
+
+@register_flop_formula(torch.ops.live2diff.conv_relu)
+def flop_of_convolution(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return 2 * int(np.prod(out_shape)) * int(np.prod(weight[1:]))
 
 
 @dataclass
@@ -250,7 +256,7 @@ def main() -> None:
         graph_emulator.emulate(patched)
         streams = Streams(full_model(), mode, options.steps)
         if not options.eager:
-            streams.pipeline.runtime = CudaRuntime(streams.pipeline, compiled=False, fused=True)
+            streams.pipeline.runtime = CudaRuntime(streams.pipeline, Way(attention=True, fused=True))
         for _ in range(options.viewers):
             streams.join()
         audit = streams.audit()

@@ -1,7 +1,6 @@
 """Compiled and captured, a model gives what it gives without: emulated on a CPU, and on a GPU."""
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from helpers.tiny_models import tiny_checker
 
 from live2diff import Live2DiffPipeline
 from live2diff.runtime import regions
-from live2diff.runtime.cuda_graphs import WARMUP_CALLS, CudaRuntime, GraphCache
+from live2diff.runtime.cuda_graphs import WARMUP_CALLS, CudaRuntime, GraphCache, Way
 from live2diff.streaming.cache_pool import CachePools
 from live2diff.streaming.content_filter import ContentFilter
 from live2diff.streaming.settings import StreamSettings
@@ -34,14 +33,15 @@ def near(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
     return differing.max() <= 2 and (differing > 1).mean() < 1e-3
 
 
-@pytest.fixture(params=["graphs", "fused", pytest.param("compiled", marks=on_gpu)])
+WAYS = {"graphs": Way(), "attention": Way(True), "fused": Way(True, True), "compiled": Way(True, True, True)}
+
+
+@pytest.fixture(params=["graphs", "attention", "fused", pytest.param("compiled", marks=on_gpu)])
 def fast(request, on_cuda) -> Iterator[Live2DiffPipeline]:
     """The pipeline with its runtime."""
     if request.param != "graphs":
         pytest.importorskip("triton", reason="on Linux only")
-    on_cuda.runtime = CudaRuntime(
-        on_cuda, compiled=request.param == "compiled", fused=request.param != "graphs"
-    )
+    on_cuda.runtime = CudaRuntime(on_cuda, WAYS[request.param])
     yield on_cuda
     on_cuda.runtime = None
 
@@ -175,9 +175,10 @@ class TestGraphs:
 
     def test_blocks_are_traced_whole_and_give_the_same_frames(self, on_cuda, monkeypatch):
         """On a GPU they are compiled; without one only traced, as compiling takes minutes."""
+        pytest.importorskip("triton", reason="on Linux only")
         if not torch.cuda.is_available():
             monkeypatch.setattr(regions, "BACKEND", "eager")
-        on_cuda.runtime = CudaRuntime(on_cuda, compiled=True, fused=find_spec("triton") is not None)
+        on_cuda.runtime = CudaRuntime(on_cuda, WAYS["compiled"])
         shown = on_cuda(frames(0), seed=1, steps=2)
         on_cuda.runtime = None
         assert near(shown, on_cuda(frames(0), seed=1, steps=2))
@@ -185,7 +186,7 @@ class TestGraphs:
 
     def test_a_content_filter_is_captured_as_well(self, on_cuda, monkeypatch):
         monkeypatch.setattr(on_cuda, "content_filter", ContentFilter(tiny_checker().to(on_cuda.unet.device)))
-        on_cuda.runtime = CudaRuntime(on_cuda)
+        on_cuda.runtime = CudaRuntime(on_cuda, Way())
         clip = frames(6)
         shown = on_cuda(clip, seed=1)
         names = on_cuda.runtime.graphs.names()

@@ -1,6 +1,5 @@
 """The fused attention equals the plain form: interpreted on a CPU, and compiled for each kind of GPU."""
 
-import json
 import os
 import re
 import subprocess
@@ -9,7 +8,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from helpers.paths import ROOT
+from helpers.compiled import compiled_for_gpus
 
 from live2diff.config import WINDOW
 from live2diff.model.attention import TemporalAttention, Window
@@ -88,12 +87,7 @@ def test_attention_and_cache_are_those_of_the_plain_form(dtype, cache_dtype, cha
 
 @pytest.mark.long
 def test_the_kernel_compiles_for_each_kind_of_gpu_without_spills():
-    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    command = [sys.executable, "-m", "helpers.compile_kernels"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    compiled = [json.loads(line) for line in run.stdout.splitlines()]
-    print(run.stdout)
+    compiled = compiled_for_gpus("kernels")
     assert {kernel["capability"] for kernel in compiled} == {80, 86, 89, 90, 120}
     assert all(kernel["spilled"] == kernel["stack"] == 0 for kernel in compiled)
     assert max(kernel["registers"] for kernel in compiled) <= 168

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers.graph_emulator import emulate
 
-from live2diff.runtime.cuda_graphs import CudaRuntime
+from live2diff.runtime.cuda_graphs import CudaRuntime, Way
 from live2diff.serving.warm_start import warm_start
 from live2diff.streaming.cache_pool import CachePools
 from live2diff.streaming.steps import push_together
@@ -33,7 +33,7 @@ def push(streams: list[tuple[Stream, np.ndarray]]) -> None:
 def test_viewers_join_and_leave_and_nothing_is_captured(tiny_pipeline, monkeypatch, fused, capacity):
     pytest.importorskip("triton", reason="on Linux only")
     graphs, pipe = emulate(monkeypatch), tiny_pipeline
-    monkeypatch.setattr(pipe, "runtime", CudaRuntime(pipe, compiled=False, fused=fused))
+    monkeypatch.setattr(pipe, "runtime", CudaRuntime(pipe, Way(fused, fused)))
     pools = CachePools(capacity)
     warm_start(pipe, pools, capacity)
     captured = graphs.captured
