@@ -74,7 +74,8 @@ def load(
         checkpoints: the folder where the files that styles name are looked for.
         sources: where the parts of the published model are.
         eager: whether to leave everything to PyTorch's own kernels.
-        compiled: whether to compile the blocks of the networks on a CUDA GPU, if that makes frames faster.
+        compiled: whether to compile the blocks of the networks on a CUDA GPU, and to compute some in 8-bit
+            floats, where that makes frames faster.
         safety_checker: whether a content filter checks the results, or its weights by a folder or Hub name;
             by default it does for the full model on a Space.
         report: called with a line of text at each step.

@@ -21,6 +21,7 @@ from ..model.kv_cache import KVCache
 from ..model.vae import decode, encode
 from ..pipeline import Live2DiffPipeline
 from ..streaming.steps import powers_of_two
+from .float8 import Float8Linears
 from .overrides import Overrides
 from .projections import packed_forwards
 
@@ -104,6 +105,7 @@ class Way:
     attention: bool = False  # the temporal one by the kernel in `kernels`
     fused: bool = False  # group norms and the like by the kernels in `fusions`
     compiled: bool = False  # blocks compiled
+    float8: bool = False  # feed-forwards in 8-bit floats
 
 
 class CudaRuntime:
@@ -121,6 +123,9 @@ class CudaRuntime:
             from .fusions import fused_forward, fused_forwards
 
             layers.append(Overrides(fused_forwards(*networks)))
+        self._float8 = Float8Linears(unet) if way.float8 else None
+        if self._float8 is not None:
+            layers.append(Overrides(self._float8.forwards()))
         if way.compiled:
             from .regions import compiled_forwards
 
@@ -164,6 +169,8 @@ class CudaRuntime:
         """As `StreamUNet.forward`; the window is that of the cache's count, read again at each replay."""
         *tensors, _, cache = inputs
         attend = self.attention if self.attention is not None and self.attention.takes(cache) else None
+        if self._float8 is not None:
+            self._float8.refresh()
         if attend is not None:
             attend.refresh()
             if cache.index is None:

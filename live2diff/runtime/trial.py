@@ -18,6 +18,7 @@ from ..streaming.cache_pool import CachePools
 from ..streaming.steps import push_together, unwrap
 from .cuda_graphs import CudaRuntime, Way
 from .device import release_memory
+from .float8 import has_float8
 
 CAMERA = (480, 640)  # height, width of the frames of a trial
 ROUNDS = 4  # of one viewer, and then of all
@@ -119,10 +120,16 @@ class Trial:
         if chosen is None or not (compiled and has_triton):
             return chosen
         report("Compiling the model's blocks for this GPU: some minutes the first time")
-        other, its_seconds, problem = self.attempt(replace(way, compiled=True), expected)
-        if problem:
-            report(f"Compiled blocks do not work here; continuing without: {problem}")
-        return other if other is not None and its_seconds < seconds else chosen
+        more = {"compiled": "Compiled blocks do"}
+        if has_float8(self.pipeline.unet.device):
+            more["float8"] = "8-bit floats do"
+        for option, what in more.items():
+            other, its_seconds, problem = self.attempt(replace(way, **{option: True}), expected)
+            if problem:
+                report(f"{what} not work here; continuing without: {problem}")
+            if other is not None and its_seconds < seconds:
+                chosen, seconds, way = other, its_seconds, other.way
+        return chosen
 
 
 def short_trial(pipeline: Live2DiffPipeline) -> Trial:
@@ -140,7 +147,7 @@ def accelerate(
 
     In each way the frames must be those of eager code in float32 within 2 grey levels on average: with CUDA
     graphs and all kernels, else with that of the attention, else with none; then, if `compiled`, with
-    compiled blocks as well, which are kept if they are faster.
+    compiled blocks, and with feed-forwards in 8-bit floats, each of which is kept if it is faster.
     """
     pipeline.runtime, problem = None, ""
     for smaller in (trial or Trial(pipeline)).smaller():

@@ -4,12 +4,12 @@ from dataclasses import replace
 from itertools import count
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import torch
 
 from live2diff import Live2DiffPipeline
-from live2diff.runtime import regions
+from live2diff.runtime import float8, regions
+from live2diff.runtime import trial as trial_module
 from live2diff.runtime.cuda_graphs import CudaRuntime, Way
 from live2diff.runtime.trial import WAYS, Trial, accelerate, short_trial
 
@@ -40,25 +40,34 @@ def test_a_kernel_that_does_not_run_is_left_out(on_cuda, monkeypatch):
     on_cuda.runtime = None
 
 
-@pytest.mark.parametrize("faster", [True, False])
-def test_compiled_blocks_are_kept_if_they_are_faster(on_cuda, monkeypatch, faster):
+@pytest.mark.parametrize(
+    ("faster", "taken"), [(True, Way(True, True, True, True)), (False, Way(True, True))], ids=str
+)
+def test_compiled_blocks_and_8_bit_floats_are_kept_if_they_are_faster(on_cuda, monkeypatch, faster, taken):
     pytest.importorskip("triton", reason="on Linux only")
     monkeypatch.setattr(regions, "compile_block", lambda function: function)  # traced in another test
+    monkeypatch.setattr(trial_module, "has_float8", lambda device: True)
     # Each round takes less time than the last, or more.
     times, reported = ((-1 if faster else 1) * number**2 for number in count()), []
-    runtimes: list[CudaRuntime] = []
-    attempt = Trial.attempt
-
-    def remembered(own: Trial, way: Way, expected: np.ndarray) -> tuple:
-        result = attempt(own, way, expected)
-        runtimes.append(result[0])
-        return result
-
-    monkeypatch.setattr(Trial, "attempt", remembered)
     accelerate(on_cuda, True, reported.append, quick(on_cuda, clock=lambda: next(times)))
-    assert len(runtimes) == 2 and None not in runtimes
-    assert on_cuda.runtime is runtimes[faster] and len(on_cuda.runtime.graphs) == 0
+    assert on_cuda.runtime.way == taken and len(on_cuda.runtime.graphs) == 0
     assert [line.split(" the")[0] for line in reported] == ["Compiling"]
+    on_cuda.runtime = None
+
+
+def test_where_8_bit_floats_are_too_coarse_they_are_left_out(on_cuda, monkeypatch):
+    pytest.importorskip("triton", reason="on Linux only")
+    monkeypatch.setattr(regions, "compile_block", lambda function: function)
+    monkeypatch.setattr(trial_module, "has_float8", lambda device: True)
+
+    def coarse(layer: object, weight: torch.Tensor, scales: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.linspace(-1e3, 1e3, len(weight)).expand(*x.shape[:-1], -1).contiguous()
+
+    monkeypatch.setattr(float8, "multiply", coarse)
+    monkeypatch.setattr(trial_module, "LARGEST_DIFFERENCE", 0.5)  # the tiny model's frames are nearly grey
+    times, reported = (-(number**2) for number in count()), []
+    accelerate(on_cuda, True, reported.append, quick(on_cuda, clock=lambda: next(times)))
+    assert on_cuda.runtime.way == Way(True, True, True) and "8-bit floats do not work" in reported[-1]
     on_cuda.runtime = None
 
 
