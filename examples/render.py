@@ -27,9 +27,10 @@ BUST = slice(72, 360), slice(None)
 WARM = 14  # frames before the one that is shown: the stream's cache is full by then
 RESULT_BYTES = 400_000
 QUALITIES = range(22, 40, 2)  # x264's crf, best first
+MOVING_CLIP = EXAMPLES / "speaker.mp4"
 MOVING_STYLES = "ink", "starry"
 CELL = 256, 192  # of the overview
-MOVING_SIZE = 270, 360  # of each part: width, height
+MOVING_SIZE = 320, 240  # of each part: width, height
 
 
 def replay(frames: list[np.ndarray]) -> SimpleNamespace:
@@ -90,7 +91,7 @@ def results(pipeline: Live2DiffPipeline) -> None:
 
 def moving(pipeline: Live2DiffPipeline) -> None:
     """Write a clip beside its translations as an animated WebP, every second frame."""
-    frames = [frame for frame, _ in read_frames(CLIP)]
+    frames = [frame for frame, _ in read_frames(MOVING_CLIP)]
     parts = [frames, *(pipeline(frames, style=style) for style in MOVING_STYLES)]
     rows = []
     for row in islice(zip(*parts, strict=True), 0, None, 2):

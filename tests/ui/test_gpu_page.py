@@ -1,0 +1,75 @@
+"""The page as on a GPU: graphs captured at the start, viewers with other cameras come and go in one batch."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from helpers.browser import chromium, needs_browser, opened, wait_for, write_camera
+from helpers.graph_emulator import Graphs, emulate
+from helpers.live_tab import count_images, marker, reach, shown
+
+import app
+from live2diff.runtime.cuda_graphs import CudaRuntime, Way
+from live2diff.serving.engine import Engine
+from live2diff.serving.warm_start import warm_start
+from live2diff.streaming.cache_pool import CachePools
+
+pytest.importorskip("triton", reason="on Linux only")
+CAPACITY = 2
+
+
+@pytest.fixture
+def served(tiny_pipeline, monkeypatch) -> Iterator[tuple[str, Graphs, Engine]]:
+    """The page of a tiny model in the full one's layout, under emulated graphs."""
+    graphs = emulate(monkeypatch)
+    monkeypatch.setattr(tiny_pipeline, "runtime", CudaRuntime(tiny_pipeline, Way(attention=True, fused=True)))
+
+    def open_pools(*arguments: object) -> CachePools:
+        pools = CachePools(CAPACITY)
+        warm_start(tiny_pipeline, pools, CAPACITY)
+        return pools
+
+    monkeypatch.setattr("live2diff.serving.warm_start.open_pools", open_pools)
+    engine = Engine(tiny_pipeline, capacity=CAPACITY, together=True)
+    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
+    yield demo.local_url, graphs, engine
+    demo.close()
+    engine.shutdown()
+
+
+def camera(folder: Path, upright: bool) -> Path:
+    """Write a camera's clip, lying or upright."""
+    images = [marker(0.2 + number / 50) for number in range(30)]
+    images = [image.transpose(1, 0, 2).copy() for image in images] if upright else images
+    return write_camera(folder / f"{upright}.y4m", images, rate=15)
+
+
+@needs_browser
+def test_two_viewers_of_different_shapes_come_and_go_and_nothing_is_captured(served, playwright, tmp_path):
+    address, graphs, engine = served
+    captured = graphs.captured
+    assert captured > 0
+    with ExitStack() as stack:
+
+        def visit(upright: bool):
+            own = stack.enter_context(ExitStack())
+            browser = own.enter_context(chromium(playwright, camera(tmp_path, upright)))
+            page = own.enter_context(opened(browser, address))
+            count_images(page)
+            page.get_by_role("tab", name="Live").click()
+            page.locator("#live .start").click()
+            reach(page, "running")
+            wait_for(lambda: shown(page) > 12)
+            return page, own
+
+        first, _ = visit(upright=False)
+        second, leave = visit(upright=True)
+        sizes = [page.eval_on_selector("#live canvas", "c => c.width / c.height") for page in (first, second)]
+        assert sizes[0] > 1 > sizes[1]
+        leave.close()
+        wait_for(lambda: len(engine.session_keys()) == 1)
+        before = shown(first)
+        wait_for(lambda: shown(first) > before + 5)
+        visit(upright=True)
+    assert graphs.captured == captured and graphs.replayed > 0
