@@ -23,6 +23,7 @@ from ..errors import is_out_of_memory
 from ..pipeline import Live2DiffPipeline
 from ..runtime.cuda_graphs import CudaRuntime
 from ..runtime.device import find_card, release_memory, run_tiny_product
+from ..runtime.float8 import has_float8
 from ..runtime.trial import accelerate
 from ..serving.engine import Engine
 from ..streaming.cache_pool import CachePools
@@ -81,16 +82,18 @@ class Check:
 
     @contextmanager
     def mode(self, pipe: Live2DiffPipeline, mode: str) -> Iterator[None]:
-        """Run a pipeline "eager", with "graphs" or "compiled" inside the block."""
+        """Run a pipeline "eager", with "graphs", "compiled" or in "float8" inside the block."""
         if mode != "eager":
             self.need_gpu()
             reasons = [f"no {mode}:"]
             accelerate(pipe, report=reasons.append)
             if pipe.runtime is None:
                 raise RuntimeError(" ".join(reasons))
-            if mode == "compiled":  # whether it is faster or not
+            if mode != "graphs":  # whether it is faster or not
                 assert isinstance(pipe.runtime, CudaRuntime)
-                pipe.runtime = CudaRuntime(pipe, replace(pipe.runtime.way, compiled=True))
+                if mode == "float8" and not has_float8(self.device):
+                    raise Skipped("this GPU does not multiply 8-bit floats")
+                pipe.runtime = CudaRuntime(pipe, replace(pipe.runtime.way, **{mode: True}))
         try:
             yield
         finally:
@@ -197,7 +200,10 @@ def full(check: Check) -> Result:
 
     parts = {"float32": precision, "graphs": lambda: part("graphs"), "restyle": restyle}
     parts |= {"compiled": lambda: part("compiled", 0.5), "int8": lambda: part(most=2, cache_dtype=torch.int8)}
-    parts |= {"fp8": lambda: part(most=2, cache_dtype=torch.float8_e4m3fn)}
+    parts |= {
+        "float8": lambda: part("float8", 2),
+        "fp8": lambda: part(most=2, cache_dtype=torch.float8_e4m3fn),
+    }
     parts |= {f"{n} viewers": lambda n=n: together(check, n, expected) for n in check.viewers[1:]}
     return attempt_all(parts)
 
@@ -251,7 +257,7 @@ def speed(check: Check) -> Result:
             engine.shutdown()
         return milliseconds(times) | {"p99_ms": float(np.quantile(times, 0.99) * 1000)}
 
-    modes = {mode: lambda mode=mode: timed(mode) for mode in ("graphs", "eager", "compiled")}
+    modes = {mode: lambda mode=mode: timed(mode) for mode in ("graphs", "eager", "compiled", "float8")}
     others = {"parts": parts, "joining": joining, "live": lambda: live(check)}
     return attempt_all(others | modes) | {"rows": rows}
 

@@ -23,7 +23,7 @@ from ..pipeline import Live2DiffPipeline
 from ..streaming.steps import powers_of_two
 from .float8 import Float8Linears
 from .overrides import Overrides
-from .projections import packed_forwards
+from .projections import PackedAttention
 
 WARMUP_CALLS = 3  # before a capture: libraries choose their kernels and allocate what they need
 MOST_GRAPHS = 128  # 4 networks for 1, 2, 4, 8 streams of a few sizes; the least used is dropped
@@ -118,7 +118,8 @@ class CudaRuntime:
             from .kernels import FusedAttention
 
             self.attention = FusedAttention(unet)
-        layers, fused_forward = [Overrides(packed_forwards(unet))], lambda module: None
+        packed = PackedAttention(unet)
+        layers, fused_forward = [Overrides(packed.forwards)], lambda module: None
         if way.fused:
             from .fusions import fused_forward, fused_forwards
 
@@ -139,7 +140,7 @@ class CudaRuntime:
         self._encode = prepare(lambda images: encode(vae, images))
         self._decode = prepare(lambda latents: decode(vae, latents))
         self._depth = prepare(lambda images: inverse_depth(depth_estimator, images))
-        self._predict = prepare(unet.forward)
+        self._predict = prepare(packed.around(unet.forward))
 
     def encode(self, images: Tensor) -> Tensor:
         """As `Live2DiffPipeline.encode`."""

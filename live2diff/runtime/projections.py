@@ -20,15 +20,34 @@ def pack(*linears: nn.Linear) -> Tensor:
     return weight
 
 
-def packed_forwards(unet: StreamUNet) -> dict[nn.Module, Callable[..., Tensor]]:
-    """Return forwards of the spatial attentions with fewer products."""
-    forwards: dict[nn.Module, Callable[..., Tensor]] = {}
-    for module in unet.modules():
-        if isinstance(module, Attention):
+class PackedAttention:
+    """The spatial attentions of a UNet with fewer products.
+
+    Query, key and value of a self-attention are one; keys and values of the prompt are one for all layers.
+    """
+
+    def __init__(self, unet: StreamUNet) -> None:
+        self.forwards: dict[nn.Module, Callable[..., Tensor]] = {}
+        of_prompt: list[Any] = []
+        for module in unet.modules():
+            if not isinstance(module, Attention):
+                continue
             linears: list[Any] = [module.to_q, module.to_k, module.to_v]
-            crosses = bool(module.is_cross_attention)
-            forwards[module] = partial(attend_across if crosses else attend, module, pack(*linears[crosses:]))
-    return forwards
+            if module.is_cross_attention:
+                first = sum(len(linear.weight) for linear in of_prompt)
+                self.forwards[module] = partial(attend_across, module, first)
+                of_prompt += linears[1:]
+            else:
+                self.forwards[module] = partial(attend, module, pack(*linears))
+        self._weight = pack(*of_prompt)
+
+    def around(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return a UNet's forward that is called with prompt embeddings and gets their products."""
+
+        def call(sample: Tensor, timestep: Tensor, embeds: Tensor, *others: Any) -> Tensor:
+            return forward(sample, timestep, functional.linear(embeds, self._weight), *others)
+
+        return call
 
 
 def attend(attention: Any, weight: Tensor, x: Tensor, **_: Any) -> Tensor:
@@ -36,9 +55,8 @@ def attend(attention: Any, weight: Tensor, x: Tensor, **_: Any) -> Tensor:
     return SpatialAttention.attend(attention, *functional.linear(x, weight).chunk(3, dim=-1))
 
 
-def attend_across(
-    attention: Any, weight: Tensor, x: Tensor, encoder_hidden_states: Tensor, **_: Any
-) -> Tensor:
-    """Attend from `[rows, pixels, C]` to the prompt `[rows, tokens, dim]`; `weight` is of key and value."""
-    parts = functional.linear(encoder_hidden_states, weight).chunk(2, dim=-1)
+def attend_across(attention: Any, first: int, x: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
+    """Attend from `[rows, pixels, C]` to the prompt's keys and values, which begin at `first`."""
+    length = len(attention.to_k.weight)
+    parts = encoder_hidden_states[..., first : first + 2 * length].chunk(2, dim=-1)
     return SpatialAttention.attend(attention, attention.to_q(x), *parts)
