@@ -94,6 +94,7 @@ class Trial:
             self.pipeline.runtime = runtime = CudaRuntime(self.pipeline, way)
             frames, seconds = self.run()
             difference = np.abs(frames - expected).mean()
+            runtime.forget()  # the graphs of the trial: the next one needs their memory
         except kernel_errors() as error:  # from CUDA, a compiler, or a stream of nothing but NaN
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
@@ -152,9 +153,7 @@ def accelerate(
     pipeline.runtime, problem = None, ""
     for smaller in (trial or Trial(pipeline)).smaller():
         try:
-            pipeline.runtime = chosen = smaller.choose(compiled, report)
-            if chosen is not None:
-                chosen.forget()  # the graphs of the trial
+            pipeline.runtime = smaller.choose(compiled, report)
             return
         except RuntimeError as error:
             if not is_out_of_memory(error):
