@@ -29,6 +29,7 @@ files.items.add(new File([bytes], "clip.mp4", { type: "video/mp4" }));
 const input = document.querySelector("#clip input[type=file]");
 input.files = files.files;
 input.dispatchEvent(new Event("change", { bubbles: true }));"""
+TAKES_CLIPS = "return Boolean(document.querySelector('#clip input[type=file]'))"
 SHOWS_CLIP = "return Boolean(document.querySelector('#clip video'))"
 RESULT = "return document.querySelector('#result a[download]')?.href"
 # VP9 however fast JPEGs are.
@@ -143,6 +144,7 @@ def test_the_video_tab_translates_an_upload(browser, server, tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", 30, sound="aac")
     browser.open(address)
     browser.click_text("[role=tab]", "Video")
+    wait_for(lambda: browser.run(TAKES_CLIPS))
     browser.run(UPLOAD % json.dumps(base64.b64encode(clip.read_bytes()).decode()))
     wait_for(lambda: browser.run(SHOWS_CLIP))
     browser.click_text("button", "Translate")
