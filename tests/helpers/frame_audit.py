@@ -197,15 +197,16 @@ class Streams:
     pools: CachePools = field(default_factory=lambda: CachePools(8))
     streams: list[Stream] = field(default_factory=list)
 
-    def join(self) -> None:
-        """Let one more viewer in, and warm up."""
+    def join(self, count: int = 1) -> None:
+        """Let more viewers in, and warm up."""
         indices = INDICES[self.steps]
-        with patch.object(live2diff.streaming.stream, "noise_source", lambda *_: meta_noise):
-            stream = self.pipeline.stream(size=self.size, t_index_list=indices, pools=self.pools)
         image = np.zeros((self.size, self.size, 3), np.uint8)
-        for _ in range(8):
-            stream.push(image)
-        self.streams.append(stream)
+        for _ in range(count):
+            with patch.object(live2diff.streaming.stream, "noise_source", lambda *_: meta_noise):
+                stream = self.pipeline.stream(size=self.size, t_index_list=indices, pools=self.pools)
+            for _ in range(8):
+                stream.push(image)
+            self.streams.append(stream)
         for _ in range(self.steps):
             self.push()
 
@@ -257,8 +258,7 @@ def main() -> None:
         streams = Streams(full_model(), mode, options.steps)
         if not options.eager:
             streams.pipeline.runtime = CudaRuntime(streams.pipeline, Way(attention=True, fused=True))
-        for _ in range(options.viewers):
-            streams.join()
+        streams.join(options.viewers)
         audit = streams.audit()
     print(table(audit))
     for part, name in (("rest", name) for name in audit.parts["rest"].synchronisations):
