@@ -51,16 +51,12 @@ class GraphCache:
     """Graphs by what they were captured for. They share their memory: only one is replayed at a time."""
 
     def __init__(self) -> None:
-        self._graphs: OrderedDict[tuple[Hashable, ...], CapturedGraph] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, CapturedGraph] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
         self._side_stream = torch.cuda.Stream()  # one for all: libraries keep a workspace for each stream
 
     def __len__(self) -> int:
         return len(self._graphs)
-
-    def names(self) -> set[str]:
-        """Return the names of what is captured."""
-        return {str(key[0]) for key in self._graphs}
 
     def __call__(
         self, name: str, function: Function, *inputs: Tensor, state: Sequence[Tensor] = ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -84,9 +83,10 @@ class Rounds:
         self._waiting.shutdown(wait=True)
 
     def _complete_when_done(self, launched: Round) -> None:
-        with suppress(RuntimeError):  # raised again where the round is completed
+        try:
             launched.wait()
-        self._engine.submit(None, self._complete_oldest, launched)
+        finally:  # an error is raised again where the round is completed
+            self._engine.submit(None, self._complete_oldest, launched)
 
     def _complete_oldest(self, launched: Round) -> None:
         if self._launched and self._launched[0] is launched:

@@ -46,9 +46,10 @@ class DecodedFrames:
 
     def wait(self) -> tuple[list[np.ndarray], bool]:
         """Return the images and whether they, and the frames in flight, are finite."""
-        if self.download is None:
+        download = self.download  # another thread may take it away
+        if download is None:
             return [], not self.frames
-        images, flags = self.download.wait()
+        images, flags = download.wait()
         return images[self.first : self.first + len(self.frames)], flags[self.stream]
 
 

@@ -1,13 +1,8 @@
 """The kernels for group norms and gated activations, and what uses them, give what PyTorch gives."""
 
-import os
-import re
-import subprocess
-import sys
-
 import pytest
 import torch
-from helpers.compiled import compiled_for_gpus
+from helpers.compiled import compiled_for_gpus, interpreted, run_interpreted
 from torch.nn import functional
 from transformers import BitConfig
 from transformers.models.bit.modeling_bit import BitGroupNormActivation
@@ -17,20 +12,11 @@ triton = pytest.importorskip("triton", reason="on Linux only")
 from live2diff.runtime import fusions  # noqa: E402
 from live2diff.runtime.overrides import Overrides  # noqa: E402
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by the test below, in a process of its own")
 TOLERANCES = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
 def test_the_kernels_interpreted_agree_with_pytorch():
-    """In a process of its own: Triton asks for `TRITON_INTERPRET` when it is imported."""
-    if INTERPRETED:
-        pytest.skip("this is that process")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "kernel", __file__]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert re.search(r"\d+ passed, 1 skipped", run.stdout), run.stdout
+    run_interpreted(__file__, "-k", "kernel")
 
 
 @interpreted

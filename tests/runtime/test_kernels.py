@@ -1,14 +1,10 @@
 """The fused attention equals the plain form: interpreted on a CPU, and compiled for each kind of GPU."""
 
-import os
-import re
-import subprocess
-import sys
 from copy import deepcopy
 
 import pytest
 import torch
-from helpers.compiled import compiled_for_gpus
+from helpers.compiled import compiled_for_gpus, interpreted, run_interpreted
 
 from live2diff.config import WINDOW
 from live2diff.model.attention import TemporalAttention, Window
@@ -17,22 +13,13 @@ from live2diff.model.kv_cache import KVCache
 triton = pytest.importorskip("triton", reason="on Linux only")
 
 PIXELS = 5
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by the test below, in a process of its own")
 # Of the norm. The kernel adds a position to the query after its projection, the plain form before, and
 # rounds the sum once, the plain form each operation.
 TOLERANCES = {torch.float32: 6e-7, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 def test_the_kernel_interpreted_agrees_with_the_plain_form():
-    """In a process of its own: Triton asks for `TRITON_INTERPRET` when it is imported."""
-    if INTERPRETED:
-        pytest.skip("this is that process")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert re.search(r"\d+ passed, 1 skipped", run.stdout), run.stdout
+    run_interpreted(__file__)
 
 
 def random_cache(rows: int, channels: int, dtype: torch.dtype, cache_dtype: torch.dtype) -> KVCache:
