@@ -162,3 +162,12 @@ def test_a_repeated_image_is_that_of_the_frame_before(tiny_pipeline):
     assert [len(batch.skipped) for batch in launched] == [0, 1]
     first, second = [steps.unwrap(steps.complete(batch)[0]) for batch in launched]
     assert_same(first, second)
+
+
+def test_an_error_while_images_are_awaited_reaches_their_viewer(engine, monkeypatch):
+    clip = frames(1, 11)
+    open_warm(engine, "ann", clip)
+    with monkeypatch.context() as patched:
+        patched.setattr(images.Download, "wait", lambda download: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.push("ann", clip[9]).result(PATIENCE)
