@@ -36,10 +36,10 @@ from .vae import to_tensor
 FIRST_TIMESTEPS = (4, 64)
 LAST_TIMESTEP = 4
 # What each loss counts. An unsure model draws the mean of what it is unsure of, grey where there should be a
-# line: contrast, perception and the critic see that. The finest latents nobody sees.
+# line: contrast, texture, perception and the critic see that. The finest latents nobody sees.
 WEIGHTS = {
-    "latent": 0.1, "pixel": 0.4, "contrast": 1.0, "perception": 0.8, "fooled": 0.12, "critic": 1.0,
-    "flicker": 6.0,
+    "latent": 0.1, "pixel": 0.25, "contrast": 1.0, "perception": 0.6, "texture": 1.0, "fooled": 0.15,
+    "critic": 1.0, "flicker": 6.0,
 }  # fmt: skip
 SECOND_STEPS = 0.3  # share of batches; the others learn the first step, which is the harder one
 SLOW_CLIPS = 0.7  # share of clips; in front of a webcam most things hardly move
@@ -288,7 +288,7 @@ def denoising_loss(
         error = (output - target).unflatten(0, (-1, frames))
         losses["flicker"] = (error[:, 1:] - error[:, :-1]).abs().mean()
     else:
-        losses["perception"] = denoiser.perception(output, target)
+        losses["perception"], losses["texture"] = denoiser.perception(output, target)
         text = denoiser.embed(batch["tokens"]).mean(dim=1)
         losses["fooled"], losses["critic"] = denoiser.critic.losses(batch["camera"], output, target, text)
     loss: Any = sum(weights[name] * value for name, value in losses.items())

@@ -1,7 +1,5 @@
 """Losses on images `[n, 3, height, width]` in `[-1, 1]`, from single pixels to what a critic sees."""
 
-from typing import Any
-
 import h5py
 import numpy as np
 import torch
@@ -14,6 +12,7 @@ from .teachers import teacher_file
 CELL = 8  # pixels: the side of a cell of the latents
 VGG_LAYERS = ("block1/layers/conv2d", "block1/layers/conv2d_1", "pool")  # by the names in the teacher's file
 VGG_LAYERS += ("block2/layers/conv2d", "block2/layers/conv2d_1", "pool", "block3/layers/conv2d")
+TEXTURE_SIDE = 16  # pixels: the window over which a texture is averaged
 VGG_MEAN = (104.007, 116.669, 122.679)  # of blue, green, red
 
 
@@ -60,8 +59,11 @@ class Perception(nn.Module):
                 x = functional.conv2d(x, weight, bias, padding=1).relu()
         return [*found, x]
 
-    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return the mean absolute difference of the features, each relative to the target's mean."""
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean absolute difference of the features and textures over the target's mean.
+
+        A texture is the mean of each feature over a window: strokes count wherever in it they lie.
+        """
         if torch.rand(()) < 0.5:
             output, target = functional.avg_pool2d(output, 2), functional.avg_pool2d(target, 2)
         else:
@@ -70,10 +72,13 @@ class Perception(nn.Module):
             output, target = (part[..., top : top + half, left : left + half] for part in (output, target))
         with torch.no_grad():
             wanted = self.features(target)
-        loss: Any = 0.0
-        for own, other in zip(self.features(output), wanted, strict=True):
-            loss = loss + (own - other).abs().mean() / other.abs().mean().clamp(min=1e-3)
-        return loss / len(wanted)
+        forms, textures = [], []
+        for level, (own, other) in enumerate(zip(self.features(output), wanted, strict=True)):
+            difference, mean = own - other, other.mean().clamp(min=1e-3)
+            side = TEXTURE_SIDE >> level
+            forms.append(difference.abs().mean() / mean)
+            textures.append(functional.avg_pool2d(difference, side, side // 2).abs().mean() / mean)
+        return torch.stack(forms).mean(), torch.stack(textures).mean()
 
 
 class Critic(nn.Module):
@@ -94,7 +99,8 @@ class Critic(nn.Module):
 
     def forward(self, camera: torch.Tensor, images: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Return a score for each patch, `[n, 1, h, w]`; `text` is `[n, text_channels]`."""
-        features = self.layers(torch.cat([camera, images], dim=1))
+        # Patches that reach over the border see zeros there: judged, they would be painted for it.
+        features = self.layers(torch.cat([camera, images], dim=1))[..., 3:-3, 3:-3]
         return self.score(features) + (features * self.style(text)[..., None, None]).mean(1, keepdim=True)
 
     def losses(

