@@ -57,6 +57,14 @@ def test_the_critic_learns_from_its_own_loss_alone(material):
     assert output.grad is None and all(parameter.grad is not None for parameter in critic.parameters())
 
 
+def test_the_critic_judges_no_patch_that_reaches_over_the_border(material):
+    torch.manual_seed(0)
+    critic, text = Critic(16), torch.randn(2, 16)
+    whole = critic(images(), images(1), text)
+    part = (..., slice(16, -16), slice(16, -16))
+    torch.testing.assert_close(critic(images()[part], images(1)[part], text), whole[..., 4:-4, 4:-4])
+
+
 def test_a_missing_teacher_says_how_to_fetch_it(material):
     with pytest.raises(ValueError, match=r"training\.fetch FOLDER"):
         teacher_file("other.onnx")
