@@ -84,23 +84,23 @@ class Perception(nn.Module):
 class Critic(nn.Module):
     """Judge patches of an image beside the camera's, for a style: above 0 for real targets.
 
-    A projection discriminator (Miyato and Koyama, 2018) of patches of 22 pixels.
+    A projection discriminator (Miyato and Koyama, 2018) of patches of 18 pixels. Nothing is padded: patches
+    that saw zeros beyond the border would be painted for them.
     """
 
     def __init__(self, text_channels: int, channels: int = 64) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(6, channels // 2, 4, 2, 1), nn.LeakyReLU(0.2),
-            nn.Conv2d(channels // 2, channels, 4, 2, 1), nn.LeakyReLU(0.2),
-            nn.Conv2d(channels, channels, 3, 1, 1), nn.LeakyReLU(0.2),
+            nn.Conv2d(6, channels // 2, 4, 2), nn.LeakyReLU(0.2),
+            nn.Conv2d(channels // 2, channels, 4, 2), nn.LeakyReLU(0.2),
+            nn.Conv2d(channels, channels, 3), nn.LeakyReLU(0.2),
         )  # fmt: skip
         self.score = nn.Conv2d(channels, 1, 1)
         self.style = nn.Linear(text_channels, channels, bias=False)
 
     def forward(self, camera: torch.Tensor, images: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Return a score for each patch, `[n, 1, h, w]`; `text` is `[n, text_channels]`."""
-        # Patches that reach over the border see zeros there: judged, they would be painted for it.
-        features = self.layers(torch.cat([camera, images], dim=1))[..., 3:-3, 3:-3]
+        features = self.layers(torch.cat([camera, images], dim=1))
         return self.score(features) + (features * self.style(text)[..., None, None]).mean(1, keepdim=True)
 
     def losses(

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from .photographs import photographs, recolour
-from .teachers import MASK, has_teacher, mask_subject
+from .teachers import mask_subject
 
 SMALLEST, SUREST = 0.05, 0.85  # share of the photograph that a subject covers, and mean of its mask, at least
 
@@ -16,10 +16,10 @@ SMALLEST, SUREST = 0.05, 0.85  # share of the photograph that a subject covers, 
 def subjects(material: Path | None) -> list[np.ndarray]:
     """Return the largest subject of each photograph with one, uint8 `[side, side, 4]` RGB with opacity.
 
-    None without the teacher that cuts them out.
+    None without material.
     """
     found = []
-    for image in photographs(material)[0] if has_teacher(MASK) else []:
+    for image in photographs(material)[0] if material else []:
         mask = mask_subject(image)
         _, parts, statistics, _ = cv2.connectedComponentsWithStats((mask > 0.5).astype(np.uint8))
         areas = statistics[1:, cv2.CC_STAT_AREA]

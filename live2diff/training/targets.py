@@ -10,7 +10,7 @@ from functools import partial
 import cv2
 import numpy as np
 
-from .teachers import PAINTER, has_teacher, paint
+from .teachers import has_painter, paint
 
 # Colours of comic.
 NAVY, SKY, CREAM = np.array([(58, 68, 182), (150, 196, 232), (255, 244, 214)], np.float32)
@@ -101,4 +101,4 @@ TARGETS: dict[str, Callable[[np.ndarray], np.ndarray]] = RULES | {
 
 def available_targets() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Return the targets that can be made: painted ones only where their teacher has been fetched."""
-    return TARGETS if has_teacher(PAINTER) else RULES
+    return TARGETS if has_painter() else RULES

@@ -31,15 +31,15 @@ def teacher_file(pattern: str) -> Path:
     files = sorted((folder / "teachers").glob(pattern)) if folder else []
     if not files:
         raise ValueError(
-            f"The teacher {pattern} is missing in {folder}: run `python -m live2diff.training.fetch FOLDER` "
-            "and give that folder as --material."
+            f"The teacher {pattern.split('.')[0]} is missing{f' in {folder}' if folder else ''}: run "
+            "`python -m live2diff.training.fetch FOLDER` and give that folder as --material."
         )
     return files[0]
 
 
-def has_teacher(pattern: str) -> bool:
-    """Return whether a teacher is in the folder of the material."""
-    return photographs.material is not None and any((photographs.material / "teachers").glob(pattern))
+def has_painter() -> bool:
+    """Return whether there is a painter in the folder of the material."""
+    return photographs.material is not None and any((photographs.material / "teachers").glob(PAINTER))
 
 
 @cache

@@ -43,7 +43,7 @@ def test_a_subject_keeps_its_outline_in_other_colours(material):
     assert abs((image[..., 3] > 127).mean() - np.pi / 4) < 0.03
 
 
-def test_cutouts_are_subjects_only_where_there_is_a_mask(material, monkeypatch):
+def test_cutouts_are_subjects_only_where_there_is_material(material, monkeypatch):
     found = len(subjects(material))
     assert 0 < found < len(photographs.photographs(material)[0])
     monkeypatch.setattr(photographs, "material", None)
