@@ -292,7 +292,9 @@ def wire(controls: Controls, jobs: ClipQueue) -> None:
     # In the browser, at once: an answer of the server might come when the next translation has begun.
     empty = f"() => ({json.dumps(stage_value('empty'))})"
     gr.on(changes, None, None, controls.stage, js=empty, **PRIVATE)
-    gr.on(changes, change_clip, clip, [controls.stage, controls.start, controls.end], **PRIVATE)
+    trim = [controls.stage, controls.start, controls.end]
+    # By default, Gradio drops a change that comes before the last one is answered.
+    gr.on(changes, change_clip, clip, trim, trigger_mode="always_last", **PRIVATE)
 
 
 def wire_examples(wall: gr.HTML, offered: list[dict], controls: Controls) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from helpers.browser import chromium, needs_browser, numbered, opened, wait_for,
 from helpers.clips import RATE, sound_seconds, write_clip
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from live2diff.serving.clip_queue import ClipQueue
 from live2diff.ui.examples import presets, result_of
 from live2diff.video.reader import read_frames
 
@@ -152,6 +154,26 @@ def test_only_the_chosen_part_is_translated_and_plays_in_sync_with_it(page, tmp_
     page.locator("#result video").evaluate("video => { video.currentTime = 0.5; }")
     original = "document.querySelector('#clip video').currentTime"
     page.wait_for_function(f"() => Math.abs({original} - 1.5) < 0.2")
+
+
+def test_a_clip_chosen_while_the_server_clears_the_one_before_is_trimmed_to_its_end(
+    page, tmp_path, monkeypatch
+):
+    upload(page, write_clip(tmp_path / "first.mp4", 50))
+    open_trim(page)
+    expect(page.get_by_label("End, in seconds")).to_have_value("2")
+    entered, release = threading.Event(), threading.Event()
+
+    def tidy(jobs: ClipQueue) -> None:
+        entered.set()
+        assert release.wait(60)
+
+    monkeypatch.setattr(ClipQueue, "tidy", tidy)
+    clear(page)
+    assert entered.wait(60)
+    upload(page, write_clip(tmp_path / "second.mp4", 75))
+    release.set()
+    expect(page.get_by_label("End, in seconds")).to_have_value("3")
 
 
 def test_an_example_shows_its_finished_result_at_once_and_runs_again_on_request(page, engine, tmp_path):
