@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import torch
+from accelerate import PartialState
 
 from ..command import run_main
 from ..config import WINDOW
@@ -94,9 +95,7 @@ def nano_steps(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Losses
 
 
 def motion_steps(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Losses]]:
-    """Train motion modules; of several processes the first one reports."""
-    from accelerate import PartialState
-
+    """Train motion modules."""
     from .motion import MotionRecipe, train_motion
     from .videos import VideoFolder
 
@@ -112,16 +111,18 @@ def motion_steps(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Loss
     recipe = MotionRecipe(**{name: value for name, value in vars(arguments).items() if name in names})
     out = arguments.out or arguments.work / "motion.safetensors"
     for step, losses in train_motion(pipeline, videos, arguments.work, out, recipe):
-        if PartialState().is_main_process:
-            yield "motion", step, losses
+        yield "motion", step, losses
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, printing the losses of every n-th step; the same command resumes after an interruption."""
+    """Train, printing the losses of every n-th step; the same command resumes after an interruption.
+
+    Of several processes the first one prints.
+    """
     logging.basicConfig(format="%(message)s")
     start = time.monotonic()
     for stage, step, losses in arguments.train(arguments):
-        if step % arguments.every == 0:
+        if step % arguments.every == 0 and PartialState().is_main_process:
             figures = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
             print(f"{time.monotonic() - start:7.0f} s  {stage:6} {step:5}  {figures}", flush=True)
 

@@ -317,8 +317,8 @@ def train_denoiser(
 ) -> Iterator[tuple[int, Losses]]:
     """Train one stage.
 
-    Each step takes its clips from the next of `sources`: a pool, the number of clips to sample, and the side
-    of the part that is shown. `trains` says, by name, which parameters move.
+    Each step takes its clips from the next of `sources`: a pool, the number of clips to sample, which the
+    processes share, and the side of the part that is shown. `trains` says, by name, which parameters move.
     """
     trained = {key: parameter for key, parameter in denoiser.named_parameters() if trains(key)}
     # All norms and what comes before the first get gradients, used or not: where only some of a group norm's
@@ -333,8 +333,9 @@ def train_denoiser(
     denoiser.to(memory_format=torch.channels_last)
 
     def batch_of(step: int) -> Batch:
-        random = np.random.default_rng([settings.seed, sum(map(ord, name)), step])
-        return sample_batch(random, *sources[step % len(sources)])
+        random = np.random.default_rng([settings.seed, sum(map(ord, name)), step, accelerator.process_index])
+        pool, clips, side = sources[step % len(sources)]
+        return sample_batch(random, pool, max(1, clips // accelerator.num_processes), side)
 
     def loss_of(denoiser: Denoiser, batch: Batch) -> dict[str, torch.Tensor]:
         return denoising_loss(denoiser, to_device(batch), weights)

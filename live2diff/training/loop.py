@@ -55,6 +55,18 @@ class LoopSettings:
         return self.learning_rate * rise * fall
 
 
+class Objective(nn.Module):
+    """Return the losses of a module from `forward`, after which several processes share their gradients."""
+
+    def __init__(self, module: nn.Module, loss_of: Callable[[Any, Any], Tensors]) -> None:
+        super().__init__()
+        self.module, self.loss_of = module, loss_of
+
+    def forward(self, batch: Any) -> Tensors:
+        """Return the losses of a batch."""
+        return self.loss_of(self.module, batch)
+
+
 def fit(
     name: str,
     module: nn.Module,
@@ -84,7 +96,9 @@ def fit(
     rates: dict[str, Any] = dict(
         lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
     )
-    module, optimizer = accelerator.prepare(module, torch.optim.AdamW(weights, **rates))
+    objective, optimizer = accelerator.prepare(
+        Objective(module, loss_of), torch.optim.AdamW(weights, **rates)
+    )
     average = EMAModel(weights, decay=settings.ema_decay)
     fixed = {key: value for key, value in asdict(settings).items() if key not in CHANGEABLE}
     fixed |= data_settings | {"processes": accelerator.num_processes}
@@ -99,7 +113,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = settings.rate_at(step)
         step_batches = list(islice(batches, accumulate))
-        losses = train_step(module, weights, optimizer, step_batches, loss_of, accelerator)
+        losses = train_step(objective, weights, optimizer, step_batches, accelerator)
         if not math.isfinite(losses["loss"]):
             raise NonFiniteError(
                 f"{name}: the loss is {losses['loss']} at step {step}; lower the learning rate."
@@ -116,25 +130,24 @@ def fit(
 
 
 def train_step(
-    module: nn.Module,
+    objective: nn.Module,
     weights: list[nn.Parameter],
     optimizer: torch.optim.Optimizer,
     batches: list[Batch],
-    loss_of: Callable[[Any, Batch], Tensors],
     accelerator: Accelerator,
 ) -> Losses:
     """Move the weights by the mean gradient of some batches; return the mean losses of all processes."""
     losses: Losses = {}
     for batch in batches:
-        with accelerator.accumulate(module):  # the optimizer steps at the last batch only
+        with accelerator.accumulate(objective):  # the optimizer steps at the last batch only
             with accelerator.autocast():
-                parts = loss_of(module, batch)
+                parts = objective(batch)
             accelerator.backward(parts["loss"])
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             if accelerator.sync_gradients:
-                module.zero_grad()  # not the optimizer's: frozen layers may have gradients too
+                objective.zero_grad()  # not the optimizer's: frozen layers may have gradients too
         for key, value in parts.items():
             mean: Any = accelerator.reduce(value.detach(), "mean")
             losses[key] = losses.get(key, 0.0) + mean.item() / len(batches)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from transformers import CLIPTokenizer, DPTForDepthEstimation
 
 from ..config import WINDOW
@@ -58,7 +58,7 @@ def train_nano(
 
     `work` holds checkpoints and previews: if it is stopped, the same call resumes from the last checkpoint.
     `material` is the folder that `fetch.py` writes; `precision` is "no" or "bf16", which is faster where the
-    processor multiplies it (AMX).
+    processor multiplies it (AMX). The processes of `torchrun` share the clips of a step.
 
     Raises:
         ValueError: A teacher is missing in `material`.
@@ -66,10 +66,12 @@ def train_nano(
     library.material = material
     for teacher in TEACHERS:
         teacher_file(teacher)
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    shared = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[shared])
     torch.manual_seed(seed)
     vae, estimator = build_vae(), build_depth_estimator()
-    tokenizer = build_tokenizer(work / "tokenizer")
+    with accelerator.main_process_first():
+        tokenizer = build_tokenizer(work / "tokenizer")
     denoiser = Denoiser(build_unet(), build_text_encoder(tokenizer), vae)
     run: dict[str, Any] = dict(work=work, accelerator=accelerator)
 
@@ -88,14 +90,16 @@ def train_nano(
     for step, losses in train_depth(estimator, settings(DEPTH_STEPS, 1e-3), **run):
         yield "depth", step, losses
     estimator.eval()
-    pools = {name: pool(name) for name in POOLS}
+    with accelerator.main_process_first():
+        pools = {name: pool(name) for name in POOLS}
     for step, losses in train_vae(vae, pools["images"], settings(VAE_STEPS, 1e-3), **run):
         yield "vae", step, losses
     for name, stage in stages(**pools).items():
         stage["settings"] = settings(*stage["settings"])
         for step, losses in train_denoiser(name, denoiser, **stage, **run):
             yield name, step, losses
-    save(denoiser, tokenizer, estimator, target, scale, seed)
+    if accelerator.is_main_process:
+        save(denoiser, tokenizer, estimator, target, scale, seed)
 
 
 def stages(images: Pool, clips: Pool) -> dict[str, dict[str, Any]]:

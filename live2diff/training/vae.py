@@ -117,7 +117,8 @@ def train_vae(
     vae.to(memory_format=torch.channels_last)
 
     def batch_of(step: int) -> torch.Tensor:
-        return sample_images(np.random.default_rng([settings.seed, 1, step]), pool, 16)
+        random = np.random.default_rng([settings.seed, 1, step, accelerator.process_index])
+        return sample_images(random, pool, max(1, 16 // accelerator.num_processes))
 
     def loss_of(vae: AutoencoderTiny, images: torch.Tensor) -> dict[str, torch.Tensor]:
         return vae_loss(vae, images.to(accelerator.device))

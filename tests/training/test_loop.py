@@ -1,5 +1,8 @@
 """The training loop, on a model of two numbers: resuming, accumulation, the average, wrong settings."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers import train_line
+from helpers.paths import ROOT
 from torch import nn
 
 from live2diff.errors import NonFiniteError
@@ -16,6 +21,7 @@ from live2diff.training.loop import LoopSettings, Losses, fit, prefetch, seed_of
 SETTINGS = LoopSettings(
     steps=7, learning_rate=0.1, rise_steps=2, final_rate=0.1, ema_decay=0.8, workers=2, checkpoint_every=2
 )
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
 
 
 def line() -> nn.Linear:
@@ -81,6 +87,17 @@ def test_a_step_of_several_batches_moves_by_the_mean_of_their_gradients(tmp_path
     torch.optim.AdamW(apart.parameters(), lr=SETTINGS.rate_at(0)).step()
     assert losses["loss"] == pytest.approx(sum(part.item() for part in parts) / 3)
     torch.testing.assert_close(dict(together.state_dict()), dict(apart.state_dict()))
+
+
+def test_two_processes_end_as_one_that_learns_from_the_batches_of_both(tmp_path):
+    train_line.main(tmp_path / "one", 4)
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    command = [sys.executable, "-m", *launch, "-m", "helpers.train_line", str(tmp_path / "two"), "4"]
+    run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    one, *both = (torch.load(tmp_path / name) for name in ("one/0.pt", "two/0.pt", "two/1.pt"))
+    assert both[0] == both[1]
+    torch.testing.assert_close(both[0], one)
 
 
 def test_the_learning_rate_rises_and_falls_as_the_settings_say():
