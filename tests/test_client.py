@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.browser import PATIENCE, Identity, numbered, wait_for
+from helpers.browser import Identity, numbered
+from helpers.waiting import PATIENCE, wait_for
 
 import app
 from live2diff.client import LiveClient, LiveResult

@@ -29,6 +29,18 @@ CPU_WARNING = (
     "live2diff: the full model on a CPU takes 15 GB of memory and a minute or more for each frame; "
     "--model nano is the one for a CPU."
 )
+# Of the published parts: Stable Diffusion 1.5's text encoder, and the DPT-Hybrid of MiDaS.
+TEXT_ENCODER = CLIPTextConfig(
+    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+)
+DEPTH_ESTIMATOR = DPTConfig(
+    is_hybrid=True,
+    backbone_featmap_shape=[1, 1024, 24, 24],
+    neck_ignore_stages=[0, 1],
+    backbone_out_indices=[2, 5, 8, 11],
+    neck_hidden_sizes=[256, 512, 768, 768],
+    readout_type="project",
+)
 
 
 def open_model(name: str, device: str | None, eager: bool = False) -> tuple[Live2DiffPipeline, str]:
@@ -49,17 +61,6 @@ def open_model(name: str, device: str | None, eager: bool = False) -> tuple[Live
 def random_model(device: str) -> Live2DiffPipeline:
     """Build the full model in its published sizes on the device where it is to run."""
     cpu = torch.device(device).type == "cpu"
-    text = CLIPTextConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-    )
-    hybrid = DPTConfig(
-        is_hybrid=True,
-        backbone_featmap_shape=[1, 1024, 24, 24],
-        neck_ignore_stages=[0, 1],
-        backbone_out_indices=[2, 5, 8, 11],
-        neck_hidden_sizes=[256, 512, 768, 768],
-        readout_type="project",
-    )
     torch.manual_seed(0)
     scheduler = build_scheduler()  # on the CPU: its schedules are computed in float64, which MPS lacks
     with torch.device(device):
@@ -70,11 +71,11 @@ def random_model(device: str) -> Live2DiffPipeline:
                     parameter.normal_(std=0.01)
         pipeline = Live2DiffPipeline(
             vae=AutoencoderTiny(),
-            text_encoder=CLIPTextModel(text),
+            text_encoder=CLIPTextModel(TEXT_ENCODER),
             tokenizer=CLIPTokenizer.from_pretrained(NANO / "tokenizer"),
             unet=unet,
             scheduler=scheduler,
-            depth_estimator=DPTForDepthEstimation(hybrid),
+            depth_estimator=DPTForDepthEstimation(DEPTH_ESTIMATOR),
         )
     pipeline.to(device, torch.float32 if cpu else torch.float16)
     to_channels_last(pipeline.vae, pipeline.unet, pipeline.depth_estimator)

@@ -8,9 +8,10 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
-from helpers.browser import chromium, needs_browser, opened, wait_for, write_camera
+from helpers.browser import chromium, needs_browser, opened, write_camera
 from helpers.live_tab import count_images, note_states, reach, shown, start
 from helpers.paths import EXAMPLES
+from helpers.waiting import wait_for
 from measure.server import served
 from playwright.sync_api import expect
 

@@ -4,8 +4,7 @@ import os
 import re
 import shutil
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,8 @@ from playwright.sync_api import Browser, Page, Playwright, expect
 
 from live2diff.streaming.settings import StreamSettings
 
-PATIENCE = 180.0  # seconds: how long a condition may take on a busy machine without a GPU
+from .waiting import PATIENCE
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMIUM_FLAGS = (
     "--use-fake-device-for-media-stream --use-fake-ui-for-media-stream --no-sandbox --disable-gpu "
@@ -34,14 +34,6 @@ PIXELS = """([selector, width, height]) => {
   context.drawImage(source, 0, 0, width, height);
   return Array.from(context.getImageData(0, 0, width, height).data);
 }"""
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until a condition is true."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not become true"
-        time.sleep(0.05)
 
 
 def write_camera(path: Path, images: Iterable[np.ndarray], rate: int, repeat: int = 1) -> Path:

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from multiprocessing.queues import SimpleQueue
 
 import pytest
-from helpers.browser import PATIENCE
+from helpers.waiting import PATIENCE
 
 from live2diff.zerogpu.engine import GpuSession, ZeroGpuEngine, wrap_gpu
 from live2diff.zerogpu.worker import Job

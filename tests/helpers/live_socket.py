@@ -13,7 +13,8 @@ from websockets.sync.client import ClientConnection, connect
 from live2diff.serving.sessions import EngineProtocol
 from live2diff.ui.live_protocol import FRAME, PATH, RESULT
 
-PATIENCE = 180.0  # seconds: how long an answer may take on a busy machine
+from .waiting import PATIENCE
+
 SETTINGS = {"style": "pencil", "prompt": "", "seed": 1, "steps": 1}
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()

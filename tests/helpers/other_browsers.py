@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .browser import PATIENCE, wait_for
+from .waiting import PATIENCE, wait_for
 
 FIREFOX = shutil.which("firefox-esr") or shutil.which("firefox")
 WEBKIT_DRIVER = shutil.which("WebKitWebDriver")

@@ -73,14 +73,13 @@ import numpy as np  # noqa: E402
 from helpers.checkpoints import LAYERS, kohya_lora, random_lora, write  # noqa: E402
 from helpers.published import write_base, write_sources  # noqa: E402
 from helpers.tiny_models import tiny_checker  # noqa: E402
+from helpers.waiting import PATIENCE  # noqa: E402
 
 from live2diff.errors import GpuSessionOver  # noqa: E402
 from live2diff.streaming import content_filter  # noqa: E402
 from live2diff.streaming.settings import StreamSettings  # noqa: E402
 from live2diff.zerogpu.button import gpu_session_button  # noqa: E402
 from live2diff.zerogpu.engine import ZeroGpuEngine  # noqa: E402
-
-PATIENCE = 60.0
 
 
 def to_the_cpu(callback: object = None) -> None:

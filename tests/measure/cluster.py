@@ -21,7 +21,8 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
 
 import numpy as np
-from helpers.browser import Identity, wait_for
+from helpers.browser import Identity
+from helpers.waiting import PATIENCE, wait_for
 
 from live2diff.cluster.start import start_cluster
 from live2diff.serving.engine import Engine
@@ -29,7 +30,6 @@ from live2diff.streaming.images import JPEG_QUALITY, decode_frame, encode_jpeg
 from live2diff.streaming.settings import StreamSettings
 
 SIDE = 384  # pixels of a camera frame
-PATIENCE = 60.0  # seconds that an answer may take
 
 
 def identity_engine() -> Engine:

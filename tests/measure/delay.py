@@ -24,7 +24,8 @@ import numpy as np
 from playwright.sync_api import Page, sync_playwright
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]  # tests, the package
-from helpers.browser import BITS, READ_NUMBER, Identity, chromium, numbered, wait_for, write_camera
+from helpers.browser import BITS, READ_NUMBER, Identity, chromium, numbered, write_camera
+from helpers.waiting import wait_for
 from measure.server import free_port
 
 import app

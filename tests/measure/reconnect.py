@@ -14,9 +14,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]  # tests, the package
-from helpers.browser import chromium, wait_for, write_camera
+from helpers.browser import chromium, write_camera
 from helpers.network import Network
 from helpers.paths import EXAMPLES
+from helpers.waiting import wait_for
 from measure.server import served
 from playwright.sync_api import Page, sync_playwright
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from helpers.gpu_visits import Clock
+from helpers.waiting import PATIENCE
 
 from live2diff.errors import EngineBusy, StreamClosed
 from live2diff.serving.admission import (
@@ -18,7 +19,6 @@ from live2diff.serving.admission import (
 from live2diff.serving.engine import QUIET_SECONDS, Engine
 from live2diff.streaming.settings import StreamSettings
 
-PATIENCE = 30.0
 SLICE = 100.0
 FRAME = np.zeros((32, 32, 3), np.uint8)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers.waiting import PATIENCE
 
 import live2diff
 from live2diff.errors import LimitReached
@@ -22,7 +23,6 @@ from live2diff.streaming.settings import StreamSettings
 
 EIGHT_BITS = (torch.int8, torch.float8_e4m3fn)
 GB = 10**9
-PATIENCE = 60.0
 
 
 def bytes_of_a_viewer(dtype: torch.dtype) -> int:

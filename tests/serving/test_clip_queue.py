@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from helpers.clips import write_clip
+from helpers.waiting import PATIENCE
 
 from live2diff.errors import ClipStopped
 from live2diff.serving.clip_queue import ClipQueue, Waiting
@@ -13,7 +14,6 @@ from live2diff.streaming.settings import StreamSettings
 from live2diff.video.reader import Cut
 from live2diff.video.translate import Progress
 
-PATIENCE = 60.0
 WHOLE = Cut(0, None)
 NEON = StreamSettings(style="neon", steps=1)
 

@@ -8,8 +8,8 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from helpers.browser import PATIENCE
 from helpers.paths import EXAMPLES
+from helpers.waiting import PATIENCE
 
 import app
 from live2diff.cluster.engine import ClusterEngine

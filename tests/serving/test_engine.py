@@ -9,14 +9,13 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from helpers.gpu_visits import Clock
-from helpers.streams import alone, assert_same, frames
+from helpers.streams import alone, assert_same, frames, push_by_turns
+from helpers.waiting import PATIENCE
 
 from live2diff.errors import EngineBusy, NonFiniteError, StreamClosed
 from live2diff.serving.engine import QUIET_SECONDS, Engine
 from live2diff.streaming import steps
 from live2diff.streaming.settings import StreamSettings
-
-PATIENCE = 30.0  # seconds that a condition may take
 
 
 @pytest.fixture
@@ -52,13 +51,9 @@ def warm_up(engine: Engine, key: str, clip: list[np.ndarray]) -> None:
 def test_two_viewers_who_take_turns_get_what_each_would_get_alone(engine, tiny_pipeline):
     settings = {"ann": {"style": "pencil", "seed": 1}, "bob": {"style": "neon", "prompt": "a cat", "seed": 2}}
     clips = {"ann": frames(1, 10), "bob": frames(2, 10)}
-    outs: dict[str, list[np.ndarray]] = {"ann": [], "bob": []}
     for key in clips:
         engine.open(key, StreamSettings(**settings[key])).result(PATIENCE)
-    for pair in zip(clips["ann"], clips["bob"], strict=True):
-        answers = [engine.push(key, frame) for key, frame in zip(clips, pair, strict=True)]
-        for key, answer in zip(clips, answers, strict=True):
-            outs[key] += answer.result(PATIENCE).frames
+    outs = push_by_turns(engine, clips)
     for key in clips:
         assert_same(outs[key], alone(tiny_pipeline, clips[key], **settings[key]))
 

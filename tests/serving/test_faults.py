@@ -11,6 +11,7 @@ import torch
 from helpers.full_memory import Full
 from helpers.gpu_visits import visiting
 from helpers.paths import EXAMPLES
+from helpers.waiting import PATIENCE
 from torch import nn
 
 from live2diff import Live2DiffPipeline
@@ -23,7 +24,6 @@ from live2diff.zerogpu.engine import ZeroGpuEngine
 
 ROOM = EXAMPLES / "room.mp4"
 SIZE = 16  # pixels: quick
-PATIENCE = 60.0  # seconds that an answer may take
 CURSED = np.full((48, 64, 3), 255, np.uint8)  # the one image that is all white
 
 

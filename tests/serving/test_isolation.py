@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.gpu_visits import Clock
+from helpers.waiting import PATIENCE
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as some
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
@@ -19,7 +20,6 @@ from live2diff.errors import EngineBusy, StreamClosed
 from live2diff.serving.engine import QUIET_SECONDS, Engine
 from live2diff.streaming.settings import StreamSettings
 
-PATIENCE = 60.0  # seconds that an answer may take
 CAPACITY = 3
 NAMES = ("ann", "bob", "cid", "dan")  # one more than there are places
 FRAMES = [

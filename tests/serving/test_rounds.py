@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.streams import alone, assert_same, frames
+from helpers.waiting import PATIENCE
 
 from live2diff.errors import NonFiniteError, StreamClosed
 from live2diff.serving.engine import Engine
 from live2diff.streaming import images, steps
 from live2diff.streaming.settings import StreamSettings
 
-PATIENCE = 30.0  # seconds that a condition may take
 SETTINGS = {"style": "pencil", "steps": 2}
 
 

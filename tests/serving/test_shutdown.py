@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
-from helpers.browser import PATIENCE, wait_for
 from helpers.gpu_visits import Clock, visiting
 from helpers.paths import ROOT
+from helpers.waiting import PATIENCE, wait_for
 
 from live2diff.errors import ServerStopping
 from live2diff.serving.engine import Engine

@@ -3,10 +3,10 @@
 import os
 import threading
 
+from helpers.waiting import PATIENCE
+
 from live2diff.serving import temp_files
 from live2diff.serving.temp_files import keep_tidy, sweep
-
-PATIENCE = 60.0
 
 
 def test_a_disk_that_is_away_for_a_moment_does_not_end_the_housekeeping(monkeypatch):

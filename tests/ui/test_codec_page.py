@@ -4,18 +4,11 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
-from helpers.browser import (
-    READ_NUMBER,
-    Identity,
-    needs_browser,
-    opened,
-    pixels,
-    wait_for,
-    with_numbered_camera,
-)
+from helpers.browser import READ_NUMBER, Identity, needs_browser, opened, pixels, with_numbered_camera
 from helpers.live_tab import reach, start, stop
 from helpers.network import Network
 from helpers.video_frames import goes_on, is_key, note_traffic
+from helpers.waiting import wait_for
 from playwright.sync_api import Browser, Page, expect
 
 import app

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
-from helpers.browser import Identity, needs_browser, opened, wait_for, with_numbered_camera
+from helpers.browser import Identity, needs_browser, opened, with_numbered_camera
 from helpers.live_tab import note_states, reach, start, stop
+from helpers.waiting import wait_for
 from playwright.sync_api import Browser, Page, expect
 
 import app

@@ -5,9 +5,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from helpers.browser import chromium, needs_browser, opened, wait_for, write_camera
+from helpers.browser import chromium, needs_browser, opened, write_camera
 from helpers.graph_emulator import Graphs, emulate
 from helpers.live_tab import count_images, marker, reach, shown
+from helpers.waiting import wait_for
 
 import app
 from live2diff.runtime.cuda_graphs import CudaRuntime, Way

@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import pytest
 from helpers.browser import (
-    PATIENCE,
     READ_NUMBER,
     Identity,
     chromium,
@@ -21,10 +20,10 @@ from helpers.browser import (
     numbered,
     opened,
     pixels,
-    wait_for,
     write_camera,
 )
 from helpers.live_tab import count_images, disc, marker, note_states, passes, reach, shown, start, stop
+from helpers.waiting import PATIENCE, wait_for
 from playwright.sync_api import Browser, Page, expect
 
 import app

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from socket import SO_LINGER, SOL_SOCKET
 
 import pytest
-from helpers.browser import wait_for
-from helpers.live_socket import IMAGE, JPEG, PATIENCE, SETTINGS, answer, receive, served_socket, started
+from helpers.live_socket import IMAGE, JPEG, SETTINGS, answer, receive, served_socket, started
+from helpers.waiting import PATIENCE, wait_for
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 

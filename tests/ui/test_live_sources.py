@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from helpers.browser import Identity, chromium, needs_browser, opened, wait_for, write_camera
+from helpers.browser import Identity, chromium, needs_browser, opened, write_camera
 from helpers.live_tab import count_images, marker, reach, shown, start, stop
+from helpers.waiting import wait_for
 from playwright.sync_api import Browser, Page, expect
 
 import app

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from helpers.browser import chromium, needs_browser, wait_for
+from helpers.browser import chromium, needs_browser
 from helpers.live_socket import SETTINGS, answer, receive
 from helpers.network import Network
+from helpers.waiting import wait_for
 from playwright.sync_api import sync_playwright
 from websockets.sync.client import connect
 

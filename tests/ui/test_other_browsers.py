@@ -7,11 +7,12 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from helpers.browser import PIXELS, Identity, wait_for
+from helpers.browser import PIXELS, Identity
 from helpers.clips import write_clip
 from helpers.network import Network
 from helpers.other_browsers import OtherBrowser, firefox, webkit
 from helpers.video_frames import goes_on, note_traffic
+from helpers.waiting import wait_for
 
 import app
 from live2diff.serving.engine import Engine

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from helpers.browser import PATIENCE
 from helpers.clips import write_clip
+from helpers.waiting import PATIENCE
 from mcp import ClientSession, types
 from mcp.client.streamable_http import streamable_http_client
 

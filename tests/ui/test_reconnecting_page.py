@@ -8,11 +8,12 @@ from pathlib import Path
 
 import av
 import pytest
-from helpers.browser import Identity, needs_browser, opened, wait_for, with_numbered_camera
+from helpers.browser import Identity, needs_browser, opened, with_numbered_camera
 from helpers.gpu_visits import Clock
 from helpers.live_socket import SETTINGS, receive, send_json, socket_address
 from helpers.live_tab import count_images, note_states, reach, shown, start
 from helpers.network import Network
+from helpers.waiting import wait_for
 from playwright.sync_api import Browser, Page, expect
 from websockets.sync.client import connect
 

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from socket import SO_LINGER, SOL_SOCKET
 
 import pytest
-from helpers.browser import Identity, wait_for
+from helpers.browser import Identity
 from helpers.gpu_visits import Clock
 from helpers.live_socket import SETTINGS, answer, receive, send_frame, send_json, socket_address
+from helpers.waiting import wait_for
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 

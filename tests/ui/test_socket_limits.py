@@ -11,7 +11,7 @@ import cv2
 import gradio as gr
 import numpy as np
 import pytest
-from helpers.browser import Identity, wait_for
+from helpers.browser import Identity
 from helpers.live_socket import (
     JPEG,
     SETTINGS,
@@ -23,6 +23,7 @@ from helpers.live_socket import (
     socket_address,
     started,
 )
+from helpers.waiting import wait_for
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Opcode

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.browser import chromium, needs_browser, numbered, opened, wait_for, write_camera
+from helpers.browser import chromium, needs_browser, numbered, opened, write_camera
 from helpers.clips import RATE, sound_seconds, write_clip
+from helpers.waiting import PATIENCE, wait_for
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from live2diff.serving.clip_queue import ClipQueue
@@ -166,11 +167,11 @@ def test_a_clip_chosen_while_the_server_clears_the_one_before_is_trimmed_to_its_
 
     def tidy(jobs: ClipQueue) -> None:
         entered.set()
-        assert release.wait(60)
+        assert release.wait(PATIENCE)
 
     monkeypatch.setattr(ClipQueue, "tidy", tidy)
     clear(page)
-    assert entered.wait(60)
+    assert entered.wait(PATIENCE)
     upload(page, write_clip(tmp_path / "second.mp4", 75))
     release.set()
     expect(page.get_by_label("End, in seconds")).to_have_value("3")

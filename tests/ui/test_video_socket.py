@@ -7,10 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers.browser import Identity, wait_for
+from helpers.browser import Identity
 from helpers.live_socket import (
     JPEG,
-    PATIENCE,
     SETTINGS,
     answer,
     receive,
@@ -21,6 +20,7 @@ from helpers.live_socket import (
     started,
 )
 from helpers.video_frames import encoded, is_key, read_number
+from helpers.waiting import PATIENCE, wait_for
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.browser import Identity, wait_for
+from helpers.browser import Identity
+from helpers.waiting import wait_for
 
 import app
 from live2diff.client import LiveClient

@@ -1,7 +1,7 @@
 """The full model at its real size, 1.28 billion parameters in the UNet, with random weights.
 
 7 GB of disk, 15 GB of memory and five minutes of two cores. To run it:
-`REAL_SIZE=1 python -m pytest tests/test_real_size.py -s`.
+`REAL_SIZE=1 python -m pytest tests/weights/test_real_size.py -s`.
 """
 
 import os
@@ -14,9 +14,10 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from helpers.checkpoints import kohya_lora, random_lora, write
-from transformers import CLIPTextConfig, CLIPTextModel, DPTConfig, DPTForDepthEstimation
+from transformers import CLIPTextModel, DPTForDepthEstimation
 
 import live2diff
+from live2diff.benchmark.models import DEPTH_ESTIMATOR, TEXT_ENCODER
 from live2diff.loading import convert
 from live2diff.model.unet import StreamUNet
 from live2diff.training.text import build_tokenizer
@@ -50,19 +51,10 @@ def write_published(folder: Path) -> Sources:
         for name, parameter in unet.named_parameters()
         if "attn" in name and parameter.ndim == 2
     }
-    sizes = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-    CLIPTextModel(CLIPTextConfig(**sizes)).save_pretrained(folder / "base" / "text_encoder")
+    CLIPTextModel(TEXT_ENCODER).save_pretrained(folder / "base" / "text_encoder")
     build_tokenizer(folder / "words").save_pretrained(folder / "base" / "tokenizer")
     AutoencoderTiny().save_pretrained(folder / "taesd")
-    hybrid = DPTConfig(
-        is_hybrid=True,
-        backbone_featmap_shape=[1, 1024, 24, 24],
-        neck_ignore_stages=[0, 1],
-        backbone_out_indices=[2, 5, 8, 11],
-        neck_hidden_sizes=[256, 512, 768, 768],
-        readout_type="project",
-    )
-    DPTForDepthEstimation(hybrid).save_pretrained(folder / "depth")
+    DPTForDepthEstimation(DEPTH_ESTIMATOR).save_pretrained(folder / "depth")
     write(kohya_lora(random_lora(layers, rank=64)), folder / "lcm.safetensors")
     with torch.device("meta"):
         outline = StreamUNet(cross_attention_dim=768)

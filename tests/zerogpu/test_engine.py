@@ -1,17 +1,14 @@
 """What comes out of an engine whose GPU is lent for each session, in a thread and in a forked process."""
 
-import numpy as np
 import pytest
-from helpers.browser import wait_for
 from helpers.gpu_visits import both_ways, visiting
-from helpers.streams import alone, assert_same, frames
+from helpers.streams import alone, assert_same, frames, push_by_turns
+from helpers.waiting import PATIENCE, wait_for
 
 from live2diff.errors import EngineBusy, GpuSessionOver
 from live2diff.serving.admission import WaitingLine
 from live2diff.streaming.settings import StreamSettings
 from live2diff.zerogpu.engine import ZeroGpuEngine
-
-PATIENCE = 60.0  # seconds that a condition may take
 
 
 @both_ways
@@ -112,14 +109,10 @@ def test_a_large_clip_keeps_its_size(engine):
 def test_two_viewers_at_once_have_each_their_own(engine, tiny_pipeline):
     settings = {"ann": {"style": "pencil", "seed": 1}, "bob": {"style": "neon", "prompt": "a cat", "seed": 2}}
     clips = {"ann": frames(13, 9), "bob": frames(14, 9)}
-    outs: dict[str, list[np.ndarray]] = {"ann": [], "bob": []}
     for key in clips:
         engine.open(key, StreamSettings(**settings[key]))
     with visiting(engine, "ann"), visiting(engine, "bob"):
-        for pair in zip(clips["ann"], clips["bob"], strict=True):
-            answers = [engine.push(key, frame) for key, frame in zip(clips, pair, strict=True)]
-            for key, answer in zip(clips, answers, strict=True):
-                outs[key] += answer.result(PATIENCE).frames
+        outs = push_by_turns(engine, clips)
     for key in clips:
         assert_same(outs[key], alone(tiny_pipeline, clips[key], **settings[key]))
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 import torch
-from helpers.browser import wait_for
 from helpers.gpu_visits import Clock, in_forked_process, visiting
 from helpers.streams import alone, assert_same, frames
+from helpers.waiting import PATIENCE, wait_for
 
 from live2diff.errors import GpuSessionOver, StreamClosed
 from live2diff.runtime import trial
@@ -18,7 +18,6 @@ from live2diff.zerogpu.engine import CLIP_MARGIN, ZeroGpuEngine, wrap_gpu
 from live2diff.zerogpu.quota import CHARGED, GPU_SECONDS, seconds_left, words_of
 from live2diff.zerogpu.worker import Job
 
-PATIENCE = 60.0  # seconds that a condition may take
 CHANGES = {"style": "pencil", "steps": 1, "seed": 1}
 SETTINGS = StreamSettings(**CHANGES)
 LEFT = "You have exceeded your free ZeroGPU quota (50s requested vs. {}s left). Try again in 3:00:00."

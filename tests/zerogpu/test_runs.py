@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import gradio as gr
 import pytest
-from helpers.browser import wait_for
 from helpers.gpu_visits import Clock, both_ways, visiting
 from helpers.paths import ROOT
 from helpers.streams import frames
+from helpers.waiting import PATIENCE, wait_for
 from playwright.sync_api import sync_playwright
 
 from live2diff.errors import ClipStopped, GpuSessionOver, StreamClosed
@@ -25,7 +25,6 @@ from live2diff.zerogpu.button import gpu_session_button
 from live2diff.zerogpu.engine import ZeroGpuEngine
 from live2diff.zerogpu.worker import SILENCE_SECONDS, Job
 
-PATIENCE = 60.0  # seconds that a condition may take
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
