@@ -22,7 +22,18 @@ from helpers.browser import (
     pixels,
     write_camera,
 )
-from helpers.live_tab import count_images, disc, marker, note_states, passes, reach, shown, start, stop
+from helpers.live_tab import (
+    compare_side_by_side,
+    count_images,
+    disc,
+    marker,
+    note_states,
+    passes,
+    reach,
+    shown,
+    start,
+    stop,
+)
 from helpers.waiting import PATIENCE, wait_for
 from playwright.sync_api import Browser, Page, expect
 
@@ -179,20 +190,7 @@ def test_a_sample_of_the_style_is_shown_before_the_start(page):
 def test_the_original_beside_a_result_is_the_frame_it_was_made_from(page):
     start(page)
     reach(page, "running")  # the camera, once it is there, sets whether it is mirrored
-    page.locator("#live .mirror").uncheck()
-    page.locator("#live .views label", has_text="Side by side").click()
-    both = "() => [0, 0.5].map((left) => readNumber(document.querySelector('#live canvas'), left, 0.5))"
-
-    readable: list[tuple[int, int]] = []
-
-    def read() -> bool:
-        pair = tuple(page.evaluate(both))
-        if -1 not in pair:
-            readable.append(pair)
-        return len(readable) > 10 and len(set(readable)) > 4  # the camera repeats itself each second
-
-    wait_for(read)
-    assert [left - right for left, right in readable] == [0] * len(readable)
+    compare_side_by_side(page)
     page.locator("#live .views label", has_text="Slider").click()
     slider = page.locator("#live .split")
     slider.focus()
