@@ -10,7 +10,7 @@ from helpers.material import write_material
 import live2diff
 from live2diff.loading import NANO
 from live2diff.model.vae import decode, encode
-from live2diff.training import photographs
+from live2diff.training import photographs, recipe
 from live2diff.training.clips import sample_clip, sample_styled, through_camera
 from live2diff.training.recipe import train_nano
 from live2diff.training.targets import PAINTED, TARGETS
@@ -117,7 +117,7 @@ def test_material_without_one_of_the_teachers_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_recipe_trains_saves_and_resumes(tmp_path, material):
+def test_the_recipe_trains_saves_and_resumes(tmp_path, material, monkeypatch):
     def train(name: str) -> list:
         return list(train_nano(tmp_path / "work", tmp_path / name, material=material, scale=1e-6))
 
@@ -131,7 +131,8 @@ def test_the_recipe_trains_saves_and_resumes(tmp_path, material):
     stream = pipeline.stream(style="oil", size=64)
     frames = [np.full((64, 64, 3), 100, np.uint8)] * 9
     assert len([out for frame in frames for out in stream.push(frame)] + stream.flush()) == 9
-    # All checkpoints are there: nothing is left to do, and the result is the same.
+    # All checkpoints are there: nothing is left to do, and the result is the same; ranges take long.
+    monkeypatch.setattr(recipe, "measure_ranges", lambda *_: {})
     assert train("again") == []
     for file in (tmp_path / "model").glob("*/*.safetensors"):
         assert file.read_bytes() == (tmp_path / "again" / file.relative_to(tmp_path / "model")).read_bytes()
