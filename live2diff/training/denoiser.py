@@ -26,7 +26,7 @@ from ..model.unet import StreamUNet
 from ..model.vae import decode, encode
 from ..streaming.images import download
 from .clips import through_camera
-from .loop import LoopSettings, Losses, fit
+from .loop import LoopSettings, Losses, fit, share_of
 from .losses import CELL, Critic, Perception, contrast, image_loss
 from .pool import Pool
 from .vae import to_tensor
@@ -335,7 +335,7 @@ def train_denoiser(
     def batch_of(step: int) -> Batch:
         random = np.random.default_rng([settings.seed, sum(map(ord, name)), step, accelerator.process_index])
         pool, clips, side = sources[step % len(sources)]
-        return sample_batch(random, pool, max(1, clips // accelerator.num_processes), side)
+        return sample_batch(random, pool, share_of(clips, accelerator), side)
 
     def loss_of(denoiser: Denoiser, batch: Batch) -> dict[str, torch.Tensor]:
         return denoising_loss(denoiser, to_device(batch), weights)

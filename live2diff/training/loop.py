@@ -193,6 +193,11 @@ def load_checkpoint(
     return state["step"]
 
 
+def share_of(count: int, accelerator: Accelerator) -> int:
+    """Return how many of a step's clips or images each process takes, at least one."""
+    return max(1, count // accelerator.num_processes)
+
+
 def seed_of(*numbers: int) -> int:
     """Mix several numbers into one seed, so that no two steps or processes share their noise."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

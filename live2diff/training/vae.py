@@ -14,7 +14,7 @@ from ..loading import NANO
 from ..model.depth import depth_pictures
 from ..model.vae import decode, encode, patch_side
 from ..streaming.images import upload
-from .loop import LoopSettings, Losses, fit
+from .loop import LoopSettings, Losses, fit, share_of
 from .losses import CELL, image_loss
 from .pool import Pool
 
@@ -118,7 +118,7 @@ def train_vae(
 
     def batch_of(step: int) -> torch.Tensor:
         random = np.random.default_rng([settings.seed, 1, step, accelerator.process_index])
-        return sample_images(random, pool, max(1, 16 // accelerator.num_processes))
+        return sample_images(random, pool, share_of(16, accelerator))
 
     def loss_of(vae: AutoencoderTiny, images: torch.Tensor) -> dict[str, torch.Tensor]:
         return vae_loss(vae, images.to(accelerator.device))
