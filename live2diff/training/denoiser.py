@@ -38,7 +38,7 @@ LAST_TIMESTEP = 4
 # What each loss counts. An unsure model draws the mean of what it is unsure of, grey where there should be a
 # line: contrast, texture, perception and the critic see that. The finest latents nobody sees.
 WEIGHTS = {
-    "latent": 0.1, "pixel": 0.25, "contrast": 1.0, "perception": 0.6, "texture": 1.0, "fooled": 0.15,
+    "latent": 0.1, "pixel": 0.25, "contrast": 1.0, "perception": 0.6, "texture": 1.5, "fooled": 0.2,
     "critic": 1.0, "flicker": 6.0,
 }  # fmt: skip
 SECOND_STEPS = 0.3  # share of batches; the others learn the first step, which is the harder one

@@ -38,7 +38,7 @@ def train_depth(
 
     def batch_of(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         random = np.random.default_rng([settings.seed, 2, step, accelerator.process_index])
-        clips = [sample_clip(random, 128, frames=4) for _ in range(share_of(4, accelerator))]
+        clips = [sample_clip(random, 128, frames=4) for _ in range(share_of(8, accelerator))]
         images = to_tensor(np.concatenate([through_camera(random, clip) for clip, _ in clips]))
         return images, torch.from_numpy(np.concatenate([depth for _, depth in clips]))
 

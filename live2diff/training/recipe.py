@@ -79,7 +79,7 @@ def train_nano(
         steps = max(2, round(steps * scale))
         return LoopSettings(
             steps, learning_rate, rise_steps=max(1, steps * 3 // 100), final_rate=0.02, betas=(0.9, 0.99),
-            weight_decay=1e-4, ema_decay=0.99, seed=seed,
+            weight_decay=1e-4, ema_decay=0.995, seed=seed,
         )  # fmt: skip
 
     def pool(name: str) -> Pool:
@@ -119,7 +119,7 @@ def stages(images: Pool, clips: Pool) -> dict[str, dict[str, Any]]:
         # the teacher. Starts as the average of like frames.
         "motion": dict(
             trains=is_motion, sources=[(clips, 2, 128), (clips, 1, 192)],
-            settings=(7500, 1.5e-3), weights=WEIGHTS | {"pixel": 1.0, "flicker": 60.0},
+            settings=(5000, 1.5e-3), weights=WEIGHTS | {"pixel": 1.0, "flicker": 60.0},
         ),
     }  # fmt: skip
 

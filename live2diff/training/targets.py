@@ -64,8 +64,8 @@ def comic(image: np.ndarray) -> np.ndarray:
     strongest = smooth.max(axis=2).astype(np.float32)
     saturation = (strongest - smooth.min(axis=2)) / (strongest + 20)
     coloured = rise(cv2.GaussianBlur(saturation, (0, 0), 1.5), 0.26, 25)[..., None]
-    hue = saturate(smooth, 2.2)
-    hue = 217 * hue / (hue.max(axis=2, keepdims=True) + 1) + 0.15 * CREAM
+    hue = saturate(smooth, 1.6)
+    hue = 200 * hue / (hue.max(axis=2, keepdims=True) + 1) + 0.2 * CREAM
     grey = luminance(image)
     tone = cv2.GaussianBlur(grey, (0, 0), 1.2)
     shadow, light, paper = (rise(tone, at, 45)[..., None] for at in (0.25, 0.45, 0.66))
