@@ -27,6 +27,7 @@ from ..serving.futures import delivering, fail, follow, resolved
 from ..serving.sessions import FrameResult, Session
 from ..streaming.settings import BLEND_FRAMES, StreamSettings
 from .channel import POLL_SECONDS, PipePool
+from .fork import fork_one_at_a_time
 from .quota import FRAME_SECONDS, GENEROUSLY, GPU_SECONDS, SHORTEST_RUN, seconds_left, seconds_of
 from .remote_stream import RemoteStream, Run
 from .worker import TIME_OVER, Job, serve
@@ -89,8 +90,7 @@ class ZeroGpuEngine(Engine):
     it `push` raises `GpuSessionOver`; after `open`, or the next `gpu_session`, the stream goes on likewise.
     """
 
-    needs_gpu_session, owns_device = True, False
-    session_kind = GpuSession
+    needs_gpu_session, owns_device, session_kind = True, False, GpuSession
 
     def __init__(
         self,
@@ -102,6 +102,7 @@ class ZeroGpuEngine(Engine):
         clock: Callable[[], float] = time.monotonic,
         graphs: bool = False,
     ) -> None:
+        fork_one_at_a_time()
         self.gpu_seconds, self.graphs = gpu_seconds, graphs
         self.frame_times = deque([FRAME_SECONDS], maxlen=64)  # seconds, of warm streams
         # Twice as many as can be in use: a run may outlive its session while `spaces` ends it.
