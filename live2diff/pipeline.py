@@ -17,7 +17,7 @@ from .model.depth import inverse_depth, standardize_weights
 from .model.kv_cache import KVCache
 from .model.lcm import Schedule, make_schedule, spread_indices, timesteps_of_indices
 from .model.unet import StreamUNet
-from .model.vae import VAE, decode, encode, vae_scale_factor
+from .model.vae import VAE, decode, encode, pad_by_replication, vae_scale_factor
 from .streaming.cache_pool import CachePools
 from .streaming.content_filter import ContentFilter
 from .streaming.settings import StreamSettings
@@ -51,6 +51,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         strongest_index: where a stream of full strength begins: the noisiest step the model was trained on.
         few_step_lora: file beside the weights: the LoRA with which a many-step model needs only a few steps.
         fixed_noise: whether each frame of a stream gets the same noise: what stands still flickers less.
+        replicate_borders: whether convolutions see the outermost pixels around an image, and not zeros.
         prompt_hint, prompt_examples: what words do for this model, for people, and prompts to try.
     """
 
@@ -76,6 +77,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         strongest_index: int = 0,
         few_step_lora: str | None = None,
         fixed_noise: bool = False,
+        replicate_borders: bool = False,
         prompt_hint: str = PROMPT_HINT,
         prompt_examples: Sequence[str] = PROMPT_EXAMPLES,
     ) -> None:
@@ -88,6 +90,8 @@ class Live2DiffPipeline(DiffusionPipeline):
         self.content_filter: ContentFilter | None = None  # checks the output
         self.about = ""  # a sentence for people on which model this is
         standardize_weights(depth_estimator)
+        if replicate_borders:
+            pad_by_replication(unet, vae)
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -103,6 +107,7 @@ class Live2DiffPipeline(DiffusionPipeline):
             strongest_index=strongest_index,
             few_step_lora=few_step_lora,
             fixed_noise=fixed_noise,
+            replicate_borders=replicate_borders,
             prompt_hint=prompt_hint,
             prompt_examples=list(prompt_examples),
         )

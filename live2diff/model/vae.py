@@ -1,13 +1,25 @@
 """Images to latents and back, for the tiny VAE and for Stable Diffusion's own."""
 
 import math
+from typing import Any, cast
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 VAE = AutoencoderTiny | AutoencoderKL
+
+
+def pad_by_replication(*parts: nn.Module) -> None:
+    """Have convolutions see the outermost pixels once more around an image, and not zeros.
+
+    Zeros draw a frame if a model was trained on parts of images, whose surroundings it could not know.
+    """
+    for part in parts:
+        for module in part.modules():
+            if isinstance(module, nn.Conv2d) and any(module.padding):
+                module.padding_mode = "replicate"
 
 
 def patch_side(vae: VAE, channels: str = "in_channels") -> int:
@@ -32,10 +44,11 @@ def encode(vae: VAE, images: Tensor) -> Tensor:
 def decode(vae: VAE, latents: Tensor) -> Tensor:
     """Decode scaled latents `[n, C, h, w]` to images `[n, 3, height, width]` in `[-1, 1]`, not clamped.
 
-    A decoder of patches sees the outermost latents once more around them, instead of the zeros of its
-    convolutions, which draw a frame around the image.
+    A decoder of patches that pads with zeros sees the outermost latents once more around them, which takes
+    most of its frame away.
     """
-    side, around = patch_side(vae, "out_channels"), 1 if patch_side(vae) > 1 else 0
+    side, decoder = patch_side(vae, "out_channels"), cast(Any, vae.decoder)
+    around = 1 if side > 1 and decoder.layers[0].padding_mode == "zeros" else 0
     latents = functional.pad(latents, [around] * 4, mode="replicate") if around else latents
     patches = vae.decode(latents.to(vae.dtype) / vae.config["scaling_factor"], return_dict=False)[0]
     images = functional.pixel_shuffle(patches, side)

@@ -211,7 +211,8 @@ def fused_forward(module: nn.Module) -> Callable[..., Tensor] | None:
     if type(module) is ResnetBlock2D:
         return resnet if is_plain(module) else None
     if type(module) is AutoencoderTinyBlock:
-        return tiny_block if isinstance(module.conv[1], nn.ReLU) else None
+        pads = module.conv[0].padding_mode  # cuDNN's pad with zeros
+        return tiny_block if isinstance(module.conv[1], nn.ReLU) and pads == "zeros" else None
     found: dict[type, Callable[..., Tensor]] = {nn.GroupNorm: norm, GEGLU: gated}
     return (found | {BitGroupNormActivation: norm_of_depth}).get(type(module))
 

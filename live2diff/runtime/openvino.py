@@ -166,7 +166,8 @@ def computes_in_8_bits() -> bool:
 def digest(pipeline: Live2DiffPipeline, ranges: Ranges, package: Path = PACKAGE) -> str:
     """Hash all that the graphs depend on: weights, configuration, libraries, and the code in `package`."""
     versions = {name: version(name) for name in TRACING_LIBRARIES}
-    result = hashlib.sha256(json.dumps([ranges, versions, platform.machine()]).encode())
+    borders = pipeline.config["replicate_borders"]
+    result = hashlib.sha256(json.dumps([ranges, versions, platform.machine(), borders]).encode())
     for pattern in TRACED_CODE:
         for file in sorted(package.glob(pattern)):
             result.update(file.read_bytes())

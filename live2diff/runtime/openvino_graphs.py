@@ -145,11 +145,15 @@ def merge_upsampling(graph: ov.Model, ranges: Ranges) -> None:
         if node.get_type_name() != "Convolution" or layer_of(node) in ranges:
             continue
         before = node.input_value(0).get_node()
+        pads, replicated = node.get_attributes()["pads_begin"], is_replicated(before)
+        if replicated:
+            pads = before.input_value(1).get_node().data[2:]
+            before = before.input_value(0).get_node()
         kind = before.get_attributes() if before.get_type_name() == "Interpolate" else {}
         if (kind.get("mode"), kind.get("shape_calculation_mode")) != ("nearest", "scales"):
             continue
         weight: Any = node.input_value(1).get_node().data  # [C_out, C_in, H, W]
-        factors, pads = before.input_value(1).get_node().data, node.get_attributes()["pads_begin"]
+        factors = before.input_value(1).get_node().data
         if (list(factors), list(pads), weight.shape[2:]) != ([2, 2], [1, 1], (3, 3)):
             continue
         flipped = weight[..., ::-1, ::-1].swapaxes(0, 1)
@@ -157,12 +161,21 @@ def merge_upsampling(graph: ov.Model, ranges: Ranges) -> None:
             np.pad(flipped, [(0, 0), (0, 0), (down, 1 - down), (right, 1 - right)])
             for down, right in product((0, 1), repeat=2)
         )
+        entering, cut = before.input_value(0), [1, 1]
+        if replicated:  # the outermost pixels once more, which are two after the doubling
+            edge, cut = operations.constant(np.array([0, 0, 1, 1])), [3, 3]
+            entering = operations.pad(entering, edge, edge, "edge")
         merged = operations.convolution_backprop_data(
-            before.input_value(0), operations.constant(summed), [2, 2], pads_begin=[1, 1], pads_end=[1, 1]
+            entering, operations.constant(summed), [2, 2], pads_begin=cut, pads_end=cut
         )
         merged.set_friendly_name(node.get_friendly_name())
         node.output(0).replace(merged.output(0))
     graph.validate_nodes_and_infer_types()
+
+
+def is_replicated(node: Any) -> bool:
+    """Return whether a node repeats the outermost pixels around an image."""
+    return node.get_type_name() == "Pad" and node.get_attributes()["pad_mode"] == "edge"
 
 
 def quantise(graph: ov.Model, ranges: Ranges) -> None:

@@ -146,6 +146,7 @@ def save(
         num_inference_steps=NUM_INFERENCE_STEPS,
         strongest_index=STRONGEST_INDEX,
         fixed_noise=True,
+        replicate_borders=True,  # after the training, whose images are parts of others
         prompt_hint=PHRASES["help"]["hint"],
         prompt_examples=PHRASES["help"]["examples"],
     )

@@ -119,6 +119,17 @@ def test_words_for_things_do_no_harm(pipeline, source):
     print({key: round(value, 1) for key, value in differences.items()})
 
 
+@pytest.mark.parametrize("style", ["oil", "starry", "pastel", "comic"])
+def test_a_plain_image_has_no_frame(pipeline, style):
+    plain = np.full((192, 256, 3), (150, 175, 210), np.uint8)
+    grey = pipeline([plain] * 8, style=style)[-1].mean(axis=2)
+    inner = grey[48:-48, 48:-48].mean()
+    sides = [
+        side[:, 48:-48].mean(axis=1) for side in (grey[:20], grey[-20:], grey[:, :20].T, grey[:, -20:].T)
+    ]
+    assert abs(np.concatenate(sides) - inner).max() < 8
+
+
 def test_like_cells_have_one_colour(pipeline):
     """No pattern of the period of a cell shows in plain areas."""
     torch.manual_seed(0)

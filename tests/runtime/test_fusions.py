@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from helpers.compiled import compiled_for_gpus, interpreted, run_interpreted
 from torch.nn import functional
 from transformers import BitConfig
@@ -9,6 +10,7 @@ from transformers.models.bit.modeling_bit import BitGroupNormActivation
 
 triton = pytest.importorskip("triton", reason="on Linux only")
 
+from live2diff.model.vae import pad_by_replication  # noqa: E402
 from live2diff.runtime import fusions  # noqa: E402
 from live2diff.runtime.overrides import Overrides  # noqa: E402
 
@@ -80,6 +82,13 @@ def test_the_norms_of_a_hybrid_depth_estimator(activates):
     x = torch.randn(2, 16, 5, 7)
     forward = fusions.fused_forwards(torch.nn.Sequential(module))[module]
     torch.testing.assert_close(forward(x), module(x))
+
+
+def test_a_tiny_block_that_replicates_borders_keeps_its_own_forward():
+    block = AutoencoderTinyBlock(4, 4, "relu")
+    assert fusions.fused_forwards(block)
+    pad_by_replication(block)
+    assert not fusions.fused_forwards(block)
 
 
 def test_overrides_come_back_after_an_error_and_nest():

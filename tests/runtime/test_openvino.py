@@ -19,6 +19,7 @@ from torch.testing import assert_close
 import live2diff
 from live2diff import Live2DiffPipeline
 from live2diff.loading import NANO, RANGES
+from live2diff.model.vae import pad_by_replication
 from live2diff.serving.working_size import Work, frame_seconds
 from live2diff.training.ranges import choose_levels
 from live2diff.video.reader import read_frames
@@ -184,12 +185,15 @@ def test_the_shipped_model_in_8_bits_gives_nearly_the_images_of_32(shipped):
     assert 10 * np.log10(255**2 / error) > 45  # decibels
 
 
-def test_upsampling_and_its_convolution_become_one_layer_that_computes_the_same():
+@pytest.mark.parametrize("replicated", [False, True])
+def test_upsampling_and_its_convolution_become_one_layer_that_computes_the_same(replicated):
     layers = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3, padding=1),
         torch.nn.Upsample(scale_factor=2),
         torch.nn.Conv2d(4, 5, 3, padding=1),
     )
+    if replicated:
+        pad_by_replication(layers)
     images = torch.randn(2, 3, 7, 10)
     graph = trace(TracedPart("vae", layers, lambda module, x: module(x)), images)
     merge_upsampling(graph, {})
