@@ -58,7 +58,7 @@ def train_nano(
 
     `work` holds checkpoints and previews: if it is stopped, the same call resumes from the last checkpoint.
     `material` is the folder that `fetch.py` writes; `precision` is "no" or "bf16", which is faster where the
-    processor multiplies it (AMX). The processes of `torchrun` share the clips of a step.
+    processor multiplies it. The processes of `torchrun` share the clips of a step.
 
     Raises:
         ValueError: A teacher is missing in `material`.

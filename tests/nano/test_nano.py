@@ -119,7 +119,7 @@ def test_words_for_things_do_no_harm(pipeline, source):
     print({key: round(value, 1) for key, value in differences.items()})
 
 
-@pytest.mark.parametrize("style", ["oil", "starry", "pastel", "comic"])
+@pytest.mark.parametrize("style", ["oil", "starry", "pastel"])  # those that had the most
 def test_a_plain_image_has_no_frame(pipeline, style):
     plain = np.full((192, 256, 3), (150, 175, 210), np.uint8)
     grey = pipeline([plain] * 8, style=style)[-1].mean(axis=2)
