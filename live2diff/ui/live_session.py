@@ -30,6 +30,7 @@ from .video_codec import is_vp9
 
 OPEN_SECONDS = 0.3  # at least, between two streams of one viewer
 POLL_SECONDS = 1.0  # between updates of the queue position and of the time left
+FETCH_SECONDS = 0.5  # a style whose files take longer is announced to the page
 ALIVE_SECONDS = 2.0  # between messages by which the page knows that the network is not dead
 VIDEO_FRAME_BYTES = int(BYTES_A_SECOND / 70)  # charged at least: each costs time, dropped ones too
 REJECTED, RESTARTING = 1008, 1012  # codes that close a socket; after the second the page tries again
@@ -64,7 +65,6 @@ class LiveSession:
 
     socket: WebSocket
     engine: EngineProtocol
-    line: WaitingLine
     visits: Visits
     visit: Visit
     abort: Callable[[], None]  # drops the connection without waiting for the other side
@@ -82,6 +82,11 @@ class LiveSession:
     def key(self) -> str:
         """Return the key of the visit in engine and line."""
         return self.visit.key
+
+    @property
+    def line(self) -> WaitingLine:
+        """Return the waiting line of all visits."""
+        return self.visits.line
 
     async def run(self) -> None:
         """Serve the socket until it closes; if it was cut, hold the place for the next one."""
@@ -212,7 +217,9 @@ class LiveSession:
             settings, refill = self.settings, self.last_update.refill
             blend = 0 if refill else self.last_update.blend
             try:
-                await asyncio.wrap_future(self.engine.fetch(settings.style))
+                await self.fetch(settings.style)
+                if settings != self.settings:
+                    continue
                 updated = self.engine.update(self.key, settings, blend=blend)
                 if refill:
                     self.engine.restart(self.key)
@@ -223,24 +230,42 @@ class LiveSession:
             except StreamClosed:
                 break  # the next frame opens another stream, with these settings
             except (ValueError, OSError) as error:
-                if settings == self.settings:
-                    self.settings = self.applied_settings
+                if settings != self.settings:
+                    continue  # others were chosen before these were refused
+                self.settings = self.applied_settings
                 await self.send_json(refused=str(error), style=self.applied_settings.style)
             except RuntimeError as error:
                 await self.fail_in_model(error)
         self.update_task = None
 
+    async def fetch(self, style: str | None) -> None:
+        """Wait until the engine has a style's files, or another style is chosen; announce a long download."""
+        fetched, is_announced = asyncio.wrap_future(self.engine.fetch(style)), False
+        try:
+            while self.settings.style == style:
+                await asyncio.wait({fetched}, timeout=FETCH_SECONDS)
+                if fetched.done():
+                    return fetched.result()
+                if not is_announced:
+                    await self.send_json(loading=style)
+                    is_announced = True
+        finally:
+            fetched.cancel()
+
     async def stream_in_turns(self) -> None:
         """Wait for a place, open the stream, relay its frames until the turn is over; again and again."""
         await self.send_json(resume=self.visits.new_token(self.visit))
         while True:
+            settings = self.settings
             try:
+                await self.fetch(settings.style)  # first: a place in line is kept for seconds only
                 while (place := self.line.join(self.key)).position > 0:
                     await self.send_json(waiting=place.position, seconds=place.seconds)
                     await asyncio.sleep(POLL_SECONDS)
                 await asyncio.sleep(self.opened_at + OPEN_SECONDS - time.monotonic())
+                if settings.style != self.settings.style:
+                    continue
                 self.opened_at, settings = time.monotonic(), self.settings
-                await asyncio.wrap_future(self.engine.fetch(settings.style))
                 ignored = await asyncio.wrap_future(self.engine.open(self.key, settings))
             except EngineBusy:  # the place was not taken in time
                 await asyncio.sleep(POLL_SECONDS)

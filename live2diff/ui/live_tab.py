@@ -100,7 +100,7 @@ def live_route(
                 await socket.send_json({"error": str(error)})
                 return await socket.close(1008)
             abort_socket = partial(abort, demo, socket)
-            await LiveSession(socket, engine, line, visits, visit, abort_socket).run()
+            await LiveSession(socket, engine, visits, visit, abort_socket).run()
         finally:
             open_sockets -= 1
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.components import Component
+from gradio.events import Dependency
 
 from ..config import WARMUP_FRAMES
 from ..errors import ClipError, ClipStopped
@@ -152,7 +153,7 @@ def stage_values(
 def trim_fields() -> tuple[gr.Number, gr.Number]:
     """Create the fields of the part in seconds, which can also be set to the player's position."""
     position = "() => Number((document.querySelector('#clip video')?.currentTime ?? 0).toFixed(2))"
-    with gr.Accordion("Trim", open=False, elem_id="trim"), gr.Row():
+    with gr.Accordion("Trim", open=False), gr.Row():
         fields = []
         for name, label in (("start", "Start, in seconds"), ("end", "End, in seconds (empty: to the end)")):
             with gr.Column(min_width=140):
@@ -197,20 +198,27 @@ class Controls:
         first = [self.clip, self.style, self.prompt, self.seed]
         return [*first, self.start, self.end, self.steps, self.strength]
 
+    def buttons(self, is_running: bool = False) -> dict[Component, Any]:
+        """Return the updates of the two buttons."""
+        return {
+            self.begin: gr.update(interactive=not is_running),
+            self.cancel: gr.update(interactive=is_running),
+        }
+
 
 def video_tab(engine: EngineProtocol, jobs: ClipQueue) -> None:
     """Create the tab, within `gr.Blocks`."""
     offered = [preset for preset in presets() if preset["style"] in engine.styles]
     wall = example_wall(engine, offered) if offered else None
     controls = lay_out(engine, jobs)
-    wire(controls, jobs)
+    translation = wire(controls, jobs)
     if wall is not None:
-        wire_examples(wall, offered, controls)
+        wire_examples(wall, offered, controls, translation)
 
 
 def lay_out(engine: EngineProtocol, jobs: ClipQueue) -> Controls:
     """Create the components."""
-    with gr.Row(elem_id="pair"):
+    with gr.Row():
         with gr.Column(min_width=280):
             clip = gr.Video(
                 label="Your clip", show_label=False, sources=["upload", "webcam"], height=300, elem_id="clip"
@@ -230,7 +238,7 @@ def lay_out(engine: EngineProtocol, jobs: ClipQueue) -> Controls:
         with gr.Column(scale=2, min_width=280):
             label, hint = "What is in the clip", "A man at a desk"
             prompt = gr.Textbox(label=label, placeholder=hint, max_length=4000, elem_id="prompt")
-            with gr.Accordion("More", open=False, elem_id="more"), gr.Row():
+            with gr.Accordion("More", open=False), gr.Row():
                 seed = gr.Number(0, label="Seed", info="The same seed gives the same result.", precision=0)
                 choices = [("Style default", 0), *((str(count), count) for count in range(1, 5))]
                 steps = gr.Dropdown(choices, value=0, label="Steps", info="More are slower.")
@@ -249,24 +257,23 @@ def lay_out(engine: EngineProtocol, jobs: ClipQueue) -> Controls:
     return Controls(clip, start, end, stage, style, prompt, seed, steps, strength, begin, cancel)
 
 
-def wire(controls: Controls, jobs: ClipQueue) -> None:
-    """Connect the components with what they do."""
+def wire(controls: Controls, jobs: ClipQueue) -> Dependency:
+    """Connect the components with what they do; return the event of a translation."""
 
     def run(inputs: dict[Component, Any], request: gr.Request) -> Iterator[dict[Component, Any]]:
         clip, *values = (inputs[component] for component in controls.inputs)
         if clip is None:
             yield {controls.stage: stage_value("error", NO_CLIP)}
             return
-        yield {controls.stage: stage_value("waiting", "Waiting for the model."), **buttons(is_running=True)}
+        yield {
+            controls.stage: stage_value("waiting", "Waiting for the model."),
+            **controls.buttons(is_running=True),
+        }
         try:
             for value in stage_values(jobs, clip, *parse_inputs(*values), request):
                 yield {controls.stage: value}
         except (ValueError, OSError) as error:  # a setting, or a disk that cannot be written to
             yield {controls.stage: stage_value("error", str(error))}
-
-    def buttons(is_running: bool = False) -> dict[Component, Any]:
-        begin, cancel = gr.update(interactive=not is_running), gr.update(interactive=is_running)
-        return {controls.begin: begin, controls.cancel: cancel}
 
     def change_clip(clip: str | None) -> tuple[StageValue, None, float | None]:
         """Reset what belongs to the clip before, and trim to the end of this one."""
@@ -285,27 +292,32 @@ def wire(controls: Controls, jobs: ClipQueue) -> None:
     outputs = [controls.stage, controls.begin, controls.cancel]
     event = controls.begin.click(run, set(controls.inputs), outputs, **queue, **PRIVATE)
     for after in (event.then, event.failure):  # `then` alone does not follow an error
-        after(buttons, None, [controls.begin, controls.cancel], queue=False, **PRIVATE)
+        after(controls.buttons, None, [controls.begin, controls.cancel], queue=False, **PRIVATE)
     controls.cancel.click(stop, queue=False, **PRIVATE)
     clip = controls.clip
     changes = [clip.upload, clip.clear, clip.stop_recording]
     # In the browser, at once: an answer of the server might come when the next translation has begun.
     empty = f"() => ({json.dumps(stage_value('empty'))})"
     gr.on(changes, None, None, controls.stage, js=empty, **PRIVATE)
+    # And the translation of the clip before ends: its images would come to the stage of this one.
+    buttons = [controls.begin, controls.cancel]
+    gr.on(changes, controls.buttons, None, buttons, cancels=event, queue=False, **PRIVATE)
     trim = [controls.stage, controls.start, controls.end]
     # By default, Gradio drops a change that comes before the last one is answered.
     gr.on(changes, change_clip, clip, trim, trigger_mode="always_last", **PRIVATE)
+    return event
 
 
-def wire_examples(wall: gr.HTML, offered: list[dict], controls: Controls) -> None:
+def wire_examples(wall: gr.HTML, offered: list[dict], controls: Controls, translation: Dependency) -> None:
     """Fill in the clip and its settings on a click, and show the result that was made before."""
 
-    def pick(event: gr.SelectData) -> list[Any]:
+    def pick(event: gr.SelectData) -> dict[Component, Any]:
         preset = offered[event.index]
         made, clip = result_of(preset), str(EXAMPLES / preset["clip"])
         settings = [clip, preset["style"], preset["prompt"], preset["seed"], None, None, 0, 0]
         text = f"Made before, by the {RESULTS_BY} model. Translate makes it again."
         value = stage_value("done", text, path=str(made)) if made.exists() else stage_value("empty")
-        return [*settings, value]
+        return {**dict(zip(controls.inputs, settings, strict=True)), controls.stage: value, **controls.buttons()}
 
-    wall.select(pick, None, [*controls.inputs, controls.stage], api_visibility="private", queue=False)
+    outputs = [*controls.inputs, controls.stage, controls.begin, controls.cancel]
+    wall.select(pick, None, outputs, cancels=translation, api_visibility="private", queue=False)

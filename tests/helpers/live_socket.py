@@ -47,14 +47,14 @@ def send_frame(socket: ClientConnection, number: int, jpeg: bytes = JPEG) -> Non
     socket.send(FRAME.pack(number) + jpeg)
 
 
-def receive(socket: ClientConnection, key: str) -> dict:
-    """Wait for the next text message with this key."""
+def receive(socket: ClientConnection, *keys: str) -> dict:
+    """Wait for the next text message with one of these keys."""
     end = time.monotonic() + PATIENCE
     while (left := end - time.monotonic()) > 0:
         message = socket.recv(left)
-        if isinstance(message, str) and key in json.loads(message):
+        if isinstance(message, str) and json.loads(message).keys() & set(keys):
             return json.loads(message)
-    raise TimeoutError(f"no message with {key!r}")
+    raise TimeoutError(f"no message with {keys}")
 
 
 @contextmanager

@@ -2,17 +2,20 @@
 
 import json
 import struct
+import threading
 from collections.abc import Iterator
 from socket import SO_LINGER, SOL_SOCKET
 
 import pytest
-from helpers.live_socket import IMAGE, JPEG, SETTINGS, answer, receive, served_socket, started
+from helpers.browser import Identity, IdentityStream
+from helpers.live_socket import IMAGE, JPEG, SETTINGS, answer, receive, send_json, served_socket, started
 from helpers.waiting import PATIENCE, wait_for
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from live2diff.serving.engine import Engine
 from live2diff.streaming.images import LARGEST_FRAME, decode_frame
+from live2diff.streaming.settings import StreamSettings
 from live2diff.ui.live_protocol import FRAME, PATH, RESULT
 
 
@@ -51,6 +54,72 @@ def test_frames_are_counted_during_the_warmup_and_then_come_back_as_images(engin
         receive(socket, "started")
         assert answer(socket, 14)[0][4] == 1
     wait_for(lambda: engine.stats()["streams"] == 0)
+
+
+class Downloading(Identity):
+    """A model whose styles need files: `come` holds those that have come; comic's are missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.come = {style: threading.Event() for style in ("neon", "comic")}
+
+    def fetch(self, style: str | None) -> None:
+        if event := self.come.get(style or ""):
+            assert event.wait(PATIENCE)
+        if style == "comic":
+            raise OSError("comic cannot be downloaded")
+
+
+def test_a_style_that_was_left_while_it_was_downloaded_is_neither_applied_nor_refused():
+    model = Downloading()
+    engine = Engine(model)
+    with served_socket(engine) as address, started(address) as socket:
+        for left in ("neon", "comic"):
+            send_json(socket, update=SETTINGS | {"style": left})
+            assert receive(socket, "loading") == {"loading": left}
+            send_json(socket, update=SETTINGS | {"style": "ink"})
+            model.come[left].set()
+            send_json(socket, update=SETTINGS | {"style": "oil", "prompt": left})
+            while (message := receive(socket, "refused", "updated")).get("updated") != "oil":
+                assert message.get("updated") == "ink", message
+        send_json(socket, update=SETTINGS | {"style": "comic"})  # and stays with it
+        assert receive(socket, "refused") == {"refused": "comic cannot be downloaded", "style": "oil"}
+    engine.shutdown()
+
+
+def test_settings_that_are_refused_after_others_were_chosen_are_not_spoken_of(monkeypatch):
+    entered, release = threading.Event(), threading.Event()
+
+    def update(stream: IdentityStream, settings: StreamSettings, **options: object) -> None:
+        if settings.style == "comic":
+            entered.set()
+            assert release.wait(PATIENCE)
+            raise ValueError("not now")
+
+    monkeypatch.setattr(IdentityStream, "update", update)
+    engine = Engine(Identity())
+    with served_socket(engine) as address, started(address) as socket:
+        send_json(socket, update=SETTINGS | {"style": "comic"})
+        assert entered.wait(PATIENCE)
+        send_json(socket, update=SETTINGS | {"style": "ink"})
+        send_json(socket, echo=1)  # once it is answered, ink has been read
+        receive(socket, "echo")
+        release.set()
+        assert receive(socket, "refused", "updated").get("updated") == "ink"
+    engine.shutdown()
+
+
+def test_a_style_is_downloaded_before_a_place_is_taken():
+    model = Downloading()
+    engine = Engine(model, capacity=1)
+    with served_socket(engine) as address, connect(address) as socket:
+        send_json(socket, start=SETTINGS | {"style": "neon"})
+        assert receive(socket, "loading") == {"loading": "neon"}
+        with started(address):
+            model.come["neon"].set()
+            assert receive(socket, "waiting")["waiting"] == 1
+        receive(socket, "started")
+    engine.shutdown()
 
 
 def test_a_burst_of_frames_drops_all_but_the_newest(engine, address):

@@ -123,6 +123,30 @@ def test_a_preview_shows_and_cancel_keeps_a_playable_part(page, engine, slow_mod
     expect(page.get_by_role("button", name="Translate", exact=True)).to_be_enabled()
 
 
+def test_a_clip_that_is_replaced_is_no_longer_translated_nor_shown(page, engine, slow_model, tmp_path):
+    upload(page, write_clip(tmp_path / "long.mp4", 1400))
+    page.get_by_role("button", name="Translate", exact=True).click()
+    expect(page.locator("#result img")).to_be_visible()
+    upload(page, write_clip(tmp_path / "next.mp4", 20))
+    wait_for(lambda: engine.stats()["clips"] == 0)
+    expect(page.get_by_role("button", name="Translate", exact=True)).to_be_enabled()
+    expect(page.locator("#result .stage")).to_have_attribute("data-state", "empty")
+    page.get_by_role("button", name="Translate", exact=True).click()
+    reach(page, "done")
+    assert frame_count(downloaded(page, tmp_path)) == 20
+
+
+def test_an_example_ends_the_translation_before_it(page, engine, slow_model, tmp_path):
+    upload(page, write_clip(tmp_path / "long.mp4", 1400))
+    page.get_by_role("button", name="Translate", exact=True).click()
+    expect(page.locator("#result img")).to_be_visible()
+    page.locator("#examples button:has(img)").first.click()
+    expect(page.locator("#result .text")).to_contain_text("Made before")
+    wait_for(lambda: engine.stats()["clips"] == 0)
+    expect(page.locator("#result .text")).to_contain_text("Made before")
+    expect(page.get_by_role("button", name="Cancel")).to_be_disabled()
+
+
 def test_clips_of_two_viewers_take_turns_and_each_gets_their_own(
     page, browser, address, engine, slow_model, tmp_path
 ):
