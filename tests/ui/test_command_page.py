@@ -319,6 +319,36 @@ def test_cues_are_stepped_through_by_key_and_saved_with_their_frames(page, engin
     expect(page.locator("#live .cues li")).to_have_count(3)
 
 
+def test_a_cue_keeps_the_focus_and_no_frame_of_a_stream_that_is_over(page, engine):
+    open_all(page)
+    page.locator("#live .cue-add").click()
+    start(page)
+    reach(page, "running")
+    cue = page.locator("#live .cues li button").first
+    cue.focus()
+    page.keyboard.press("Enter")
+    wait_for(lambda: len(engine.updates) == 1)
+    expect(cue).to_contain_text("at frame")
+    expect(cue).to_be_focused()
+    page.locator("#live .seed input").fill("99999999999999999999")
+    expect(cue).not_to_contain_text("at frame")  # the seed starts another stream
+    wait_for(lambda: present(engine).seed == 2147483647)
+    reach(page, "running")
+    expect(page.locator("#live .message")).to_be_hidden()
+
+
+def test_a_page_that_records_is_not_left_unasked(page):
+    start(page)
+    reach(page, "running")
+    leaves = "dispatchEvent(new Event('beforeunload', { cancelable: true }))"
+    assert page.evaluate(leaves)
+    page.locator("#live .record").click()
+    assert not page.evaluate(leaves)
+    with page.expect_download():
+        page.locator("#live .record").click()
+    assert page.evaluate(leaves)
+
+
 def test_the_meter_says_what_limits_and_how_steady_the_picture_is(browser, page, served):
     start(page)
     reach(page, "running")

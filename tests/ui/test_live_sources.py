@@ -113,3 +113,62 @@ def test_a_screen_can_be_shared_while_it_runs_unmirrored_and_its_end_is_reported
       .dispatchEvent(new Event("ended"))""")
     expect(page.locator("#live .message")).to_have_text("The screen is no longer shared.")
     expect(page.locator("#live .start")).to_be_visible()
+
+
+def test_a_phone_that_opens_one_camera_at_a_time_changes_it(playwright, address):
+    one_at_a_time = """const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+      const tracks = [];
+      const { clone } = MediaStreamTrack.prototype;
+      MediaStreamTrack.prototype.clone = function () { tracks.push(clone.call(this)); return tracks.at(-1); };
+      navigator.mediaDevices.getUserMedia = async (wanted) => {
+        const isTaken = tracks.some(({ readyState }) => readyState === "live");
+        if (isTaken) throw new DOMException("", "NotReadableError");
+        const stream = await open(wanted);
+        tracks.push(...stream.getTracks());
+        return stream;
+      };"""
+    flags = "--use-fake-device-for-media-stream=device-count=2"
+    with chromium(playwright, None, flags) as browser, opened(browser, address, one_at_a_time) as page:
+        start(page)
+        reach(page, "running")
+        first, *_ = page.evaluate(CAMERA)
+        other = next(source for source in sources(page) if source not in (first, "screen"))
+        page.locator("#live .source select").select_option(other)
+        wait_for(lambda: page.evaluate(CAMERA) == [other, "live", "camera"])
+        expect(page.locator("#live .message")).to_be_hidden()
+
+
+def test_a_change_of_source_that_fails_changes_nothing_and_can_be_tried_again(browser, address):
+    refused = """navigator.mediaDevices.getDisplayMedia = async () => {
+      window.asked = (window.asked ?? 0) + 1;
+      throw new DOMException("", "NotAllowedError");
+    };"""
+    with opened(browser, address, refused) as page:
+        start(page)
+        reach(page, "running")
+        before = page.evaluate(CAMERA)
+        for times in (1, 2):
+            page.locator("#live .source select").select_option("screen")
+            wait_for(lambda times=times: page.evaluate("window.asked") == times)
+            expect(page.locator("#live .message")).to_contain_text("No screen or window was chosen.")
+            expect(page.locator("#live .source select")).to_have_value(before[0])
+        assert page.evaluate(CAMERA) == before
+        expect(page.locator("#live .stage")).to_have_attribute("data-state", "running")
+
+
+def test_a_camera_that_is_plugged_in_appears_in_the_list_and_the_mirror_stays_as_it_was_set(browser, address):
+    with opened(browser, address) as page:
+        start(page)
+        reach(page, "running")
+        page.locator("#live .mirror").uncheck()
+        stop(page)
+        page.evaluate("""async () => {
+          const devices = await navigator.mediaDevices.enumerateDevices();
+          const added = { kind: "videoinput", deviceId: "added", label: "Added camera" };
+          navigator.mediaDevices.enumerateDevices = async () => [...devices, added];
+          navigator.mediaDevices.dispatchEvent(new Event("devicechange"));
+        }""")
+        wait_for(lambda: "added" in sources(page))
+        start(page)
+        reach(page, "running")
+        expect(page.locator("#live .mirror")).not_to_be_checked()

@@ -31,8 +31,8 @@ async function openSource(source) {
         : await navigator.mediaDevices.getUserMedia({ video: { ...size, ...which }, audio: false });
     return stream.getVideoTracks()[0];
   } catch (error) {
-    if (source !== "screen") throw new Error(cameraMessage(error));
-    throw new Error("No screen or window was chosen. Start again to choose one, or take the camera.");
+    if (source !== "screen") throw new Error(cameraMessage(error), { cause: error });
+    throw new Error("No screen or window was chosen. Choose one when the browser asks, or take the camera.");
   }
 }
 

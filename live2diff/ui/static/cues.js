@@ -7,7 +7,7 @@ const CUE_FIELDS = ["style", "prompt", "mix_style", "mix_prompt", "mix", "steps"
 let cues = []; // {style, ..., blend, refill, frame: how many frames the stream had when it was last applied, or null}
 let currentCue = -1;
 let cueToNote = null; // the one whose answer has not come yet
-let startSettings = null; // those that the stream was opened with
+let startSettings = null; // those that the last stream of the visit was opened with
 
 function mixSettings() {
   return {
@@ -33,7 +33,12 @@ const only = (all, names) => Object.fromEntries(names.map((name) => [name, all[n
 
 // Called with each message of the server, before the page acts on it.
 function noteForCues(message) {
-  if ("started" in message) startSettings = settings();
+  if ("started" in message) {
+    // Frames of the stream before. 0 stands for a cue that was applied before the visit began.
+    for (const cue of cues) if (startSettings || cue.frame) cue.frame = null;
+    startSettings = settings();
+    showCues();
+  }
   if (!("updated" in message) || !cueToNote) return;
   const now = settings();
   if (CUE_FIELDS.every((name) => now[name] === cueToNote[name])) cueToNote.frame = message.frame ?? null;
@@ -70,8 +75,7 @@ function applyCue(index) {
 const stepCue = (step) => applyCue(currentCue + step);
 
 function cueWords({ style, prompt: words, mix, blend, refill, frame: at }) {
-  const title = find(`.styles input[value="${CSS.escape(style)}"] + span b`)?.textContent ?? style;
-  const parts = [title, words, mix ? `${Math.round(mix * 100)} % mixed in` : ""];
+  const parts = [styleTitle(style), words, mix ? `${Math.round(mix * 100)} % mixed in` : ""];
   parts.push(refill ? "at once" : `over ${blend} frames`, at === null ? "" : `at frame ${at}`);
   return parts.filter(Boolean).join(" · ");
 }
@@ -94,7 +98,10 @@ function cueEntry(cue, index) {
 }
 
 function showCues() {
-  find(".cues ol").replaceChildren(...cues.map(cueEntry));
+  const list = find(".cues ol");
+  const focused = [...list.querySelectorAll("button")].indexOf(document.activeElement);
+  list.replaceChildren(...cues.map(cueEntry));
+  list.querySelectorAll("button")[focused]?.focus();
   find(".cue-next").disabled = currentCue + 1 >= cues.length;
   find(".cue-previous").disabled = currentCue < 1;
   find(".cue-save").disabled = !cues.length;

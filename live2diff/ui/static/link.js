@@ -51,6 +51,8 @@ function lookText(look) {
 
 const styleNames = () => Array.from(stage.querySelectorAll(".styles input"), (input) => input.value);
 
+const styleTitle = (name) => find(`.styles input[value="${CSS.escape(name)}"] + span b`)?.textContent ?? name;
+
 const currentLook = () => ({ ...settings(), view: selected("views") });
 
 function choose(radios, value) {
@@ -71,8 +73,7 @@ function applyLook(look) {
   find(".second-style select").value = all.mix_style ?? "";
   find(".second-prompt input").value = all.mix_prompt;
   find(".share-of input").value = Math.round(all.mix * 100);
-  stage.dataset.view = selected("views");
-  screen.set({ view: selected("views") });
+  showView();
   showStyle();
   showStrength();
   showMix();

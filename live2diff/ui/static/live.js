@@ -22,6 +22,7 @@ const workerAddress = URL.createObjectURL(new Blob([WORKER_SOURCE], { type: "tex
 let run = 0; // increases with every start and stop: events of an older run are ignored
 let worker = null;
 let track = null;
+let sourceInUse = ""; // as in the list of sources
 let endFeed = () => {};
 let recording = null;
 let isOpen = false; // whether the server has a stream for this page
@@ -40,7 +41,7 @@ const settings = () => ({
   lora_scale: Number(lora.value),
   steps: Number(find(".steps select").value) || null,
   strength: isDefaultStrength ? null : Number(strength.value),
-  seed: Math.trunc(Number(find(".seed input").value)) || 0,
+  seed: Math.min(2147483647, Math.max(0, Math.trunc(Number(find(".seed input").value)) || 0)),
   ...mixSettings(),
 });
 
@@ -58,7 +59,6 @@ function setState(state, text = "") {
   stage.dataset.state = state; // idle, starting, waiting, warmup, running, cut, over
   stage.dataset.empty = screen.isEmpty ? "yes" : "no";
   if (video.srcObject) showCamera(screen.isEmpty);
-  stage.dataset.paused = paused ? "yes" : "no";
   notice.textContent = paused && isOpen ? "Paused" : text;
   for (const name of ["stop", "pause", "restart"]) find(`.${name}`).disabled = state === "idle";
   find(".still").disabled = find(".pip").disabled = screen.isEmpty;
@@ -68,6 +68,8 @@ function setState(state, text = "") {
   find(".pause").textContent = paused || state === "over" ? "Resume" : "Pause";
   find(".pause").setAttribute("aria-pressed", paused);
 }
+
+const clearNotice = () => stage.dataset.state === "running" && setState("running");
 
 // Where the worker reads the camera itself, a hidden video need not play.
 function showCamera(visible) {
@@ -98,14 +100,18 @@ function onServerMessage(message) {
     updateFlow();
     screen.clear();
     setState("waiting", queueText(message.waiting, message.seconds));
+  } else if ("loading" in message) {
+    notice.textContent = `Downloading “${styleTitle(message.loading)}”`;
   } else if ("updated" in message) {
     accepted = message.updated;
+    clearNotice();
     showMessage(ignoredText(message.ignored));
   } else if ("refused" in message) {
     accepted = message.style;
     find(`.styles input[value="${CSS.escape(accepted)}"]`).checked = true;
     showStyle();
     rememberLook();
+    clearNotice();
     showMessage(message.refused);
   } else if ("time_left" in message) {
     deadline = message.time_left === null ? null : performance.now() + message.time_left * 1000;
@@ -123,7 +129,7 @@ function onServerMessage(message) {
     if (goesOn) restartStream();
   } else if ("moved" in message) {
     notice.textContent = "Moved to another GPU";
-    setTimeout(() => stage.dataset.state === "running" && setState("running"), NOTICE_TIME);
+    setTimeout(clearNotice, NOTICE_TIME);
   } else if ("error" in message) {
     stop(message.error);
   }
@@ -196,7 +202,12 @@ const updateFlow = () => worker?.postMessage({ flow: { on: shouldSend() } });
 // Opens `source` and feeds it into the stream, in place of the last one.
 async function useSource(source) {
   const thisRun = run;
-  const opened = await openSource(source);
+  const opened = await openSource(source).catch((error) => {
+    if (error.cause?.name !== "NotReadableError" || !track) throw error;
+    endFeed(); // many phones have one camera open at a time
+    track.stop();
+    return openSource(source);
+  });
   if (thisRun !== run) return opened.stop();
   endFeed();
   track?.stop();
@@ -204,17 +215,20 @@ async function useSource(source) {
   track.onended = () =>
     stop(source === "screen" ? "The screen is no longer shared." : "The camera was disconnected.");
   video.srcObject = new MediaStream([track]);
-  find(".mirror").checked = isMirrored(source, track);
+  const { deviceId } = track.getSettings();
+  const isOther = sourceInUse !== (sourceInUse = source !== "screen" && deviceId ? deviceId : source);
+  if (isOther) find(".mirror").checked = isMirrored(source, track);
   showMirror();
   await video.play();
   if (thisRun !== run) return;
   if (screen.isEmpty) stage.style.setProperty("--aspect", `${video.videoWidth / video.videoHeight}`);
   endFeed = feed(track, video, worker);
-  listSources(sources, track.getSettings().deviceId && source !== "screen" ? track.getSettings().deviceId : source);
+  listSources(sources, sourceInUse);
 }
 
 async function start() {
   const thisRun = ++run;
+  startSettings = null;
   showMessage("");
   screen.clear();
   setState("starting", "Waiting for the camera. Allow it if your browser asks.");
@@ -288,6 +302,11 @@ function showStyle() {
   find(".sample").src = sample;
 }
 
+function showView() {
+  stage.dataset.view = selected("views");
+  screen.set({ view: selected("views") });
+}
+
 function showMirror() {
   const mirror = find(".mirror").checked;
   stage.dataset.mirror = mirror ? "yes" : "no";
@@ -327,10 +346,7 @@ on(".restart", "click", () => worker?.postMessage({ send: { restart: true } }));
 on(".record", "click", toggleRecording);
 on(".still", "click", () => canvas.toBlob((blob) => save(blob, fileName(accepted, "png")), "image/png"));
 on(".full", "click", () => (document.fullscreenElement ? document.exitFullscreen() : frame.requestFullscreen()));
-on(".views", "change", () => {
-  stage.dataset.view = selected("views");
-  screen.set({ view: selected("views") });
-});
+on(".views", "change", showView);
 on(".split", "input", () => {
   const split = find(".split").value / 100;
   frame.style.setProperty("--split", split);
@@ -338,6 +354,7 @@ on(".split", "input", () => {
 });
 on(".styles", "change", () => {
   showStyle();
+  clearNotice();
   debounce(0, update);
 });
 on(".lora", "input", () => debounce(150, update));
@@ -364,11 +381,16 @@ on(".source", "change", async () => {
     await useSource(sources.value);
     if (thisRun === run) restartStream(); // its frames may have another aspect
   } catch (error) {
-    if (thisRun === run) showMessage(error.message);
+    if (thisRun !== run) return;
+    if (track.readyState === "ended") return stop(error.message);
+    sources.value = sourceInUse;
+    showMessage(error.message);
   }
 });
+navigator.mediaDevices?.addEventListener("devicechange", () => listSources(sources, sources.value));
 document.addEventListener("visibilitychange", updateFlow);
 addEventListener("pagehide", () => worker && stop());
+addEventListener("beforeunload", (event) => recording && event.preventDefault()); // it would be lost
 
 find(".record").hidden = !recordingKind();
 find(".full").hidden = !document.fullscreenEnabled;

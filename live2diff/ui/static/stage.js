@@ -15,6 +15,7 @@ function show() {
   const value = props.value;
   if (value.state === "waiting" && stage.dataset.state !== "waiting") stage.scrollIntoView({ block: "nearest" });
   stage.dataset.state = value.state; // empty, waiting, running, done, error
+  find(".text").setAttribute("aria-live", value.state === "running" ? "off" : "polite"); // not the time left
   find(".text").textContent = value.text;
   find(".empty").hidden = Boolean(value.preview || value.path);
   const bar = find("progress");

@@ -33,7 +33,7 @@ let newest = null; // {frame, captured}: the camera's last, until it is sent
 let encoding = false;
 let timer = null;
 let lastThumbnail = null; // 16 x 12 pixels of the last frame sent
-let counted = { seen: 0, sent: 0 };
+let seen = 0; // frames of the camera since they were last counted
 
 const sent = new Map(); // number -> {at, captured, original}: frames whose result has not been shown yet
 let number = 0; // of the last frame sent
@@ -78,7 +78,7 @@ function onFrame(frame, captured) {
   newest?.frame.close();
   newest = null;
   if (!flowing) return frame.close();
-  counted.seen += 1;
+  seen += 1;
   newest = { frame, captured };
   sendWhenDue();
 }
@@ -128,7 +128,6 @@ async function sendFrame() {
     if (bytes && flowing && socket?.readyState === WebSocket.OPEN) {
       number += 1;
       sent.set(number, { at: now(), captured, original });
-      counted.sent += 1;
       const message = numbered(number, bytes);
       socket.send(message);
       if (!image) jpegBits.up = 8 * bytes.length;
@@ -358,6 +357,6 @@ self.addEventListener("online", () => {
 setInterval(() => {
   watch();
   adaptCodec(network);
-  postMessage({ counted: { ...counted, network, work, interval, bits: video?.rate ?? 0 } });
-  counted = { seen: 0, sent: 0 };
+  postMessage({ counted: { seen, network, work, interval, bits: video?.rate ?? 0 } });
+  seen = 0;
 }, 500);
