@@ -89,13 +89,13 @@ def probe(path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE) -> Clip
         ClipError: it is no clip, is cut off, is over a limit, or has no frame in `cut`.
     """
     with Source(path, limits) as source:
-        zero = Fraction(source.start) + Fraction(cut.start)
-        begin, end = cut.times(Fraction(source.start))
+        zero = source.start + Fraction(cut.start)
+        begin, end = cut.times(source.start)
         packets, inside, last = 0, 0, 0.0
         for packet in source.packets(source.track):
             if packet.is_discard:
                 continue
-            time = Fraction(source.start) + packets / source.rate
+            time = source.start + packets / source.rate
             if packet.pts is not None:
                 time = packet.pts * packet.time_base
             packets += 1
@@ -208,7 +208,7 @@ class Source:
         decoder.options = {"max_pixels": str(self.limits.max_pixels)}  # for a header that lies
         self.tick = self.track.time_base or Fraction(1, 90_000)
         self.rate = self.track.average_rate or self.track.guessed_rate or DEFAULT_RATE
-        self.start = float((self.track.start_time or 0) * self.tick)
+        self.start = (self.track.start_time or 0) * self.tick
 
     def _check_pixels(self, width: int, height: int) -> None:
         most = self.limits.max_pixels
