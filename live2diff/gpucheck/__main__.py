@@ -1,7 +1,7 @@
 """Check a GPU: `python -m live2diff.gpucheck --out gpu.json [--minutes 9]`.
 
-The exit code is 0 if every stage passed, 1 if one failed, 2 where there is no GPU that works. It needs no
-network, and nothing of Gradio, OpenVINO or PyAV.
+The exit code is 0 if every stage passed, 1 if one failed, 2 where there is no GPU that works or an option
+is wrong. It needs no network, and nothing of Gradio, OpenVINO or PyAV.
 """
 
 import argparse
@@ -67,7 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the report, as JSON")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all stages (default: %(default)s)")
     options = parser.parse_args(arguments)
-    write_report(options.out, {"verdict": "unfinished"})  # fail now if that is not possible
+    try:
+        write_report(options.out, {"verdict": "unfinished"})  # fail now if that is not possible
+    except OSError as error:
+        parser.error(f"--out {options.out}: {error.strerror}")
     try:
         check_device("cuda")
     except DeviceError as error:

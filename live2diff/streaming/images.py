@@ -71,20 +71,25 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
+def check_frame_bytes(data: bytes) -> None:
+    """Raise `ValueError` if a camera frame's JPEG is over 1 MB."""
+    if len(data) > LARGEST_FRAME:
+        raise ValueError(f"The camera frame has {len(data)} bytes, the limit is {LARGEST_FRAME}.")
+
+
 def check_frame_jpeg(data: bytes) -> None:
     """Check size and header of a camera frame's JPEG.
 
     Raises:
         ValueError: over 1 MB, over 1280 pixels a side, or not a JPEG.
     """
-    if len(data) > LARGEST_FRAME:
-        raise ValueError(f"The camera frame has {len(data)} bytes, the limit is {LARGEST_FRAME}.")
+    check_frame_bytes(data)
     check_jpeg(data, LONGEST_SIDE)
 
 
 def decode_frame(data: bytes) -> np.ndarray:
     """Decode a camera frame's JPEG to uint8 `[height, width, 3]` RGB; raises as `check_frame_jpeg`."""
-    check_frame_jpeg(data)
+    check_frame_bytes(data)
     return decode_jpeg(data, LONGEST_SIDE)
 
 
@@ -158,11 +163,15 @@ class Download:
     def wait(self) -> tuple[list[np.ndarray], list[bool]]:
         """Wait for the copies; return uint8 images `[height, width, 3]` and the flags. For any thread."""
         if self._result is None:
-            if self._done is not None:
-                self._done.synchronize()
-            images = zip(self._pixels.numpy(), self._shapes, strict=True)
-            self._result = [resize(image, shape) for image, shape in images], self._flags.tolist()
+            self._result = self.finish()
         return self._result
+
+    def finish(self) -> tuple[list[np.ndarray], list[bool]]:
+        """Do the work of `wait`, which keeps its result."""
+        if self._done is not None:
+            self._done.synchronize()
+        images = zip(self._pixels.numpy(), self._shapes, strict=True)
+        return [resize(image, shape) for image, shape in images], self._flags.tolist()
 
 
 def download(images: torch.Tensor, shapes: Sequence[tuple[int, int]]) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from accelerate import PartialState
 
 from ..command import run_main
 from ..config import WINDOW
-from ..loading import NANO, load_base
+from ..loading import load_base
 from ..weights.convert import Sources, load_added
 from .loop import Losses
 
@@ -49,13 +49,14 @@ def build_parser() -> argparse.ArgumentParser:
     nano = commands.add_parser("nano", help="the shipped model, from nothing")
     nano.set_defaults(train=nano_steps)
     nano.add_argument("--work", type=Path, default=Path("training-work"), help="folder of the checkpoints")
-    nano.add_argument("--out", type=Path, default=NANO, help="folder of the finished model")
+    finished = "folder of the finished model (default: %(default)s)"
+    nano.add_argument("--out", type=Path, default=Path("my-nano"), help=finished)
     nano.add_argument("--scale", type=float, default=1.0, help="fraction of the recipe's steps, for a trial")
     nano.add_argument(
         "--material", type=Path, required=True, help="teachers and photographs, fetched by training.fetch"
     )
     nano.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    faster = "bf16 is faster on a processor with AMX (default: %(default)s)"
+    faster = "bf16 is faster on a processor that multiplies bfloat16 (default: %(default)s)"
     nano.add_argument("--precision", choices=("no", "bf16"), default="no", help=faster)
 
     motion = commands.add_parser("motion", help="motion modules and depth mapping for a frozen SD 1.5")

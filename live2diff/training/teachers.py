@@ -6,9 +6,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import openvino
-from openvino import frontend
-from openvino import opset13 as ops
 
 from . import photographs
 
@@ -44,7 +41,18 @@ def has_painter() -> bool:
 
 @cache
 def network(pattern: str) -> Any:
-    """Return a teacher, compiled; it uses one thread, as each core has a process of its own."""
+    """Return a teacher, compiled; it uses one thread, as each core has a process of its own.
+
+    Raises:
+        ValueError: It has not been fetched, or OpenVINO is not installed.
+    """
+    try:
+        import openvino  # not on every machine, and only teachers need it here
+        from openvino import frontend
+    except ImportError:
+        raise ValueError(
+            f"The teacher {pattern.split('.')[0]} needs OpenVINO, which is missing: pip install openvino"
+        ) from None
     core = openvino.Core()
     core.add_extension(frontend.ConversionExtension("Convolution2DTransposeBias", convert_transposed))
     return core.compile_model(
@@ -54,6 +62,8 @@ def network(pattern: str) -> Any:
 
 def convert_transposed(node: Any) -> list[Any]:
     """Convert MediaPipe's own layer: a transposed convolution with bias, channels last."""
+    from openvino import opset13 as ops
+
     image, weight, bias = (node.get_input(number) for number in range(3))
     image, weight = ops.transpose(image, [0, 3, 1, 2]), ops.transpose(weight, [3, 0, 1, 2])
     doubled = ops.convolution_backprop_data(image, weight, strides=[2, 2], auto_pad="same_upper")

@@ -317,7 +317,8 @@ def wire_examples(wall: gr.HTML, offered: list[dict], controls: Controls, transl
         settings = [clip, preset["style"], preset["prompt"], preset["seed"], None, None, 0, 0]
         text = f"Made before, by the {RESULTS_BY} model. Translate makes it again."
         value = stage_value("done", text, path=str(made)) if made.exists() else stage_value("empty")
-        return {**dict(zip(controls.inputs, settings, strict=True)), controls.stage: value, **controls.buttons()}
+        filled = dict(zip(controls.inputs, settings, strict=True))
+        return {**filled, controls.stage: value, **controls.buttons()}
 
     outputs = [*controls.inputs, controls.stage, controls.begin, controls.cancel]
     wall.select(pick, None, outputs, cancels=translation, api_visibility="private", queue=False)

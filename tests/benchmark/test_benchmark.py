@@ -10,16 +10,20 @@ from contextlib import redirect_stdout
 import numpy as np
 import pytest
 import torch
+from helpers.streams import frames as clip_frames
 from helpers.tiny_models import tiny_checker
+from helpers.waiting import PATIENCE
 
 import live2diff.benchmark.__main__ as benchmark
 from live2diff.benchmark.__main__ import main, measure_filter, measure_long, measure_one, measure_together
 from live2diff.benchmark.measure import STAGES, interleave, stage_clock
 from live2diff.benchmark.models import random_filter, random_model
+from live2diff.config import WARMUP_FRAMES
 from live2diff.model.depth import inverse_depth
 from live2diff.model.lcm import make_schedule
 from live2diff.model.unet import StreamUNet
 from live2diff.model.vae import decode, encode
+from live2diff.serving.engine import Engine
 from live2diff.streaming.content_filter import ContentFilter
 from live2diff.streaming.settings import StreamSettings
 
@@ -90,6 +94,21 @@ def test_the_clock_changes_no_frame_and_leaves_nothing_behind(tiny_pipeline):
     assert {stage: len(taken) for stage, taken in seconds.items()} == {
         "upload": 9, "depth": 9, "encode": 10, "unet": 2, "decode": 2, "download": 2,
     }  # fmt: skip
+
+
+def test_each_stage_is_timed_once_a_frame_where_frames_form_rounds(tiny_pipeline):
+    clip = clip_frames(1, WARMUP_FRAMES + 3)
+    engine = Engine(tiny_pipeline, capacity=1, together=True)
+    try:
+        engine.open("ann", StreamSettings(steps=1)).result(PATIENCE)
+        for frame in clip[:WARMUP_FRAMES]:
+            engine.push("ann", frame).result(PATIENCE)
+        with stage_clock(tiny_pipeline) as seconds:
+            for frame in clip[WARMUP_FRAMES:]:
+                engine.push("ann", frame).result(PATIENCE)
+    finally:
+        engine.shutdown()
+    assert {stage: len(taken) for stage, taken in seconds.items()} == dict.fromkeys(STAGES, 3)
 
 
 def test_the_safety_checker_is_measured_in_its_real_size_if_asked_for(tiny_pipeline, monkeypatch):

@@ -3,14 +3,16 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.paths import ROOT
 
-from live2diff.gpucheck.__main__ import NO_GPU, run_stages
-from live2diff.gpucheck.stages import STAGES, Check, soak
+from live2diff.gpucheck import stages
+from live2diff.gpucheck.__main__ import NO_GPU, main, run_stages
+from live2diff.gpucheck.stages import STAGES, Check, memory, soak
 
 ALONE = """
 import sys
@@ -97,6 +99,21 @@ class Negative:
 
     def close(self) -> None:
         self.stream.close()
+
+
+def test_memory_that_never_runs_out_does_not_pass(check, monkeypatch):
+    monkeypatch.setattr(stages, "full_device", lambda _: nullcontext())
+    result = memory(check)
+    assert not result["ok"]
+    for moment in ("warmup", "stream"):
+        assert not result[moment]["ok"] and result[moment]["message"] == "memory did not run out"
+
+
+def test_a_report_that_cannot_be_written_ends_in_a_line_and_code_2(tmp_path, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["--out", str(tmp_path / "nowhere" / "gpu.json")])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"--out {tmp_path / 'nowhere' / 'gpu.json'}: No such file or directory" in line
 
 
 def test_the_report_is_written_after_each_stage(check, tmp_path, monkeypatch):

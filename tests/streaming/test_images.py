@@ -11,7 +11,11 @@ import torch
 from PIL import Image
 
 from live2diff.streaming.images import (
+    LARGEST_FRAME,
+    LONGEST_SIDE,
     check_frame,
+    check_frame_jpeg,
+    decode_frame,
     decode_jpeg,
     download,
     encode_jpeg,
@@ -109,3 +113,15 @@ def test_jpeg_can_be_used_without_importing_torch():
     """The page and the command line start quickly and report a wrong argument at once."""
     code = "import sys; import live2diff.streaming.images; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("read", [check_frame_jpeg, decode_frame])
+def test_a_camera_frame_is_checked_once(monkeypatch, read):
+    small, opened, read_header = encode_jpeg(COLOUR, 90), [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *a, **o: opened.append(1) or read_header(*a, **o))
+    read(small)
+    assert len(opened) == 1
+    with pytest.raises(ValueError, match=f"has {LARGEST_FRAME + 1} bytes, the limit is"):
+        read(small + bytes(LARGEST_FRAME + 1 - len(small)))
+    with pytest.raises(ValueError, match=f"the limit is {LONGEST_SIDE} pixels"):
+        read(encode_jpeg(np.zeros((1, LONGEST_SIDE + 1, 3), np.uint8), 90))

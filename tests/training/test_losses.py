@@ -1,12 +1,24 @@
 """What each loss sees: its least value where nothing is wrong, more where something is."""
 
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
 from helpers.material import write_material
+from helpers.paths import ROOT
 
-from live2diff.training import photographs
+from live2diff.training import photographs, teachers
 from live2diff.training.losses import Critic, Perception, contrast
 from live2diff.training.teachers import teacher_file
+
+WITHOUT_OPENVINO = """
+import sys
+sys.modules["openvino"] = None  # importing it raises
+from live2diff.evaluation.__main__ import main
+sys.exit(main())
+"""
 
 
 def images(seed: int = 0, count: int = 2) -> torch.Tensor:
@@ -68,3 +80,21 @@ def test_the_critic_judges_no_patch_that_reaches_over_the_border(material):
 def test_a_missing_teacher_says_how_to_fetch_it(material):
     with pytest.raises(ValueError, match=r"training\.fetch FOLDER"):
         teacher_file("other.onnx")
+
+
+def test_without_openvino_the_evaluation_has_its_help_and_a_painted_target_says_what_to_install(
+    material, monkeypatch
+):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_OPENVINO, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0 and "--material" in done.stdout, done.stderr
+
+    monkeypatch.setitem(sys.modules, "openvino", None)  # importing it raises
+    teachers.network.cache_clear()
+    with pytest.raises(ValueError, match=r"OpenVINO.*pip install openvino"):
+        teachers.paint(np.zeros((32, 32, 3), np.uint8), 0)

@@ -1,5 +1,7 @@
 """The whole recipe, two steps a stage, to a model that loads and streams."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import live2diff
 from live2diff.loading import NANO
 from live2diff.model.vae import decode, encode
 from live2diff.training import photographs, recipe
+from live2diff.training.__main__ import build_parser
 from live2diff.training.clips import sample_clip, sample_styled, through_camera
 from live2diff.training.recipe import train_nano
 from live2diff.training.targets import PAINTED, TARGETS
@@ -114,6 +117,14 @@ def test_material_without_one_of_the_teachers_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"selfie_segmentation.* is missing .*training\.fetch"):
         next(train_nano(tmp_path / "work", tmp_path / "out", material=folder, scale=1e-6))
     assert not (tmp_path / "work").exists() and not (tmp_path / "out").exists()
+
+
+def test_the_default_folder_of_the_result_is_not_the_shipped_model(capsys):
+    arguments = build_parser().parse_args(["nano", "--material", "material"])
+    assert arguments.out == Path("my-nano")
+    with pytest.raises(SystemExit, match=r"^0$"):
+        build_parser().parse_args(["nano", "--help"])
+    assert "folder of the finished model (default: my-nano)" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow
