@@ -229,9 +229,13 @@ def model_folder(model: str, sources: Sources, report: Report) -> Path:
     if model == "live2diff":  # even where there is a folder of this name, such as this package's
         folder = converted_folder(sources)
         if not (folder / "model_index.json").is_file():
-            convert(folder, sources, report=report)
+            try:
+                convert(folder, sources, report=report)
+            except (OSError, ValueError):
+                if not (folder / "model_index.json").is_file():  # another process has written it meanwhile
+                    raise
         return folder
-    if not Path(model).is_dir() and not is_hub_name(model):
+    if not Path(model).expanduser().is_dir() and not is_hub_name(model):
         raise ValueError(
             f"There is no model {model!r}: give 'nano', 'live2diff', a folder or a Hub name, 'owner/name'."
         )

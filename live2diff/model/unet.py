@@ -192,7 +192,7 @@ class StreamUNet(UNet2DConditionModel):
         layers = iter(range(0, 1000, 2))  # number of each motion module's first attention in the cache
         embedding = self.time_embedding(self.get_time_embed(sample, timestep))
         pooled_text = self.get_aug_embed(embedding, encoder_hidden_states, added_cond_kwargs={})
-        if pooled_text is not None:  # SD 1.5 has none
+        if pooled_text is not None:  # nano has it, SD 1.5 has not
             embedding = embedding + pooled_text
         embedding = self.activation(embedding)
         x = self.conv_in(sample)

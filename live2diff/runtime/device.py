@@ -19,6 +19,7 @@ SMI_SECONDS = 20.0
 INSTALL = "pip install --force-reinstall torch=={} --index-url https://download.pytorch.org/whl/{}"
 DRIVER, OLD_DRIVER = 580, 525  # the oldest drivers for builds of torch with CUDA 13 and with CUDA 12.6
 OLDEST, NEWEST_OF_OLD_BUILD = (7, 5), (9, 0)  # compute capabilities: CUDA 13's first, CUDA 12.6's last
+KINDS = ("cpu", "cuda", "mps")
 SIDE = 8  # of the tiny product's matrices
 
 
@@ -92,9 +93,14 @@ def check_device(device: str | torch.device) -> None:
     Raises:
         DeviceError: it does not; the message says what to do.
     """
-    kind = torch.device(device).type
+    kind, index = parse_device(device)
     if kind == "cuda" and not torch.cuda.is_available():
         raise missing_cuda(find_card())
+    if kind == "cuda" and index is not None and index != (current := torch.cuda.current_device()):
+        raise DeviceError(
+            f"The device cuda:{index} is not cuda:{current}, on which CUDA graphs are captured here. "
+            f"Set CUDA_VISIBLE_DEVICES={index} and take the device 'cuda'."
+        )
     if kind == "mps" and not torch.backends.mps.is_available():
         raise NoSuchDevice("There is no GPU of Apple's here that torch can use (MPS): take another device.")
     try:
@@ -113,6 +119,21 @@ def check_device(device: str | torch.device) -> None:
             f"The device {device} is there but does not compute: {first_line}. Restart the machine; if that "
             "does not help, look for messages of its driver (dmesg | grep -i xid)."
         ) from None
+
+
+def parse_device(device: str | torch.device) -> tuple[str, int | None]:
+    """Return the kind of a device and its index, None if it has none.
+
+    Raises:
+        DeviceError: there is no such kind, or it is none that a model runs on.
+    """
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        parsed = None
+    if parsed is None or parsed.type not in KINDS:
+        raise DeviceError(f"There is no device {str(device)!r}: give 'cpu', 'cuda' or 'mps'.")
+    return parsed.type, parsed.index
 
 
 def missing_cuda(card: Card | None) -> DeviceError:

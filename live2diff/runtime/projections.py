@@ -1,6 +1,6 @@
 """The products of attentions that have one input as a single product each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,32 @@ from ..model.unet import SpatialAttention, StreamUNet
 
 
 def pack(*linears: nn.Linear) -> Tensor:
-    """Make the weights of layers parts of one tensor, which is returned; they share its memory."""
-    weight = torch.cat([linear.weight.detach() for linear in linears])
-    for linear, part in zip(linears, weight.split([len(linear.weight) for linear in linears]), strict=True):
+    """Make the weights of layers parts of one tensor, which is returned; they share its memory.
+
+    Layers that are such parts already stay so: what was returned before is still theirs.
+    """
+    weights = [linear.weight.detach() for linear in linears]
+    packed = packed_already(weights)
+    if packed is not None:
+        return packed
+    packed = torch.cat(weights)
+    for linear, part in zip(linears, packed.split([len(weight) for weight in weights]), strict=True):
         linear.weight.data = part
-    return weight
+    return packed
+
+
+def packed_already(weights: Sequence[Tensor]) -> Tensor | None:
+    """Return the tensor that consists of these weights, in order; None if they lie apart."""
+    memory, end = weights[0].untyped_storage(), 0
+    for weight in weights:
+        is_next = weight.is_contiguous() and weight.storage_offset() == end
+        if not is_next or weight.untyped_storage().data_ptr() != memory.data_ptr():
+            return None
+        end += weight.numel()
+    if memory.nbytes() != end * weights[0].itemsize:
+        return None
+    rows, columns = sum(len(weight) for weight in weights), weights[0].shape[1]
+    return weights[0].new_empty(0).set_(memory, 0, (rows, columns), (columns, 1))
 
 
 class PackedAttention:

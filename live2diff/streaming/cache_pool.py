@@ -44,13 +44,17 @@ class FreeRows:
         """Note that the allocation has so many more rows."""
         self._leased += [False] * rows
 
+    def find(self, rows: int) -> int | None:
+        """Return the start of the first run of so many free rows, None if there is none."""
+        starts = range(len(self) - rows + 1)
+        return next((start for start in starts if not any(self._leased[start : start + rows])), None)
+
     def take(self, rows: int) -> int | None:
         """Lease the first run of so many rows; return its start, None if there is none."""
-        for start in range(len(self) - rows + 1):
-            if not any(self._leased[start : start + rows]):
-                self._leased[start : start + rows] = [True] * rows
-                return start
-        return None
+        start = self.find(rows)
+        if start is not None:
+            self._leased[start : start + rows] = [True] * rows
+        return start
 
     def free(self, start: int, rows: int) -> None:
         """Take rows back."""
@@ -61,8 +65,8 @@ class CachePool:
     """Cache rows for streams of one working size and number of denoising steps.
 
     The allocation grows when all rows are leased, doubling up to `most` leases, and is freed with the last
-    lease. With `reserved` rows it is a part of these and does neither. Freed rows are zeroed, so the next
-    stream sees nothing of the last. `size` is that of the latents.
+    lease. With `reserved` rows it is a part of these and does neither: `ReservedRows.suffice` comes first.
+    Freed rows are zeroed, so the next stream sees nothing of the last. `size` is that of the latents.
     """
 
     def __init__(
@@ -91,11 +95,6 @@ class CachePool:
         assert self._cache is not None, "nothing is leased"
         return self._cache
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole allocation."""
-        return self._cache.nbytes if self._cache else 0
-
     def take(self) -> CacheLease:
         """Lease rows of zeros.
 
@@ -107,8 +106,7 @@ class CachePool:
             capacity = len(self._rows) // self.steps
             self._grow(max(capacity + 1, min(2 * capacity, self._most)))
             start = self._rows.take(self.steps)
-        if start is None:
-            raise torch.OutOfMemoryError(f"All {len(self._rows)} reserved rows of the cache are in use.")
+        assert start is not None, "too few reserved rows are free"
         self._leases += 1
         return CacheLease(self, start)
 
@@ -153,6 +151,11 @@ class ReservedRows:
         self.rows, self.cache_dtype = FreeRows(), cache_dtype
         self.rows.add(rows)
 
+    def suffice(self, steps: int, size: Size, cache_dtype: torch.dtype | None) -> bool:
+        """Return whether there are free rows for a stream of these steps and this size of latents."""
+        fits = size in self.caches and cache_dtype == self.cache_dtype
+        return fits and self.rows.find(steps) is not None
+
 
 @dataclass(frozen=True)
 class CacheSource:
@@ -168,18 +171,16 @@ class CacheSource:
 
 
 class CachePools:
-    """Pools by working size, number of steps and dtype; streams of one pool can be pushed together."""
+    """Pools by working size, number of steps, dtype and whether the rows are reserved.
+
+    Streams of one pool can be pushed together.
+    """
 
     def __init__(self, most: int = 1) -> None:
         self.working_sizes: list[Size] = []  # those that have been reserved, in pixels
         self._most = most  # expected number of streams
         self._pools: dict[tuple, CachePool] = {}
         self._reserved: ReservedRows | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all allocations that are leased."""
-        return sum(pool.nbytes for pool in self._pools.values())
 
     def reserve(
         self,
@@ -209,11 +210,17 @@ class CachePools:
         return min(similar, key=distance, default=size)
 
     def take(self, unet: StreamUNet, steps: int, size: Size, cache_dtype: torch.dtype | None) -> CacheLease:
-        """Lease rows of zeros for a stream of these steps and this (height, width) of latents."""
-        key = (steps, size, cache_dtype)
+        """Lease rows of zeros for a stream of these steps and this (height, width) of latents.
+
+        They are reserved ones as long as enough lie together, then those of a pool that grows.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory for them; the present leases are unchanged.
+        """
+        reserved = self._reserved
+        if reserved is not None and not reserved.suffice(steps, size, cache_dtype):
+            reserved = None
+        key = (steps, size, cache_dtype, reserved is not None)
         if key not in self._pools:
-            reserved = self._reserved
-            if reserved is not None and (reserved.cache_dtype != cache_dtype or size not in reserved.caches):
-                reserved = None
             self._pools[key] = CachePool(unet, steps, size, cache_dtype, self._most, reserved)
         return self._pools[key].take()

@@ -24,6 +24,11 @@ class SimilarFrameFilter:
         self._used: np.ndarray | None = None
         self._skipped = 0
 
+    def keep(self, images: list[np.ndarray]) -> None:
+        """Keep a copy of the last of some outputs, if it may be shown again."""
+        if images and self._threshold is not None:
+            self.last_output = images[-1].copy()
+
     def skips(self, image: np.ndarray, allowed: bool = True) -> bool:
         """Return whether to skip the next frame, uint8 `[height, width, 3]`; never if not `allowed`."""
         if self._threshold is None:

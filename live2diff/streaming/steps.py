@@ -308,7 +308,7 @@ def return_outputs(state: StreamState, decoded: DecodedFrames) -> list[np.ndarra
         state.close()
         raise
     state.counts.frames_out += len(images)
-    state.similar.last_output = images[-1] if images else state.similar.last_output
+    state.similar.keep(images)
     earlier, state.outputs.finished = state.outputs.finished, []
     return earlier + images
 

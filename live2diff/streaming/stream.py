@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..model.lcm import Schedule
-from .cache_pool import CachePool, CachePools, CacheSource
+from .cache_pool import CacheLease, CachePool, CachePools, CacheSource
 from .scene_change import SceneChangeDetector
 from .settings import BLEND_FRAMES, StreamSettings
 from .similar_frames import SimilarFrameFilter
@@ -38,7 +38,7 @@ class Stream:
         self.state = StreamState(
             pipeline=model,
             settings=settings,
-            schedule=schedule.to(model.unet.device),
+            schedule=schedule,
             caches=CacheSource(pools, model.unet, cache_dtype),
             draw_noise=noise_source(settings.seed, model.config["fixed_noise"], model.unet.device),
             scenes=SceneChangeDetector(settings.scene_cut),
@@ -70,12 +70,8 @@ class Stream:
 
         With fewer than 8 frames, the last one stands in for the missing warmup frames.
         """
-        state, out = self.state, self.state.outputs.finished
-        state.outputs.finished = []
-        if state.recent and not state.warm:
-            out += finish(state, warm_up_collected(state))
-        while any(row is not None for row in state.rows):
-            out += finish(state, denoise_step([state], [None])[0])
+        self._finish_all()
+        out, self.state.outputs.finished = self.state.outputs.finished, []
         return out
 
     def update(
@@ -103,6 +99,8 @@ class Stream:
             ValueError: a setting that cannot change, an unknown style, a file that does not fit, or weights
                 that other streams use; the stream goes on as before.
             OSError: the style's weights cannot be read or downloaded; the stream goes on as before.
+            torch.OutOfMemoryError: there is no memory for so many steps; the stream goes on with those it
+                had, or is closed if there is none for these either.
         """
         settings = (settings or self.settings).updated(**changes)
         self.settings.check_update(settings)
@@ -167,13 +165,19 @@ class Stream:
         for prompt in settings.prompts:
             model.tokenize(*prompt)  # raises before any weights change
         changed = model.activate_style(settings.style, state, settings.lora_scale)
-        state.settings = settings
+        former, state.settings = state.settings, settings
         state.prompt.target = model.encode_prompts(settings)
         # Between the embeddings of two text encoders there is nothing to blend.
         state.prompt.frames_left = 1 if changed else max(1, blend)
         if same_steps:
             return changed
-        self._change_schedule(model.schedule(settings))
+        try:
+            self._change_schedule(model.schedule(settings))
+        except RuntimeError:
+            state.settings = former
+            if state.pipeline is not None:  # it is not closed
+                self._apply(former)
+            raise
         return True
 
     @torch.no_grad()
@@ -181,17 +185,43 @@ class Stream:
         """Go on with other denoising steps; with another number of them, in another cache."""
         state, same_number = self.state, schedule.steps == self.schedule.steps
         if not same_number and state.lease is not None:
-            height, width = state.recent[-1].latents.shape[1:]
-            lease = state.caches.take(schedule.steps, (height, width))
-            state.outputs.finished = self.flush()
-            state.lease.free()
-            state.lease, state.restart_due = lease, True
+            self._finish_all()
+            self._exchange_lease(state.lease, schedule.steps)
         state.schedule = schedule
         if not same_number:
             state.rows = [None] * schedule.steps
             for _ in range(len(state.recent)):
                 frame = state.recent.popleft()
                 state.recent.append(replace(frame, noise=frame_noise(state)))
+
+    def _finish_all(self) -> None:
+        """Finish the frames in flight, for the next `push` to return."""
+        state = self.state
+        if state.recent and not state.warm:
+            state.outputs.finished = finish(state, warm_up_collected(state))
+        while any(row is not None for row in state.rows):
+            state.outputs.finished = finish(state, denoise_step([state], [None])[0])
+
+    def _exchange_lease(self, lease: CacheLease, steps: int) -> None:
+        """Free the rows of the cache and take so many; where there are none, as many as before.
+
+        Raises:
+            torch.OutOfMemoryError: there are none; the stream is closed if there are not even those.
+        """
+        state = self.state
+        height, width = state.recent[-1].latents.shape[1:]
+        lease.free()
+        state.lease, state.restart_due = None, True
+        try:
+            state.lease = state.caches.take(steps, (height, width))
+            return
+        except RuntimeError as error:
+            failure = error.with_traceback(None)  # which holds what was allocated
+        try:
+            state.lease = state.caches.take(lease.pool.steps, (height, width))
+        except RuntimeError:
+            state.close()
+        raise failure
 
 
 def noise_source(

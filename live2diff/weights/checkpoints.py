@@ -82,6 +82,9 @@ def read_tensors(file: str | Path) -> Tensors:
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__} and no named tensors.")
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    for name in tensors:
+        if not isinstance(name, str):
+            raise ValueError(f"{file} has a tensor under {name!r} and not under a name: it is no checkpoint.")
     if not tensors:
         raise ValueError(f"{file} holds no named tensors.")
     return tensors
@@ -132,6 +135,11 @@ def normalise_vae(tensors: Tensors) -> Tensors:
             tensor = tensor.flatten(1) if tensor.ndim == 4 else tensor  # once 1 x 1 convolutions
         renamed[name] = tensor
     return renamed
+
+
+def is_added(name: str) -> bool:
+    """Whether a UNet's parameter is one that the base lacks: of motion modules or depth mapping."""
+    return ".motion_modules." in name or name.startswith("flow_conv_in.")
 
 
 def check_fits(expected: Mapping[str, torch.Tensor], tensors: Tensors, source: str | Path) -> None:

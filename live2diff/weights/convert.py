@@ -29,9 +29,8 @@ from transformers.utils import logging as transformers_logging
 from ..model.attention import TemporalAttention, positional_table
 from ..model.lcm import build_scheduler
 from ..model.unet import StreamUNet
-from .checkpoints import Tensors, check_fits, check_names, read_tensors
+from .checkpoints import Tensors, check_fits, check_names, is_added, read_tensors
 from .hub import find
-from .swap import is_added
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .checkpoints import Tensors, check_names, read_tensors
+from .checkpoints import Tensors, check_names, is_added, read_tensors
 
 # A tensor's name: the part of the pipeline, the layer, and which tensor of it.
 NAME = re.compile(
@@ -66,15 +66,15 @@ def read_lora(file: str | Path, parts: Mapping[str, nn.Module]) -> Layers:
     """Read a LoRA file as changes of the modules in `parts`, `{"unet": ..., "text_encoder": ...}`.
 
     Raises:
-        ValueError: it is no LoRA of a supported kind, or has layers that this model lacks; the message names
-            the first ones.
+        ValueError: it is no LoRA of a supported kind, or has layers that a base model lacks, such as those of
+            motion modules; the message names the first ones.
         OSError: it cannot be read.
     """
     weights = {
         (part, normalise(name.removesuffix(".weight"), part)): (part, name)
         for part, module in parts.items()
         for name, parameter in module.named_parameters()
-        if name.endswith(".weight") and parameter.ndim in (2, 4)
+        if name.endswith(".weight") and parameter.ndim in (2, 4) and not is_added(name)
     }
     layers: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
     unknown = []
@@ -122,9 +122,14 @@ def check_factors(tensors: Tensors, shape: Sequence[int], name: str, file: str |
         )
     if rank == 0:
         raise ValueError(f"{file} changes {name} by matrices of rank 0: it holds nothing.")
+    most = max(shape[0], math.prod(shape[1:]))
+    if rank > most:  # a few bytes may stand for as many numbers as they like
+        raise ValueError(
+            f"{file} changes {name} by matrices of rank {rank}, and no more than {most} has a use."
+        )
     if alpha is not None and alpha.numel() != 1:
         raise ValueError(f"{file} has {alpha.numel()} numbers for one alpha, that of {name}.")
     scale = float(rank if alpha is None else alpha) / rank
-    if not (math.isfinite(scale) and down.isfinite().all() and up.isfinite().all()):
+    if not (math.isfinite(scale) and all(factor.float().isfinite().all() for factor in (down, up))):
         raise ValueError(f"{file} has NaN or infinity in an alpha or a weight of {name}: it is damaged.")
     return Factors(down, up, scale)

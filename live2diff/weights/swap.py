@@ -20,6 +20,7 @@ from torch import nn
 from .checkpoints import (
     Tensors,
     check_fits,
+    is_added,
     normalise_text_encoder,
     normalise_vae,
     read_tensors,
@@ -150,11 +151,6 @@ def read_base(path: Path, parts: dict[str, nn.Module]) -> dict[str, Tensors]:
         expected = {base_name(part, n): p for n, p in module.named_parameters() if not is_added(n)}
         check_fits(expected, tensors[part], path / part if path.is_dir() else path)
     return tensors
-
-
-def is_added(name: str) -> bool:
-    """Whether a UNet's parameter is one that the base lacks: of motion modules or depth mapping."""
-    return ".motion_modules." in name or name.startswith("flow_conv_in.")
 
 
 def weights_file(folder: Path) -> Path:

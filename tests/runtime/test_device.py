@@ -96,6 +96,20 @@ def test_a_card_that_computes_is_taken_and_none_is_no_failure(machine):
     assert best_device() == ("cpu", "")
 
 
+@pytest.mark.parametrize("name", ["gpu", "cuda:one", "meta", "xpu"])
+def test_a_device_of_another_kind_is_refused_by_name(name):
+    with pytest.raises(DeviceError, match=f"There is no device {name!r}: give 'cpu', 'cuda' or 'mps'"):
+        check_device(name)
+
+
+def test_another_gpu_than_the_present_one_is_chosen_by_the_environment(machine, monkeypatch):
+    machine(card=READY, available=True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    check_device("cuda:0")
+    with pytest.raises(DeviceError, match=r"cuda:1 is not cuda:0.*CUDA_VISIBLE_DEVICES=1 "):
+        check_device("cuda:1")
+
+
 def test_the_page_says_why_the_gpu_that_is_there_is_not_used():
     _, about = choose_model("cpu", PUBLISHED, print, "The driver is too old.")
     assert about == "Model: nano, the small one. The driver is too old."

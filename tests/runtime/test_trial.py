@@ -4,8 +4,10 @@ from dataclasses import replace
 from itertools import count
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
+from helpers.streams import frames
 
 from live2diff import Live2DiffPipeline
 from live2diff.runtime import float8, regions
@@ -53,6 +55,29 @@ def test_compiled_blocks_and_8_bit_floats_are_kept_if_they_are_faster(on_cuda, m
     assert on_cuda.runtime.way == taken and len(on_cuda.runtime.graphs) == 0
     assert [line.split(" the")[0] for line in reported] == ["Compiling"]
     on_cuda.runtime = None
+
+
+@torch.no_grad()
+def turn_round(parameters: list[torch.nn.Parameter]) -> None:
+    """Write other weights in place, as `WeightSwapper` does; a second time, the first ones."""
+    for parameter in parameters:
+        parameter.copy_(parameter.flip(0))
+
+
+def test_weights_written_later_reach_a_runtime_after_which_others_were_tried(on_cuda, monkeypatch):
+    pytest.importorskip("triton", reason="on Linux only")
+    monkeypatch.setattr(regions, "compile_block", lambda function: function)
+    times, clip = (number**2 for number in count()), frames(0, 14)  # each round takes longer than the last
+    accelerate(on_cuda, True, trial=quick(on_cuda, clock=lambda: next(times)))
+    assert on_cuda.runtime.way == Way(True, True)
+    before = on_cuda(clip, seed=1)
+    packed = [p for n, p in on_cuda.unet.named_parameters() if any(f".to_{x}." in n for x in "qkv")]
+    turn_round(packed)
+    shown, on_cuda.runtime = on_cuda(clip, seed=1), None
+    expected = on_cuda(clip, seed=1)
+    turn_round(packed)
+    differing = [np.abs(np.stack(own).astype(int) - expected).max() for own in (shown, before)]
+    assert differing[0] <= 2 < differing[1]
 
 
 def test_where_8_bit_floats_are_too_coarse_they_are_left_out(on_cuda, monkeypatch):

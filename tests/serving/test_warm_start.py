@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.graph_emulator import emulate
+from helpers.streams import alone
 
 from live2diff.runtime.cuda_graphs import CudaRuntime, Way
 from live2diff.serving.warm_start import warm_start
@@ -60,17 +61,43 @@ def test_viewers_join_and_leave_and_nothing_is_captured(tiny_pipeline, monkeypat
         stream.close()
 
 
-def test_a_full_pool_refuses_a_stream_and_costs_the_others_nothing(tiny_pipeline):
+def test_where_memory_is_full_a_stream_is_refused_and_costs_the_others_nothing(tiny_pipeline, monkeypatch):
     pools = CachePools(1)
     warm_start(tiny_pipeline, pools, 1)
     frame = image((48, 64), 0)
     first, second = (tiny_pipeline.stream(pools=pools) for _ in range(2))
     for _ in range(8):
         first.push(frame)
-    with pytest.raises(torch.OutOfMemoryError, match="reserved rows of the cache are in use"):
+    monkeypatch.setattr(type(tiny_pipeline.unet), "new_cache", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
         for _ in range(8):
             second.push(frame)
     first.push(frame)
     first.close()
     assert len(second.push(frame)) == 8
     second.close()
+
+
+def out_of_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_a_viewer_of_more_steps_leaves_room_for_the_others_and_graphs_go_on(tiny_pipeline, monkeypatch):
+    """Beyond the reserved rows there is memory; only graphs for it are captured when they are needed."""
+    pytest.importorskip("triton", reason="on Linux only")
+    graphs, pipe = emulate(monkeypatch), tiny_pipeline
+    monkeypatch.setattr(pipe, "runtime", CudaRuntime(pipe, Way(True, True)))
+    pools, clips = CachePools(2), [[image((48, 64), 50 * seed + n) for n in range(14)] for seed in range(2)]
+    warm_start(pipe, pools, 2)
+    streams = [pipe.stream(seed=seed, steps=steps, pools=pools) for seed, steps in enumerate((4, None))]
+    outs, captured = [[], []], graphs.captured
+    for turn in range(14):
+        for out, stream, clip in zip(outs, streams, clips, strict=True):
+            out += stream.push(clip[turn])
+    assert graphs.captured > captured
+    for stream in streams:
+        stream.close()
+    monkeypatch.setattr(pipe, "runtime", None)
+    for seed, steps in enumerate((4, None)):
+        expected = alone(pipe, clips[seed], seed=seed, steps=steps)
+        assert np.abs(np.stack(outs[seed]).astype(int) - expected).max() <= 2

@@ -17,6 +17,10 @@ class LimitedUNet:
     def __init__(self, unet) -> None:
         self.unet, self.memory_left = unet, True
 
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
     def new_cache(self, *arguments) -> KVCache:
         if not self.memory_left:
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -61,13 +65,14 @@ def test_the_next_lease_of_freed_rows_finds_nothing_in_them(pool, which):
 def test_growing_keeps_what_is_there_and_the_last_lease_frees_it_all(pool):
     first = pool.take()
     fill(first.cache, 3)
-    one = pool.nbytes
+    one = pool.cache.nbytes
     others = [pool.take() for _ in range(4)]
     assert holds(first.cache, 3) and all(holds(other.cache, 0) for other in others)
-    assert pool.nbytes == 6 * one
+    assert pool.cache.nbytes == 6 * one
     for lease in (first, *others):
         lease.free()
-    assert pool.nbytes == 0
+    with pytest.raises(AssertionError, match="nothing is leased"):
+        _ = pool.cache
     assert holds(pool.take().cache, 0)
 
 
@@ -124,8 +129,6 @@ def test_reserved_rows_are_shared_by_sizes_and_numbers_of_steps(tiny_pipeline, c
 
     addresses = {take(2, size).cache.keys[0].untyped_storage().data_ptr() for size in sizes}
     assert len(addresses) == 1  # one allocation
-    with pytest.raises(torch.OutOfMemoryError, match="All 6 reserved rows"):
-        take(1, (8, 8))
     pools = CachePools(most=3)
     pools.reserve(unet, 6, {size: size for size in sizes}, cache_dtype)
     first, second, third = (take(2, size) for size in sizes)
@@ -136,6 +139,28 @@ def test_reserved_rows_are_shared_by_sizes_and_numbers_of_steps(tiny_pipeline, c
     single = take(1, (10, 6))
     fill(single.cache, 4)
     assert take(1, (8, 8)).start == 3 and holds(first.cache, 1) and holds(third.cache, 3)
+
+
+def test_where_reserved_rows_do_not_suffice_there_are_others_until_memory_is_full(tiny_pipeline):
+    pools, unet = CachePools(most=2), LimitedUNet(tiny_pipeline.unet)
+    pools.reserve(unet, 4, {(64, 64): LATENTS})
+    reserved = [pools.take(unet, steps, LATENTS, None) for steps in (1, 2)]
+    other = pools.take(unet, 2, LATENTS, None)  # one row is left
+    for number, lease in enumerate((*reserved, other), start=1):
+        fill(lease.cache, number)
+    assert other.pool is not reserved[1].pool and other.pool.steps == 2
+    unet.memory_left = False
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        pools.take(unet, 3, LATENTS, None)
+    assert all(holds(lease.cache, number) for number, lease in enumerate((*reserved, other), start=1))
+    last = pools.take(unet, 1, LATENTS, None)
+    assert last.pool is reserved[0].pool and holds(last.cache, 0)
+    other.free()
+    reserved[1].free()
+    with pytest.raises(AssertionError, match="nothing is leased"):
+        _ = other.pool.cache
+    again = pools.take(unet, 2, LATENTS, None)
+    assert again.pool is reserved[1].pool and holds(again.cache, 0)
 
 
 def test_a_size_that_is_not_reserved_has_memory_of_its_own(tiny_pipeline):

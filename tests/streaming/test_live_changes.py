@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers.streams import assert_same, frames
 
+from live2diff.streaming.cache_pool import CachePools
 from live2diff.streaming.settings import StreamSettings
 
 CLIP = frames(5, 20)
@@ -106,6 +107,72 @@ def test_steps_may_change_before_the_warmup_and_the_cache_is_freed(pipe):
     assert changed.nbytes == opened.nbytes
     changed.update(steps=2)
     assert changed.nbytes == pytest.approx(opened.nbytes * 2 / 3)
+
+
+def out_of_memory(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.fixture
+def reserved(pipe) -> CachePools:
+    """Pools with two reserved rows."""
+    pools, size = CachePools(), pipe.working_size(48, 64, 32)
+    pools.reserve(pipe.unet, 2, {size: pipe.latent_shape(size)[1:]})
+    return pools
+
+
+def test_fewer_steps_need_no_memory_beside_the_rows_at_hand(pipe, reserved, monkeypatch):
+    monkeypatch.setattr(type(pipe.unet), "new_cache", out_of_memory)
+    stream = pipe.stream(**PENCIL, steps=2, pools=reserved)
+    outputs(stream, CLIP[:12])
+    for steps in (1, 2):
+        stream.update(steps=steps)
+        outputs(stream, CLIP[12:16])
+        assert stream.schedule.steps == stream.pool.steps == steps
+    stream.close()
+
+
+def test_steps_that_there_is_no_memory_for_leave_the_stream_as_after_a_restart(pipe, reserved, monkeypatch):
+    changed, restarted = pipe.stream(**PENCIL, steps=2, pools=reserved), pipe.stream(**PENCIL, steps=2)
+    out, expected = outputs(changed, CLIP[:12]), outputs(restarted, CLIP[:12])
+    monkeypatch.setattr(type(pipe.unet), "new_cache", out_of_memory)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            changed.update(steps=3, style="neon", prompt="a dog")
+        assert changed.settings == restarted.settings and changed.schedule.steps == 2
+    expected += restarted.flush()
+    restarted.restart()
+    assert_same(out + outputs(changed, CLIP[12:]), expected + outputs(restarted, CLIP[12:]))
+    changed.close()
+
+
+def test_a_stream_that_cannot_even_have_its_former_rows_again_is_closed(pipe, monkeypatch):
+    stream = pipe.stream(**PENCIL, steps=2)
+    outputs(stream, CLIP[:12])
+    pool = stream.pool
+    monkeypatch.setattr(type(pipe.unet), "new_cache", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        stream.update(steps=1)
+    assert len(pool) == 0
+    with pytest.raises(RuntimeError, match="closed"):
+        stream.push(CLIP[12])
+
+
+def test_an_error_in_the_last_steps_of_frames_in_flight_leaves_the_stream_as_it_was(pipe, monkeypatch):
+    pools = CachePools()
+    stream, other = (pipe.stream(**PENCIL, steps=3, pools=pools) for _ in range(2))
+    expected = outputs(other, CLIP)
+    out = outputs(stream, CLIP[:12])
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe, "predict", out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            stream.update(steps=2)
+    assert stream.settings.steps == stream.schedule.steps == 3 and len(stream.pool) == 2
+    assert_same(out + outputs(stream, CLIP[12:]), expected)
+    stream.update(steps=2)
+    assert stream.schedule.steps == 2 and len(other.pool) == 1
+    for each in (stream, other):
+        each.close()
 
 
 def test_strength_changes_in_the_cache_at_hand_only_if_asked_to(pipe):

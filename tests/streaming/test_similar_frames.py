@@ -65,6 +65,17 @@ def test_a_skipped_frame_returns_the_last_output_and_every_frame_one_output(tiny
     assert len(stream.flush()) == 1
 
 
+def test_what_a_caller_draws_on_an_image_is_not_shown_again(tiny_pipeline):
+    stream = tiny_pipeline.stream(**SETTINGS, similar_frame_skip=0.98)
+    last = outputs(stream, [frame(number) for number in range(12)])[-1]
+    expected = last.copy()
+    last.fill(0)
+    np.testing.assert_array_equal(stream.push(frame(11))[0], expected)
+    plain = tiny_pipeline.stream(**SETTINGS)
+    outputs(plain, [frame(number) for number in range(12)])
+    assert plain.state.similar.last_output is None  # none is ever shown again
+
+
 def test_a_stream_without_skipped_frames_gives_the_same_with_and_without_the_filter(tiny_pipeline):
     frames = [frame(number) for number in range(14)]
     plain = outputs(tiny_pipeline.stream(**SETTINGS), frames)

@@ -128,3 +128,32 @@ def test_a_lora_with_nan_or_infinity_is_refused(tiny_pipeline, tmp_path):
         save_file({f"{prefix}.lora_down.weight": down, f"{prefix}.lora_up.weight": up}, path)
         with pytest.raises(ValueError, match="NaN or infinity"):
             read_lora(path, {"unet": tiny_pipeline.unet})
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16], ids=str)
+def test_a_lora_may_be_of_fewer_bits(tiny_pipeline, tmp_path, dtype):
+    path, prefix = tmp_path / "style.safetensors", "lora_unet_" + ATTENTION.replace(".", "_")
+    down, up = torch.ones(4, 16), torch.ones(16, 4)
+    factors = {f"{prefix}.lora_down.weight": down.to(dtype), f"{prefix}.lora_up.weight": up.to(dtype)}
+    save_file(factors, path)
+    (change,) = read_lora(path, {"unet": tiny_pipeline.unet}).values()
+    assert torch.equal(change.delta((16, 16), torch.device("cpu")), up @ down)
+    save_file({name: torch.full_like(part, float("nan")) for name, part in factors.items()}, path)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        read_lora(path, {"unet": tiny_pipeline.unet})
+
+
+def test_a_lora_that_unfolds_from_a_few_bytes_is_refused_before_it_is_read(tiny_pipeline, tmp_path):
+    path, prefix, rank = tmp_path / "style.pt", "lora_unet_" + ATTENTION.replace(".", "_"), 2**50
+    one = torch.ones(1, 1)  # and not 64 petabytes
+    parts = {"lora_down.weight": one.expand(rank, 16), "lora_up.weight": one.expand(16, rank)}
+    torch.save({f"{prefix}.{name}": part for name, part in parts.items()}, path)
+    with pytest.raises(ValueError, match=f"by matrices of rank {rank}, and no more than 16 has a use"):
+        read_lora(path, {"unet": tiny_pipeline.unet})
+
+
+@pytest.mark.parametrize("content", [{0: torch.ones(2)}, {"a": torch.ones(2), 1: torch.ones(2)}], ids=str)
+def test_tensors_without_names_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "numbered.pt")
+    with pytest.raises(ValueError, match=r"numbered\.pt has a tensor under [01] and not under a name"):
+        read_tensors(tmp_path / "numbered.pt")

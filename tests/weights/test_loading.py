@@ -1,5 +1,7 @@
 """Models by name, their styles, and the shapes of tensors on ZeroGPU."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.checkpoints import (
@@ -10,10 +12,10 @@ from torch.utils._pytree import tree_map_only
 
 import live2diff
 from live2diff import loading
-from live2diff.loading import NANO, TOO_LARGE, convert
+from live2diff.loading import NANO, TOO_LARGE, convert, model_folder
 from live2diff.runtime import trial
 from live2diff.styles import STYLES, Style
-from live2diff.weights.convert import Sources
+from live2diff.weights.convert import PUBLISHED, Sources, new_folder
 
 
 def test_a_style_sets_its_steps_and_one_without_its_files_says_what_it_needs(full, styles):
@@ -66,6 +68,43 @@ def test_a_style_with_a_missing_file_in_a_folder_is_not_offered(model, tmp_path)
     (tmp_path / "loras").mkdir()
     (tmp_path / name).touch()
     assert "ink" in live2diff.load(str(model), "cpu", styles=style, checkpoints=tmp_path).styles
+
+
+def test_of_two_first_starts_at_once_the_slower_one_uses_the_folder_of_the_other(monkeypatch, tmp_path):
+    folder = tmp_path / "model"
+
+    def another_is_faster(out: Path, *_: object, **__: object) -> None:
+        with new_folder(out, 1) as new:
+            for written in (new, out):
+                written.mkdir(exist_ok=True)
+                (written / "model_index.json").write_text("{}")
+
+    monkeypatch.setattr(loading, "converted_folder", lambda sources: folder)
+    monkeypatch.setattr(loading, "convert", another_is_faster)
+    assert model_folder("live2diff", PUBLISHED, print) == folder
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_conversion_that_fails_without_another_is_an_error(monkeypatch, tmp_path):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("The disk is full.")
+
+    monkeypatch.setattr(loading, "converted_folder", lambda sources: tmp_path / "model")
+    monkeypatch.setattr(loading, "convert", fail)
+    with pytest.raises(OSError, match="disk is full"):
+        model_folder("live2diff", PUBLISHED, print)
+
+
+def test_a_folder_in_the_home_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # on Windows
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match="holds no model: it has no"):
+        model_folder("~/model", PUBLISHED, print)
+    (tmp_path / "model" / "model_index.json").write_text("{}")
+    assert model_folder("~/model", PUBLISHED, print) == tmp_path / "model"
+    with pytest.raises(ValueError, match="There is no model '~/other'"):
+        model_folder("~/other", PUBLISHED, print)
 
 
 class Crowded:

@@ -18,6 +18,9 @@ from live2diff.loading import load_base
 from live2diff.weights.lora import read_lora
 from live2diff.weights.swap import parts_of
 
+BLOCK = "temporal_transformer.transformer_blocks.0.attention_blocks.0"
+MOTION = [f"{side}_blocks.0.motion_modules.0.{BLOCK}" for side in ("down", "up")]
+
 
 @pytest.mark.parametrize("layout", [kohya_lora, peft_lora, diffusers_lora])
 def test_a_lora_in_each_layout_changes_what_diffusers_loader_changes(layout, base, tmp_path):
@@ -46,6 +49,17 @@ def test_a_lora_in_each_layout_changes_what_diffusers_loader_changes(layout, bas
     for (_, name), factors in changes.items():
         delta = factors.delta(before[name].shape, torch.device("cpu"))
         torch.testing.assert_close(before[name] + delta, after[name], atol=1e-5, rtol=1e-5)
+
+
+def test_a_lora_of_motion_modules_is_refused(full, tmp_path):
+    names = [f"{name}.to_q" for name in MOTION]
+    shapes = {("unet", name): full.unet.get_parameter(f"{name}.weight").shape for name in names}
+    motion = peft_lora(random_lora(shapes))
+    with pytest.raises(ValueError, match=r"No layer of .*motion.safetensors matches"):
+        read_lora(write(motion, tmp_path / "motion.safetensors"), parts_of(full))
+    both = peft_lora(random_lora(LAYERS)) | motion
+    with pytest.raises(ValueError, match=r"has, beside layers that fit,.*motion_modules"):
+        read_lora(write(both, tmp_path / "both.safetensors"), parts_of(full))
 
 
 def test_a_lora_that_fits_only_in_part_or_not_at_all_is_refused_by_name(full, tmp_path):
