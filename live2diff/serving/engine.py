@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DeviceLost, ServerStopping, StreamOutOfMemory, is_out_of_memory
+from ..errors import DeviceLost, ServerStopping, StreamClosed, StreamOutOfMemory, is_out_of_memory
 from ..streaming.settings import BLEND_FRAMES, StreamSettings
 from .device_loss import is_stream_fault, watched
-from .futures import delivering, fail, resolved
+from .futures import SharedCalls, delivering, fail, resolved
 from .sessions import ClipStream, FrameResult, PromptHelp, QueuedFrame, Session, SessionRegistry
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Engine:
 
             pools = self._thread.submit(open_pools, pipe, self.room.viewers, cache_dtype).result()
             self._rounds = Rounds(self, pools)
-        self._downloads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="downloads")
+        self._downloads = SharedCalls(threads=8, name="downloads")
         self.begin_sessions(self.room.viewers, idle_seconds, clock)
 
     def begin_sessions(self, capacity: int, idle_seconds: float, clock: Callable[[], float]) -> None:
@@ -103,7 +103,12 @@ class Engine:
 
     def fetch(self, style: str | None) -> Future[None]:
         """Download what a style needs, while frames go on; before `open` or `update` with it."""
-        return self._downloads.submit(self.pipe.fetch, style)
+        return self._downloads.submit(self.pipe.fetch, style) if self.has_files(style) else resolved(None)
+
+    def has_files(self, style: str | None) -> bool:
+        """Return whether a style, None for the default one, has weights of its own to download."""
+        preset = self.styles.get(self.default_style if style is None else style)
+        return preset is not None and preset.has_weights
 
     def open(self, key: str, settings: StreamSettings) -> Future[str]:
         """Open a stream; the result is the end of the prompt that the model cannot read, "" as a rule.
@@ -145,8 +150,11 @@ class Engine:
 
     def close(self, key: str) -> Future[None]:
         """Free the stream of a key, if there is one, after the frame being processed."""
-        sessions = [session for session in self.registry.all() if session.key == key]
-        return self.close_session(sessions[0]) if sessions else resolved(None)
+        try:
+            session = self.registry.get(key)
+        except StreamClosed:
+            return resolved(None)
+        return self.close_session(session)
 
     @contextmanager
     def clip(self, key: str, settings: StreamSettings, frames: int | None = None) -> Iterator[ClipStream]:
@@ -199,7 +207,7 @@ class Engine:
         sessions = self.registry.all()
         self.end()
         wait([session.freed for session in sessions], CLOSE_SECONDS)
-        self._downloads.shutdown(wait=False, cancel_futures=True)
+        self._downloads.shutdown()
         if self._rounds:
             self._rounds.shutdown()
         self._thread.shutdown(wait=True)
@@ -332,11 +340,6 @@ class Engine:
             with delivering(queued.result):
                 self.finish(session, queued, self.call(session, "push", queued.frame))
 
-    def settle(self) -> None:
-        """Complete the frames on the device."""
-        if self._rounds:
-            self._rounds.settle()
-
     def call(self, session: Session, name: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of a session's stream."""
         try:
@@ -352,20 +355,20 @@ class Engine:
 
     def finish(self, session: Session, queued: QueuedFrame, frames: list[Any]) -> None:
         """Resolve the future of a frame that was pushed, with the frames that came out."""
-        stream, now = session.stream, self.registry.clock()
+        stream = session.stream
         assert stream is not None
-        session.last_seen = now
+        session.last_seen = self.registry.clock()
         session.in_flight.append(queued)  # only now: a frame that was refused is not in flight
         shown = [session.in_flight.popleft() for _ in frames]
         last = shown[-1] if shown else None
         if last is not None:
-            with self.registry.lock:
-                self.registry.finished.append((now, now - last.arrived))
+            self.registry.note_finished(last.arrived)
         queued.result.set_result(FrameResult(frames, last and last.tag, stream.frames_in, stream.warm))
 
     def _guarded(self, session: Session, function: Callable, *arguments: Any, **options: Any) -> Any:
         """Call a function; out of memory, NaN and infinity end the session."""
-        self.settle()
+        if self._rounds:
+            self._rounds.settle()
         try:
             return watched(self, function, *arguments, **options)
         except RuntimeError as error:

@@ -18,7 +18,7 @@ SILENT_SECONDS = 300.0  # a socket outside the line that sends nothing for so lo
 TAKEN_SECONDS = 10.0  # a socket that does not take what is sent for so long is cut off
 # Proxies with public addresses on the way to a Space, each of which appends the address that called it to
 # `X-Forwarded-For`. Too low a number has all viewers share one limit; too high a number believes addresses
-# that a viewer made up.
+# that a viewer made up. A Space always has one, so that less than 1 counts as 1.
 TRUSTED_PROXIES = int(os.environ.get("LIVE2DIFF_TRUSTED_PROXIES", "1"))
 
 
@@ -88,7 +88,7 @@ def visitor_address(
         return public(peer or "", private_too=True)
     forwarded = [public(text.strip()) for text in headers.get("x-forwarded-for", "").split(",")]
     addresses = [address for address in forwarded if address]
-    return addresses[-min(trusted_proxies, len(addresses))] if addresses else None
+    return addresses[-min(max(1, trusted_proxies), len(addresses))] if addresses else None
 
 
 def public(text: str, private_too: bool = False) -> str | None:

@@ -87,7 +87,7 @@ class SessionRegistry:
 
     Attributes:
         lock: to be held while a session's waiting frame, or one of these counts, is read or changed.
-        finished: when the latest frames were finished, and how long each took, in seconds.
+        finished: when the frames of the last RATE_SECONDS were finished, and how long each took, in seconds.
         dropped: how many frames were replaced by newer ones.
     """
 
@@ -95,7 +95,7 @@ class SessionRegistry:
         self.lock = threading.RLock()
         self.clock = clock
         self._sessions: dict[str, Session] = {}
-        self.finished: deque[tuple[float, float]] = deque(maxlen=512)
+        self.finished: deque[tuple[float, float]] = deque()
         self.dropped = 0
 
     def get(self, key: str) -> Session:
@@ -132,6 +132,14 @@ class SessionRegistry:
     def live_keys(self) -> set[str]:
         """Return the keys of the live sessions."""
         return {session.key for session in self.all() if not session.is_clip}
+
+    def note_finished(self, arrived: float) -> None:
+        """Count a frame that is finished now, and forget those that do not count any more."""
+        with self.lock:
+            now = self.clock()
+            self.finished.append((now, now - arrived))
+            while self.finished[0][0] < now - RATE_SECONDS:
+                self.finished.popleft()
 
     def stats(self) -> dict[str, float]:
         """Return streams and clips open, frames a second, frames dropped, the delay of a frame in seconds."""

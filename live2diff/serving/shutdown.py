@@ -50,13 +50,14 @@ def serve_until_stopped(page: Page, engine: EngineProtocol, grace: float = GRACE
     )
     last.daemon = True
     last.start()
-    log_event("stopping", **{name: engine.stats()[name] for name in ("streams", "clips")})
+    running = engine.stats()
+    log_event("stopping", streams=running["streams"], clips=running["clips"])
     engine.end(clips=False)
     wait_for_clips(engine, grace)
     cut = engine.stats()["clips"]
     engine.end()
     wait_for_clips(engine, CUT_SECONDS)
-    if cut or engine.failure:
+    if running["clips"] or cut or engine.failure:
         time.sleep(REPORT_SECONDS)
     page.close(verbose=False)
     engine.shutdown()

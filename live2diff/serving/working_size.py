@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import is_out_of_memory
 from ..streaming.settings import StreamSettings
+from .capacity import SPARE, bytes_of_cache
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,6 @@ LADDERS = {  # by the model's own size
     256: Ladder((256, 320, 384, 448), None, 16.0, 1.25),
     512: Ladder((384, 448, 512), (1, 2, 3), 15.0, 2.0),
 }
-SPARE = 0.1  # of the free memory
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,6 @@ def choices(
     import torch
 
     from ..runtime.device import free_bytes
-    from .capacity import bytes_of_cache
 
     StreamSettings(steps=steps)
     ladder, own, device = ladder_of(pipe), len(pipe.config.t_index_list), pipe.unet.device

@@ -57,13 +57,17 @@ class PipeEnd:
                 return pickle.loads(data)
         return None
 
+    def forget(self) -> None:
+        """Discard the beginning of a message, which may be left of an earlier run in this process."""
+        self._buffer.clear()
+
     def drain(self) -> None:
         """Discard all that was sent to this end."""
         try:
             while self._socket.recv(CHUNK):
                 pass
         except TimeoutError:
-            self._buffer.clear()
+            self.forget()
 
 
 class PipePool:

@@ -59,7 +59,6 @@ class RemoteStream:
     Each method blocks until it is done there and raises what it raises there; after the run, `StreamClosed`.
     """
 
-    settings: StreamSettings
     ignored_words: str
 
     def __init__(self, run: Run, settings: StreamSettings, recent: list[np.ndarray]) -> None:

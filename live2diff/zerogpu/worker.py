@@ -62,7 +62,7 @@ class Callee:
             result = portable(error)
         names = ["frames_in", "frames_out", "warm"]
         if name in ("open", "update"):
-            names += ["ignored_words", "settings"]
+            names.append("ignored_words")
         return result, {name: getattr(self.stream, name) for name in names if self.stream is not None}
 
     def _end_if_lost(self, error: Exception, end_process: Callable[[int], object]) -> None:
@@ -88,6 +88,7 @@ def serve(
         "" after each call and at least every POLL_SECONDS, because `spaces` ends a generator only where it
         yields; at last the reason why it ends.
     """
+    end.forget()  # this process may have served a run that ended while a frame came
     callee = Callee(pipe, end_process)
     began = heard = clock()
 

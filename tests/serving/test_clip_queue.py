@@ -11,6 +11,7 @@ from live2diff.errors import ClipStopped
 from live2diff.serving.clip_queue import ClipQueue, Waiting
 from live2diff.serving.engine import Engine
 from live2diff.streaming.settings import StreamSettings
+from live2diff.styles import Style
 from live2diff.video.reader import Cut
 from live2diff.video.translate import Progress
 
@@ -40,6 +41,7 @@ class SlowDownload:
 
     def __init__(self, pipe, monkeypatch: pytest.MonkeyPatch) -> None:
         self.began, self.go_on = threading.Event(), threading.Event()
+        monkeypatch.setitem(pipe.styles, "comic", Style("Comic", "{}", loras=(("comic.safetensors", 1.0),)))
         monkeypatch.setattr(pipe, "fetch", self.fetch)
 
     def fetch(self, style: str | None) -> None:

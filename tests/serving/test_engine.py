@@ -14,8 +14,10 @@ from helpers.waiting import PATIENCE
 
 from live2diff.errors import EngineBusy, NonFiniteError, StreamClosed
 from live2diff.serving.engine import QUIET_SECONDS, Engine
+from live2diff.serving.sessions import RATE_SECONDS, SessionRegistry
 from live2diff.streaming import steps
 from live2diff.streaming.settings import StreamSettings
+from live2diff.styles import Style
 
 
 @pytest.fixture
@@ -203,6 +205,42 @@ def test_stats_have_rate_and_delay(engine):
     assert stats["fps"] > 0 and 0 < stats["delay_p50"] <= stats["delay_p95"]
     assert (stats["streams"], stats["clips"], stats["capacity"]) == (1, 0, 3)
     assert engine.device == "cpu"
+
+
+@pytest.mark.parametrize("rate", [100, 240])
+def test_the_frame_rate_is_that_of_the_last_seconds_however_many_frames_they_have(rate):
+    clock = Clock()
+    registry = SessionRegistry(clock)
+    for number in range(10 * rate):
+        clock.now = 1000 + number / rate
+        registry.note_finished(arrived=clock.now - 0.05)
+    assert registry.stats()["fps"] == pytest.approx(rate, rel=0.01)
+    assert registry.stats()["delay_p95"] == pytest.approx(0.05)
+    clock.now += 2 * RATE_SECONDS
+    assert registry.stats()["fps"] == 0
+    registry.note_finished(arrived=clock.now)
+    assert len(registry.finished) == 1, "what is not counted any more is not kept"
+
+
+def test_downloads_of_one_style_keep_no_other_style_waiting(engine, tiny_pipeline, monkeypatch):
+    go_on = threading.Event()
+    for name in ("felt", "glass"):
+        monkeypatch.setitem(
+            tiny_pipeline.styles, name, Style(name, "{}", loras=((f"{name}.safetensors", 1.0),))
+        )
+    monkeypatch.setattr(tiny_pipeline, "fetch", lambda style: style == "glass" or go_on.wait(PATIENCE))
+    waits = [engine.fetch("felt") for _ in range(20)]
+    assert all(wait.cancel() for wait in waits[:10])
+    try:
+        assert all(engine.fetch(style).done() for style in (None, "", "pencil")), (
+            "there is nothing to download"
+        )
+        engine.fetch("glass").result(PATIENCE)
+        assert not any(wait.done() for wait in waits[10:])
+    finally:
+        go_on.set()
+    for wait in waits[10:]:
+        wait.result(PATIENCE)
 
 
 @pytest.fixture

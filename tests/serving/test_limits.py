@@ -37,8 +37,10 @@ def test_the_address_of_a_request(headers, peer, space, whose, monkeypatch):
         ("8.8.8.8, 1.1.1.1", 2, "8.8.8.8"),
         ("9.9.9.9, 8.8.8.8, 1.1.1.1, 10.0.0.7", 2, "8.8.8.8"),
         ("8.8.8.8", 2, "8.8.8.8"),
+        ("9.9.9.9, 8.8.8.8", 0, "8.8.8.8"),
+        ("9.9.9.9, 1.1.1.1, 8.8.8.8", -1, "8.8.8.8"),
     ],
-    ids=["one", "one, made up", "two", "two, made up", "fewer than trusted"],
+    ids=["one", "one, made up", "two", "two, made up", "fewer than trusted", "none", "less than none"],
 )
 def test_a_proxy_that_appends_its_own_address_is_counted(forwarded, proxies, whose, monkeypatch):
     monkeypatch.setenv("SPACE_ID", "somebody/live2diff")

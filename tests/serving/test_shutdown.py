@@ -18,6 +18,7 @@ from helpers.waiting import PATIENCE, wait_for
 
 from live2diff.errors import ServerStopping
 from live2diff.serving.engine import Engine
+from live2diff.serving.shutdown import REPORT_SECONDS
 from live2diff.streaming.settings import StreamSettings
 from live2diff.zerogpu.engine import ZeroGpuEngine
 from live2diff.zerogpu.worker import SILENCE_SECONDS
@@ -67,18 +68,29 @@ def test_a_server_that_is_stopped_ends_soon_and_its_clip_says_that_it_was_cut(tm
 
 
 CHILD = """
-import atexit, os, signal, threading
+import atexit, os, signal, sys, threading, time
 from live2diff.serving import event_log
 from live2diff.serving.shutdown import serve_until_stopped
 
+now, clip_ends = 0, int(sys.argv[1])  # tenths of a second: only `sleep` moves the clock
+
+def sleep(seconds):
+    global now
+    now += round(10 * seconds)
+
+time.sleep, time.monotonic = sleep, lambda: now / 10
+
 class Engine:
     failure = ""
-    def end(self, clips=True): print("end", clips)
+    ended = False
     def shutdown(self): print("shutdown")
-    def stats(self): return {"streams": 0, "clips": 0}
+    def stats(self): return {"streams": 0, "clips": int(now < clip_ends and not self.ended)}
+    def end(self, clips=True):
+        self.ended = clips
+        print("end", clips)
 
 class Page:
-    def close(self, verbose=True): print("closed")
+    def close(self, verbose=True): print("closed after", now / 10)
 
 atexit.register(print, "tunnel stopped")  # as Gradio does with that of --share
 threading.Thread(target=threading.Event().wait, daemon=True).start()
@@ -92,16 +104,23 @@ def install_and_stop(number, handler):
 
 signal.signal = install_and_stop
 event_log.configure()
-serve_until_stopped(Page(), Engine())
+serve_until_stopped(Page(), Engine(), grace=10.0)
 """
 
 
-def test_what_is_registered_for_the_end_runs_when_the_server_is_stopped():
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert child.stdout.split("\n") == ["end False", "end True", "closed", "shutdown", "tunnel stopped", ""]
-    assert child.returncode == 0 and "stopped clips_cut=0" in child.stderr, child.stderr
+@pytest.mark.parametrize(
+    ("clip_ends", "closed", "cut"),
+    [(0, 0.0, 0), (30, 3.0 + REPORT_SECONDS, 0), (1000, 10.0 + REPORT_SECONDS, 1)],
+    ids=["no clip", "a clip that finishes in time", "a clip that is cut"],
+)
+def test_a_stopped_server_waits_until_results_are_fetched_and_runs_what_is_registered_for_the_end(
+    clip_ends, closed, cut
+):
+    command = [sys.executable, "-c", CHILD, str(clip_ends)]
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    ends = ["end False", "end True", f"closed after {closed}", "shutdown", "tunnel stopped"]
+    assert child.stdout.splitlines() == ends, child.stderr
+    assert child.returncode == 0 and f"stopped clips_cut={cut}" in child.stderr, child.stderr
 
 
 def test_a_line_for_each_stream_opened_and_closed_and_nothing_of_what_anybody_said(tiny_pipeline, caplog):

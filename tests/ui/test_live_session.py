@@ -4,11 +4,22 @@ import json
 import struct
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from socket import SO_LINGER, SOL_SOCKET
 
 import pytest
 from helpers.browser import Identity, IdentityStream
-from helpers.live_socket import IMAGE, JPEG, SETTINGS, answer, receive, send_json, served_socket, started
+from helpers.live_socket import (
+    IMAGE,
+    JPEG,
+    SETTINGS,
+    answer,
+    receive,
+    result,
+    send_json,
+    served_socket,
+    started,
+)
 from helpers.waiting import PATIENCE, wait_for
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -16,7 +27,7 @@ from websockets.sync.client import connect
 from live2diff.serving.engine import Engine
 from live2diff.streaming.images import LARGEST_FRAME, decode_frame
 from live2diff.streaming.settings import StreamSettings
-from live2diff.ui.live_protocol import FRAME, PATH, RESULT
+from live2diff.ui.live_protocol import FRAME, PATH
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +73,8 @@ class Downloading(Identity):
     def __init__(self) -> None:
         super().__init__()
         self.come = {style: threading.Event() for style in ("neon", "comic")}
+        file = ("a.safetensors", 1.0)
+        self.styles |= {name: replace(self.styles[name], loras=(file,)) for name in self.come}
 
     def fetch(self, style: str | None) -> None:
         if event := self.come.get(style or ""):
@@ -122,18 +135,27 @@ def test_a_style_is_downloaded_before_a_place_is_taken():
     engine.shutdown()
 
 
-def test_a_burst_of_frames_drops_all_but_the_newest(engine, address):
+def test_a_burst_of_frames_drops_all_but_the_newest(engine, address, monkeypatch):
+    call, release = engine.call, threading.Event()
+
+    def held(*arguments: object, **options: object) -> object:
+        assert release.wait(PATIENCE)
+        return call(*arguments, **options)
+
     with started(address) as socket:
         for number in range(1, 9):
             answer(socket, number)
+        monkeypatch.setattr(engine, "call", held)
         for number in range(9, 60):
             socket.send(FRAME.pack(number) + JPEG)
+        send_json(socket, echo=1)  # once it is answered, all frames have been read
+        receive(socket, "echo")
+        release.set()
         taken = 0
         answers = 0
         while taken < 59:
-            message = socket.recv(PATIENCE)
-            taken, answers = RESULT.unpack_from(message)[1], answers + 1
-        assert answers < 51
+            taken, answers = result(socket)[0][1], answers + 1
+        assert answers <= 4  # two in the engine, one that waits there, one in the relay
     wait_for(lambda: engine.stats()["streams"] == 0)
 
 

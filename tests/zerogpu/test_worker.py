@@ -1,8 +1,12 @@
 """One run in the process that has the GPU, called step by step by a clock that the test moves."""
 
+import multiprocessing
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from helpers.gpu_visits import Clock
+from helpers.waiting import PATIENCE
 
 from live2diff.errors import NonFiniteError, StreamOutOfMemory
 from live2diff.runtime import device
@@ -99,6 +103,35 @@ def test_a_process_whose_gpu_is_lost_ends_and_serves_no_other_run(tiny_pipeline,
     hook.remove()
     assert "illegal memory access" in str(error) and codes == [3] * lost
     call.run.close()
+
+
+def test_a_process_that_is_kept_serves_its_next_run_after_half_a_message():
+    pool, clock = PipePool(1), Clock()
+    first, index = pool.take()
+    here, there = pool.ends[index]
+    assert not here.send(first, np.zeros(3_000_000, np.uint8), lambda: True), "the run is over before its end"
+    context = multiprocessing.get_context("fork")
+    ended, sent = context.Event(), context.Event()
+
+    def serve_twice() -> None:
+        """Receive what is there of a frame in one run, and the only call of the next."""
+        for number in (first, first + 1):
+            run = serve(cast(Any, None), there, Job(number, index, 60.0), clock)
+            assert [next(run), next(run)] == ["", ""]
+            run.close()
+            ended.set()
+            assert sent.wait(PATIENCE)
+
+    process = context.Process(target=serve_twice, daemon=True)
+    process.start()
+    assert ended.wait(PATIENCE)
+    pool.give_back(index)
+    assert pool.take() == (first + 1, index)
+    assert here.send(first + 1, ("close", (), {}), lambda: False)
+    sent.set()
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+    assert here.receive(first + 1) == (None, {})
 
 
 def test_errors_are_made_portable():
