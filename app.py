@@ -14,6 +14,7 @@ except ImportError:
 import argparse
 import importlib.util
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
+from gradio.http_server import LOCALHOST_NAME
 from starlette.routing import BaseRoute
 
 from live2diff.cli import (
@@ -53,6 +54,7 @@ from live2diff.zerogpu.button import gpu_session_button
 from live2diff.zerogpu.engine import ZeroGpuEngine, on_zero_gpu
 
 DEFAULT_LIMITS = VisitorLimits()
+LAST_PORT = 65535
 LOAD_ERRORS = (ImportError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 HEADER = """<h1>Live<span>2</span>Diff</h1>
 <p>See yourself, live, in another style.</p>"""
@@ -76,6 +78,13 @@ def number_or_auto(text: str) -> int | None:
     return None if text == "auto" else int(text)
 
 
+def port_number(text: str) -> int:
+    """Parse the number of a port; not 0, of which Gradio does not learn the port that it stands for."""
+    if not text.isdecimal() or not 1 <= int(text) <= LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; give a number from 1 to {LAST_PORT}")
+    return int(text)
+
+
 def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the model, its working size and its denoising steps."""
     add_model_options(parser)
@@ -94,9 +103,10 @@ def space_engine() -> ZeroGpuEngine | None:
         return None
     parser = argparse.ArgumentParser()
     add_pipeline_options(parser)
-    options, _ = parser.parse_known_args(operator_options())
+    options = parser.parse_args([])
     # Eager: this process has no GPU; the one that has captures its graphs at its first run.
     try:
+        options, _ = parser.parse_known_args(operator_options())
         pipe = load_model(options, device="cuda", eager=True)
         set_work(pipe, options.size, options.steps)  # else the model's own: there is no GPU yet to measure on
         return ZeroGpuEngine(pipe, graphs=not options.eager)
@@ -111,10 +121,22 @@ ENGINE = space_engine()  # on ZeroGPU the weights must be loaded at import
 
 
 def clip_queue(engine: EngineProtocol, limits: VisitorLimits = DEFAULT_LIMITS) -> ClipQueue:
-    """Create the clip queue of a page; its temporary files are bounded where they have their own folder."""
-    folder, is_own = Path(get_upload_folder()), bool(os.environ.get("GRADIO_TEMP_DIR"))
-    most = MOST_BYTES if is_own else None
-    return ClipQueue(engine, folder / "live2diff-results", per_address=limits.clips, most_bytes=most)
+    """Create the clip queue of a page, whose temporary files get a folder of their own."""
+    folder = own_temporary_folder() / "live2diff-results"
+    return ClipQueue(engine, folder, per_address=limits.clips, most_bytes=MOST_BYTES)
+
+
+def own_temporary_folder() -> Path:
+    """Have Gradio keep its files in a folder for this user's page alone, which may be swept; return it.
+
+    It lies in GRADIO_TEMP_DIR, which others may share, or where temporary files usually are.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else "files"  # a folder of another user is not writable
+    folder, name = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()), f"live2diff-{user}"
+    if folder.name != name:
+        folder /= name
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    return folder
 
 
 def build(
@@ -201,7 +223,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_pipeline_options(parser)
     add = parser.add_argument
     add("--host", help="address to listen on; 0.0.0.0 for all (default: this machine only)")
-    add("--port", type=int, help="default: the first free one from 7860 on")
+    add("--port", type=port_number, help="default: the first free one from 7860 on")
     add("--share", action="store_true", help="make a public link through Gradio's tunnel")
     add("--mcp", action="store_true", help="serve the endpoints as MCP tools as well")
     camera = "write the first viewer's live picture to a virtual camera"
@@ -224,15 +246,35 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_address(host: str, port: int) -> None:
+    """Listen on an address for a moment, before a model is loaded for nothing; port 0 is any free one.
+
+    Raises:
+        ValueError: that is not possible.
+    """
+    addresses, failure = [], None
+    try:
+        addresses = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        failure = error
+    for family, *_, address in addresses:  # one is enough: localhost may have two, of which one is off
+        try:
+            return socket.create_server(address, family=family).close()
+        except OSError as error:
+            failure = error
+    advice = "--host is an address of this machine, as 127.0.0.1, or 0.0.0.0 for all"
+    advice += ", --port a free one that this user may open" * (port > 0)
+    raise ValueError(f"The server cannot listen on {host}: {failure}. Correct the options: {advice}.")
+
+
 def run(options: argparse.Namespace) -> None:
     """Load a model and serve the page until the process is stopped."""
     if options.mcp and importlib.util.find_spec("mcp") is None:
         raise ValueError("--mcp needs another package: pip install 'mcp<2'")
     if options.autoscale and not options.cluster:
         raise ValueError("--autoscale is for a cluster: --cluster auto or ADDRESS")
+    check_address(options.host or LOCALHOST_NAME, options.port or 0)
     device = open_device() if options.virtual_camera else None
-    user = os.getuid() if hasattr(os, "getuid") else "files"  # a folder of another user is not writable
-    os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / f"live2diff-{user}"))
     limits = VisitorLimits(options.visits_per_address, options.clips_per_address, options.turn_seconds)
     event_log.configure()
     routes: list[BaseRoute] = []
@@ -249,8 +291,15 @@ def run(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the page; return the exit code."""
-    arguments = [*operator_options(), *sys.argv[1:]] if arguments is None else arguments
-    return run_main(build_parser(), run, arguments)
+    parser = build_parser()
+    if arguments is None:
+        arguments = sys.argv[1:]
+        try:
+            arguments = [*operator_options(), *arguments]
+        except ValueError as error:
+            if ENGINE is None:  # else `space_engine` has said so
+                parser.error(str(error))
+    return run_main(parser, run, arguments)
 
 
 if __name__ == "__main__":

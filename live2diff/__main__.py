@@ -15,7 +15,7 @@ from .command import run_main
 from .streaming.cues import CuedStream, CueSheet, read_cues
 from .streaming.scene_change import SCENE_CUT
 from .streaming.settings import StreamSettings
-from .video.folder import ClipJob, attempt, find_jobs, report
+from .video.folder import ClipJob, attempt, find_jobs, remove_partials, report
 from .video.reader import probe
 from .video.translate import Progress, sizes, translate
 from .video.writer import check_target
@@ -48,8 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=int, choices=range(1, 5), help="denoising steps: more is slower")
     add("--strength", type=float, help="near 0 keeps the video, 1 is as far as the model goes")
     add("--t-index-list", type=t_index_list_of, metavar="30,36,42", help="the denoising steps one by one")
-    cut_help = "image difference that starts a new cache (default: %(default)s)"
-    add("--scene-cut", type=scene_cut_of, default=SCENE_CUT, metavar="0..1|off", help=cut_help)
+    cut_help = f"image difference that starts a new cache (default: {SCENE_CUT})"
+    add("--scene-cut", type=scene_cut_of, default=argparse.SUPPRESS, metavar="0..1|off", help=cut_help)
     add("--cues", metavar="FILE", help="changes on the way, as the page saves them: a JSON file")
     add("--size", type=size_of, metavar="N|WxH", help="512 (about 512x512 in all) or 640x360")
     add("--depth-every", type=int, metavar="K", help="estimate depth for every K-th frame (default: all)")
@@ -77,10 +77,17 @@ def show(steps: Iterator[Progress]) -> Generator[Progress]:
 
 
 def settings_of(options: argparse.Namespace) -> StreamSettings:
-    """Return the settings of the options and of the cues' start; the size depends on the clip."""
+    """Return the settings of the options, and those of the cues' start that they leave open.
+
+    The size of the options depends on the clip: see `sizes`.
+    """
     names = StreamSettings.model_fields.keys() & vars(options).keys()
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    return StreamSettings(**options.sheet.start | given | {"scene_cut": options.scene_cut, "size": None})
+    if "scene_cut" in vars(options):
+        given["scene_cut"] = options.scene_cut  # None for off
+    if options.size is not None:
+        given["size"] = None
+    return StreamSettings(**{"scene_cut": SCENE_CUT, "size": None} | options.sheet.start | given)
 
 
 class Translator:
@@ -96,8 +103,9 @@ class Translator:
     def __call__(self, job: ClipJob) -> Generator[Progress]:
         """Translate a clip, with its progress."""
         frame_size, working_size = sizes(self.size, job.source)
+        settings = self.settings.updated(size=working_size) if working_size else self.settings
         with explain_out_of_memory(ADVICE):
-            with closing(self.pipe.stream(self.settings.updated(size=working_size))) as stream:
+            with closing(self.pipe.stream(settings)) as stream:
                 if stream.ignored_words != self.ignored_words:
                     self.ignored_words = stream.ignored_words
                     words = f"live2diff: the prompt is too long; not read: {stream.ignored_words}"
@@ -122,7 +130,11 @@ def run(options: argparse.Namespace) -> None:
     job = ClipJob(options.source, options.target)
     check_target(job.source, job.target)
     probe(job.source)
-    last = deque(show(Translator(options)(job)), maxlen=1).pop()
+    try:
+        with closing(Translator(options)(job)) as steps:
+            last = deque(show(steps), maxlen=1).pop()
+    finally:
+        remove_partials([job])
     print(f"{job.target}: {last.done} frames in {time.monotonic() - started:.1f} s", file=sys.stderr)
 
 

@@ -9,15 +9,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import is_out_of_memory
-from .styles import read_styles
+from .styles import read_styles, resolve_files
 
 if TYPE_CHECKING:
     from .pipeline import Live2DiffPipeline
 
 MIN_SIDE, MAX_SIDE = 16, 8192
+MODEL_NAMES = ("auto", "nano", "live2diff")  # also where there is a folder of this name
 
 
 @contextmanager
@@ -63,8 +65,17 @@ def lora_of(text: str) -> tuple[str, float]:
 
 
 def operator_options() -> list[str]:
-    """Split the variable LIVE2DIFF_OPTIONS; a Space has no command line."""
-    return shlex.split(os.environ.get("LIVE2DIFF_OPTIONS", ""))
+    """Split the variable LIVE2DIFF_OPTIONS; a Space has no command line.
+
+    Raises:
+        ValueError: a quote is not closed, or the last backslash stands alone.
+    """
+    text = os.environ.get("LIVE2DIFF_OPTIONS", "")
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        reason = str(error).lower()
+        raise ValueError(f"LIVE2DIFF_OPTIONS cannot be read, {reason}: {text}. Correct its quotes.") from None
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -99,10 +110,25 @@ def load_model(options: argparse.Namespace, **settings: Any) -> Live2DiffPipelin
 
 
 def model_loader(options: argparse.Namespace, **settings: Any) -> Callable[[], Live2DiffPipeline]:
-    """Return the call that loads the model, as `load_model` but silent; another process may call it."""
-    styles = read_styles(options.styles) if options.styles else None
+    """Return the call that loads the model, as `load_model` but silent; another process may call it.
+
+    It may have another working folder: relative paths of what exists become absolute.
+    """
+    styles = None
+    if options.styles:
+        styles = read_styles(options.styles)
+        styles = {name: resolve_files(style, Path.cwd()) for name, style in styles.items()}
     from .loading import load  # imports torch, which takes seconds
 
     names = ("style", "loras", "checkpoints", "eager", "compiled", "safety_checker")
     arguments = {name: getattr(options, name) for name in names}
-    return partial(load, options.model, **arguments | {"styles": styles} | settings)
+    arguments["checkpoints"] = absolute(options.checkpoints)
+    arguments["loras"] = [(absolute(lora), scale) for lora, scale in options.loras]
+    model = options.model if options.model in MODEL_NAMES else absolute(options.model)
+    return partial(load, model, **arguments | {"styles": styles} | settings)
+
+
+def absolute(name: str) -> str:
+    """Return the absolute path of a file or folder that exists, any other name as it is."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name

@@ -11,6 +11,7 @@ Neither torch nor Gradio is imported.
 """
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -92,6 +93,11 @@ class LiveClient:
             OSError: there is no server.
         """
         self.settings = StreamSettings(style=style, prompt=prompt, **settings)
+        # The server does not say which update it answers: one is on its way, and the newest waits meanwhile.
+        self._accepted = self.settings
+        self._asked: StreamSettings | None = self.settings  # without an answer yet
+        self._waiting: dict[str, Any] | None = None  # how the newest update is to be made
+        self._lock = threading.Lock()
         self._on_event = on_event
         self._sent = self._answered = 0  # numbers of frames
         self._newest = b""
@@ -173,8 +179,17 @@ class LiveClient:
         """
         settings = self.settings.updated(**changes)
         self.settings.check_update(settings)
-        self.settings = settings
-        self._send(json.dumps({"update": self._message(), "blend": blend, "refill": refill}))
+        with self._lock:
+            self.settings, self._waiting = settings, {"blend": blend, "refill": refill}
+            self._send_update()
+
+    def _send_update(self) -> None:
+        """Send the newest update, unless one of the open stream has no answer; call with the lock held."""
+        if self._waiting is not None and (self._asked is None or not self._is_open):
+            message, self._waiting = {"update": self._message(), **self._waiting}, None
+            # The server answers nothing where nothing changes.
+            self._asked = self.settings if self.settings != self._accepted or not self._is_open else None
+            self._send(json.dumps(message))
 
     def restart(self) -> None:
         """Warm the stream up again from its last frames."""
@@ -191,12 +206,20 @@ class LiveClient:
         """Report a message of the server, and act on it."""
         self._on_event(message)
         if "refused" in message:
-            self.settings = self.settings.updated(style=message["style"])
-            raise LiveError(message["refused"])
+            with self._lock:
+                self._asked = None
+                if self._waiting is None:
+                    self.settings = self._accepted.updated(style=message["style"])
+                    raise LiveError(message["refused"])
+                self._send_update()  # others were chosen before these were refused
         if "error" in message:
             raise LiveError(message["error"])
         if message.get("gpu_session"):
             raise LiveError("This server lends its GPU to visitors of its page only, not to programs.")
+        if message.keys() & {"started", "updated"}:
+            with self._lock:
+                self._accepted, self._asked = self._asked or self._accepted, None
+                self._send_update()
         self._is_open = "started" in message or (self._is_open and not message.keys() & {"waiting", "over"})
         if "started" in message and self._sent > self._answered:
             self._send(self._newest)

@@ -2,11 +2,15 @@
 
 import json
 import logging
+import os
+import socket
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from gradio.utils import get_upload_folder
 
 import app
 from live2diff.cluster import drain
@@ -58,12 +62,57 @@ def test_bad_options_end_in_one_line_and_code_2(arguments, message, capsys):
     assert message in error.splitlines()[-1] and "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--host", "203.0.113.7", "--host is an address of this machine"),
+        ("--host", "no such host", "--host is an address of this machine"),
+        ("--host", "a..b", "--host is an address of this machine"),
+        ("--port", "taken", "--port a free one"),
+        ("--port", "70000", "'70000' is no port; give a number from 1 to 65535"),
+        ("--port", "0", "'0' is no port"),
+        ("--port", "-1", "'-1' is no port"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_refused_before_a_model_is_loaded(
+    option, value, message, monkeypatch, capsys
+):
+    monkeypatch.setattr(app, "load_model", None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        value = str(taken.getsockname()[1]) if value == "taken" else value
+        assert exit_code(f"{option}={value}") == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def exit_code(*arguments: str) -> int | str | None:
+    """Return the exit code of the page's program, whoever ends it."""
+    try:
+        return app.main(arguments)
+    except SystemExit as end:  # how argparse ends
+        return end.code
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+def test_an_address_of_this_machine_is_accepted(host):
+    app.check_address(host, 0)
+
+
+def test_options_of_the_operator_that_cannot_be_read_end_in_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("LIVE2DIFF_OPTIONS", "--style 'pencil")
+    monkeypatch.setattr(sys, "argv", ["app.py"])
+    with pytest.raises(SystemExit) as end:
+        app.main()
+    assert end.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "LIVE2DIFF_OPTIONS cannot be read, no closing quotation: --style 'pencil" in line
+
+
 @pytest.mark.parametrize("main", [app.main, drain.main], ids=["page", "drain"])
 def test_a_cluster_without_ray_ends_in_one_line_and_code_2(main, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
     assert main(["--cluster", "local"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "pip install 'live2diff[cluster]'" in line
+    assert "pip install '.[cluster]' in the repository's folder" in line
 
 
 @pytest.mark.parametrize("where", ["loading", "measuring"])
@@ -122,6 +171,21 @@ def test_a_space_whose_model_cannot_be_loaded_serves_nano_and_says_so(
     engine.shutdown()
 
 
+def test_a_space_whose_options_cannot_be_read_serves_nano_and_says_so(on_space, tiny_pipeline, monkeypatch):
+    monkeypatch.setenv("LIVE2DIFF_OPTIONS", "--style 'pencil")
+    monkeypatch.setattr(sys, "argv", ["app.py"])
+    loaded, served = [], []
+    monkeypatch.setattr(app, "load_model", lambda options, **_: loaded.append(options.model) or tiny_pipeline)
+    monkeypatch.setattr(tiny_pipeline, "about", tiny_pipeline.about)
+    engine = app.space_engine()
+    assert loaded == ["nano"] and "LIVE2DIFF_OPTIONS cannot be read" in engine.about
+    monkeypatch.setattr(app, "ENGINE", engine)
+    monkeypatch.setattr(app, "serve", lambda engine, *_, **options: served.append(engine))
+    monkeypatch.setattr(app, "serve_until_stopped", lambda *_: None)
+    assert app.main() == 0 and served == [engine]
+    engine.shutdown()
+
+
 @pytest.mark.parametrize("arguments", [[], ["--size", "auto", "--steps", "auto"]])
 def test_the_work_of_a_frame_is_measured_by_default_and_told(arguments, tiny_pipeline, monkeypatch, capsys):
     ladder = working_size.Ladder((32, 48), (1, 2), 1e-6, 2.0)  # any machine is that fast
@@ -149,6 +213,22 @@ def started(arguments: list[str], pipeline, monkeypatch) -> Engine:
     pipeline.about = about
     pipeline.register_to_config(size=size, t_index_list=indices)
     return engine
+
+
+def test_of_a_shared_temporary_folder_only_the_part_of_the_page_is_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "MOST_BYTES", 500)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "thesis.docx").write_bytes(bytes(1000))
+    for path in tmp_path.iterdir():
+        os.utime(path, (1e9, 1e9))
+    queue = app.clip_queue(engine=None)
+    upload = Path(get_upload_folder(), "hash", "clip.mp4")
+    upload.parent.mkdir(parents=True)
+    upload.write_bytes(bytes(1000))
+    queue.tidy()
+    assert (tmp_path / "empty").exists() and (tmp_path / "thesis.docx").exists()
+    assert not upload.exists() and queue.folder.is_relative_to(tmp_path)
+    assert app.clip_queue(engine=None).folder == queue.folder
 
 
 def test_the_limits_are_on_the_page(engine):

@@ -1,19 +1,25 @@
 """`python -m live2diff`: translated clips, settings, exit codes."""
 
 import argparse
+import json
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from helpers.folders import CopyingTranslator
 from helpers.paths import ROOT
 
 from live2diff import __main__ as command_line
 from live2diff.__main__ import main
+from live2diff.cli import add_model_options, model_loader
 from live2diff.command import run_main
-from live2diff.errors import NonFiniteError
+from live2diff.errors import NonFiniteError, StreamOutOfMemory
 from live2diff.video.reader import probe, read_frames
 
 FRAMES = 12
@@ -123,6 +129,7 @@ def test_bad_input_is_answered_in_one_line_and_code_2(
         (ValueError("The size is\nwrong."), 2, "tool: The size is wrong.\n"),
         (OSError("No space left."), 2, "tool: No space left.\n"),
         (NonFiniteError("NaN."), 2, "tool: NaN.\n"),
+        (StreamOutOfMemory("No memory."), 2, "tool: No memory.\n"),
         (KeyboardInterrupt(), 130, "\ntool: interrupted\n"),
     ],
 )
@@ -153,3 +160,96 @@ def test_only_options_that_are_given_become_settings(clip: Path, tmp_path: Path,
     always = {"scene_cut": 0.45, "size": None}
     assert given[2] == always | {"seed": 3}
     assert given[:2] == [always, always | {"similar_frame_skip": 0.98, "steps": 2, "scene_cut": None}]
+
+
+@pytest.fixture
+def sigterms() -> Iterator[list[int]]:
+    """The signals that nobody else has handled, in place of the end of the tests."""
+    received: list[int] = []
+    former = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    yield received
+    signal.signal(signal.SIGTERM, former)
+
+
+def test_sigterm_interrupts_as_ctrl_c_does(sigterms: list[int], capsys: pytest.CaptureFixture) -> None:
+    def run(_: argparse.Namespace) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    assert run_main(argparse.ArgumentParser(prog="tool"), run, []) == 130
+    assert capsys.readouterr().err == "\ntool: interrupted\n"
+    signal.raise_signal(signal.SIGTERM)
+    assert sigterms == [signal.SIGTERM], "afterwards it is as it was"
+
+
+def test_a_clip_that_is_stopped_leaves_no_unfinished_file(
+    clip: Path, tmp_path: Path, sigterms: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(CopyingTranslator):
+        def __call__(self, job):
+            for step in super().__call__(job):
+                if step.done == 3:
+                    assert len(list(tmp_path.iterdir())) == 2
+                    signal.raise_signal(signal.SIGTERM)
+                yield step
+
+    monkeypatch.setattr(command_line, "Translator", lambda _: Stopped())
+    (tmp_path / ".out-0123abcd.part.mp4").touch()  # of a run that was killed
+    assert main([str(clip), str(tmp_path / "out.mp4")]) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "size", "scene_cut"),
+    [
+        ([], (96, 128), None),
+        (["--scene-cut", "0.3"], (96, 128), 0.3),
+        (["--size", "200x100"], (100, 200), None),
+        (["--size", "64", "--scene-cut", "off"], 64, None),
+    ],
+)
+def test_size_and_scene_cut_of_a_cue_file_hold_where_the_options_are_not_given(
+    clip: Path, tmp_path: Path, words: list[str], size: object, scene_cut: float | None, monkeypatch
+) -> None:
+    opened = []
+
+    def stream(settings: command_line.StreamSettings) -> None:
+        opened.append(settings)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(command_line, "load_model", lambda _: SimpleNamespace(stream=stream))
+    cues = tmp_path / "cues.json"
+    cues.write_text(json.dumps({"start": {"size": [96, 128], "scene_cut": None, "seed": 3}, "cues": []}))
+    assert main([str(clip), str(tmp_path / "out.mp4"), "--cues", str(cues), *words]) == 2
+    [settings] = opened
+    assert (settings.size, settings.scene_cut, settings.seed) == (size, scene_cut, 3)
+
+
+def test_paths_of_the_model_hold_in_another_working_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "nano", "files", "sub"):
+        (tmp_path / name).mkdir()
+    for name in ("lora.safetensors", "base.safetensors", "sub/beside.safetensors"):
+        (tmp_path / name).touch()
+    styles = {
+        "one": {"title": "One", "base": "base.safetensors"},
+        "two": {"title": "Two", "loras": [["beside.safetensors", 1.0], ["owner/name/far.safetensors", 0.5]]},
+    }
+    (tmp_path / "sub" / "styles.json").write_text(json.dumps(styles))
+
+    def load(*words: str) -> tuple[str, dict]:
+        parser = argparse.ArgumentParser()
+        add_model_options(parser)
+        call = model_loader(parser.parse_args(words))
+        return call.args[0], call.keywords
+
+    model, given = load(
+        *["--model", "mine", "--checkpoints", "files", "--lora", "lora.safetensors:0.5"],
+        *["--lora", "owner/name/a.safetensors", "--styles", "sub/styles.json"],
+    )
+    assert model == str(tmp_path / "mine") and given["checkpoints"] == str(tmp_path / "files")
+    assert given["loras"] == [(str(tmp_path / "lora.safetensors"), 0.5), ("owner/name/a.safetensors", 1.0)]
+    assert given["styles"]["one"].base == str(tmp_path / "base.safetensors")
+    beside = str(tmp_path / "sub" / "beside.safetensors")
+    assert given["styles"]["two"].loras == ((beside, 1.0), ("owner/name/far.safetensors", 0.5))
+    assert load("--model", "nano")[0] == "nano", "a name, whatever folders there are"
+    assert load("--model", "owner/name")[0] == "owner/name"

@@ -17,6 +17,7 @@ from live2diff.client import LiveClient, LiveResult
 from live2diff.errors import LiveError
 from live2diff.serving.engine import Engine
 from live2diff.streaming.images import encode_jpeg
+from live2diff.streaming.settings import StreamSettings
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,38 @@ def test_a_stream_is_updated_and_goes_on_after_a_refusal(address, engine):
         client.restart()
         before = answer(client, 3).newest
         assert answer(client, 4).newest == before + 1
+
+
+def test_after_a_refusal_all_settings_are_those_that_were_accepted(server, monkeypatch):
+    def cache_bytes_of(_: object, settings: StreamSettings) -> int:
+        if (settings.steps or 1) > 2:
+            raise ValueError("4 denoising steps need more memory than is left. Choose fewer.")
+        return 0
+
+    monkeypatch.setattr(server.engine, "cache_bytes_of", cache_bytes_of)
+    with LiveClient(server.address, "pencil", steps=1) as client:
+        answer(client, 1)
+        (session,) = server.engine.registry.all()
+        for steps, prompt in ((4, "a cat"), (2, "a dog"), (3, "a bird")):
+            is_accepted = steps <= 2
+            client.update(steps=steps)
+            if not is_accepted:
+                with pytest.raises(LiveError, match="Choose fewer"):
+                    client.receive()
+            client.update(prompt=prompt)
+            wait_for(lambda prompt=prompt: answer(client, 2) and session.settings.prompt == prompt)
+            assert session.settings.steps == client.settings.steps == (1 if steps == 4 else 2)
+
+
+def test_an_update_that_is_replaced_before_it_is_refused_is_not_raised(address, engine):
+    with LiveClient(address, "pencil", steps=1) as client:
+        answer(client, 1)
+        (session,) = engine.registry.all()
+        for prompt in ("a cat", "a dog"):
+            client.update(style="nothing like it")
+            client.update(style="oil", prompt=prompt)
+            wait_for(lambda prompt=prompt: answer(client, 2) and session.settings.prompt == prompt)
+            assert session.settings.style == client.settings.style == "oil"
 
 
 def test_a_client_sees_its_place_in_line_and_its_last_frame_is_sent_again(server):

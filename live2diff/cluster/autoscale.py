@@ -53,8 +53,8 @@ class Autoscaler:
         while self._wanted[0][0] < now - self._spare_seconds:
             self._wanted.popleft()
         if wanted != self.requested:
-            self.requested = wanted
             self._request(wanted)
+            self.requested = wanted  # only now: where Ray does not answer, it is asked again
         most = self._wanted[0][1]  # of the last `spare_seconds`
         available = sum(worker.is_available for worker in workers)
         is_spare = now - self._began >= self._spare_seconds and available > most

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..video.folder import CLIP_ERRORS, ClipJob, ClipOutcome, attempt
 from ..video.translate import Progress
-from .ray_session import WorkerResources, ray_session
+from .ray_session import WorkerResources, ray_session, worker_resources
 
 ROUNDS = 4  # a clip whose worker died is tried again in the next one; in the end it is given up
 ALONE = 2  # of them, the last: there no other clip ends the worker of one that has not run yet
@@ -47,15 +47,15 @@ def translate_on_cluster(
     Raises:
         ValueError: the cluster cannot be used, or a worker cannot load the model.
     """
-    with ray_session(where) as resources:
-        yield from translate_in_rounds(resources, jobs, make)
+    with ray_session(where):
+        yield from translate_in_rounds(worker_resources(where), jobs, make)
 
 
 def translate_in_rounds(
     resources: WorkerResources, jobs: Sequence[ClipJob], make: Callable[[], Translate]
 ) -> Generator[ClipOutcome]:
     """As `translate_on_cluster`, on the cluster that is connected."""
-    left = {str(job.source.resolve()): job for job in jobs}
+    left = {str(job.source.absolute()): job for job in jobs}  # links to one clip are clips of their own
     for number in range(1, ROUNDS + 1):
         is_alone = number > ROUNDS - ALONE
         batches = [{source: job} for source, job in left.items()] if is_alone else [{**left}]

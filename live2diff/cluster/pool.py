@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -14,10 +15,14 @@ import ray
 
 from ..errors import EngineBusy
 from .placement import place
-from .remote_worker import NO_DEADLINE, Deadlines, RemoteWorker, WorkerLost
+from .remote_worker import NO_DEADLINE, Deadlines, RemoteWorker, StartFailed, WorkerLost
 from .worker import Announcement, Worker
 
 START_SECONDS = 0.1  # between two looks whether the first worker is ready
+FAILING_SECONDS = 300.0  # from the first failure until the start is given up; others may still be loading
+REPLACE_SECONDS = 10.0  # between two times that workers which Ray has given up are replaced
+WAIT_LOG_SECONDS = 30.0  # between two lines that the front still waits
+log = logging.getLogger("live2diff")
 OTHER_WEIGHTS = (
     "Other viewers are using all GPUs in styles with other weights. Choose one of their styles, or try again "
     "when they have left."
@@ -52,9 +57,15 @@ class WorkerPool:
         options = {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": 1000, **options}
         self._token, self._make_engine = secrets.token_hex(4), make_engine  # other fronts have other workers
         self._options = options
+        self._replaced = float("-inf")  # when workers that are dead were last replaced
 
     def grow(self, workers: int) -> None:
-        """Start workers until there are so many."""
+        """Start workers until there are so many, also in the place of those that Ray has given up."""
+        dead = [worker for worker in self.workers.values() if worker.is_dead]
+        if dead and (now := self._clock()) - self._replaced >= REPLACE_SECONDS:
+            self._replaced = now
+            for worker in dead:
+                self.retire(worker)
         while len(self.workers) < workers:
             key = f"w{next(self._numbers)}"
             named = ray.remote(Worker).options(name=f"{key}-{self._token}", **self._options)  # for `drain`
@@ -64,7 +75,7 @@ class WorkerPool:
     def watch(self) -> None:
         """Look after each worker once."""
         workers = [*self.workers.values()]
-        self._nodes |= {each.key: each.announced.node for each in workers if each.announced}
+        self._nodes |= {worker.key: said.node for worker, said in self.ready().items()}
         # Who loads a model takes processors from the others of its node: the one it had last, if known.
         loading = {self._nodes.get(worker.key) for worker in workers if worker.announced is None}
         for worker in workers:
@@ -73,25 +84,36 @@ class WorkerPool:
             limits = self._deadlines
             worker.watch(limits.alone if is_alone else limits.compiling if is_busy else 0.0)
 
-    def ready(self) -> list[RemoteWorker]:
-        """Return the workers that have announced themselves."""
-        return [worker for worker in [*self.workers.values()] if worker.announced is not None]
+    def ready(self) -> dict[RemoteWorker, Announcement]:
+        """Return the workers that have announced themselves, and what they said."""
+        workers = [*self.workers.values()]
+        return {worker: said for worker in workers if (said := worker.announced) is not None}
 
     def first(self) -> Announcement:
         """Wait until a worker is ready; return what it said of itself.
 
         Raises:
-            ValueError, OSError, RuntimeError: none of them can load its model.
+            ValueError, OSError, RuntimeError: none of them can load its model, or those that have answered
+                could not for FAILING_SECONDS.
         """
+        wanted, logged = len(self.workers), self._clock()
+        failing_since: float | None = None
         while True:
             self.watch()
-            for worker in self.ready():
-                if worker.announced is not None:
-                    return worker.announced
-            failures = [worker.failure for worker in self.workers.values()]
-            if None not in failures and failures[0] is not None:
-                self.close()
-                raise failures[0]
+            for said in self.ready().values():
+                return said
+            now = self._clock()
+            failures = [each.failure for each in self.workers.values() if each.failure is not None]
+            if failures:
+                failing_since = now if failing_since is None else failing_since
+                is_final = len(failures) == wanted and not any(isinstance(e, StartFailed) for e in failures)
+                if is_final or now - failing_since >= FAILING_SECONDS:
+                    self.close()
+                    raise failures[0]
+            if now - logged >= WAIT_LOG_SECONDS:
+                logged = now
+                log.info("waiting for the first of %d workers; %d could not start", wanted, len(failures))
+            self.grow(wanted)
             time.sleep(START_SECONDS)
 
     def fetch(self, style: str) -> None:
@@ -107,25 +129,27 @@ class WorkerPool:
 
     def device(self) -> str:
         """Return the names of the workers' devices."""
-        names = Counter(worker.announced.device for worker in self.ready() if worker.announced)
+        names = Counter(said.device for said in self.ready().values())
         return ", ".join(f"{number} x {name}" for name, number in names.items()) or "no worker"
 
     def capacity(self) -> int:
         """Return how many live streams the workers have room for, without those that drain."""
-        return sum(w.announced.slots for w in self.ready() if w.announced and not w.is_draining)
+        return sum(said.slots for worker, said in self.ready().items() if not worker.is_draining)
 
     def take(
-        self, stream: str, weights: str | None, is_clip: bool = False, avoid: Collection[RemoteWorker] = ()
+        self, stream: str, weights: str | None, is_clip: bool = False, avoid: Collection[str] = ()
     ) -> RemoteWorker:
         """Choose the worker for a stream, and keep its place until `give_back`.
+
+        Workers whose announcement has one of the tokens to avoid are left out, until they start again.
 
         Raises:
             EngineBusy: there is no room.
             ValueError: there is room, but only beside streams with other weights.
         """
         with self._lock:
-            options = [worker for worker in self.ready() if worker not in avoid]
-            states = [worker.state(is_clip) for worker in options]
+            ready = self.ready().items()
+            states = [worker.state(is_clip) for worker, said in ready if said.token not in avoid]
             key = place(states, weights)
             if key is None:
                 if any(state.streams < state.slots for state in states if state.is_available):

@@ -3,7 +3,9 @@
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 CPU_WORKER = "live2diff"  # the resource that a node without GPUs offers: one for each worker it has room for
 NAMESPACE = "live2diff"  # of the names of its actors
 CONNECT_SECONDS = 5.0
+NODE_SECONDS = 600.0  # until the first node with room must be there: a new machine takes minutes
+POLL_SECONDS = 1.0
 OBJECT_STORE_BYTES = 100_000_000  # little is kept there
 ENVIRONMENT = {  # read when Ray is imported, and by the processes that it starts
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -31,13 +35,13 @@ class WorkerResources:
 
 
 @contextmanager
-def ray_session(where: str) -> Iterator[WorkerResources]:
+def ray_session(where: str) -> Iterator[None]:
     """Connect to Ray at `local`, `auto` (the cluster of this machine) or an address, while the context lasts.
 
     Variables of the environment that are set already stay as they are.
 
     Raises:
-        ValueError: Ray is not installed, cannot be reached, or has no node for a worker.
+        ValueError: Ray is not installed or cannot be reached.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -57,7 +61,7 @@ def ray_session(where: str) -> Iterator[WorkerResources]:
     try:
         import ray
     except ImportError:
-        raise ValueError("--cluster needs Ray: pip install 'live2diff[cluster]'") from None
+        raise ValueError("--cluster needs Ray: pip install '.[cluster]' in the repository's folder") from None
     if where not in ("local", "auto"):
         check_address(where)
     try:
@@ -70,7 +74,7 @@ def ray_session(where: str) -> Iterator[WorkerResources]:
             f"set RAY_AUTH_MODE=disabled for a cluster without): {error}"
         ) from None
     try:
-        yield resources_of(ray.cluster_resources(), where)
+        yield
     finally:
         ray.shutdown()
 
@@ -86,13 +90,40 @@ def check_address(address: str) -> None:
         ) from None
 
 
-def resources_of(total: Mapping[str, float], where: str) -> WorkerResources:
-    """Return the resources of a worker: a GPU where there are GPUs, else the resource CPU_WORKER."""
-    if total.get("GPU"):
-        return WorkerResources({"num_gpus": 1}, int(total["GPU"]))
-    if total.get(CPU_WORKER):
-        return WorkerResources({"num_cpus": 0, "resources": {CPU_WORKER: 1}}, int(total[CPU_WORKER]))
+def worker_resources(
+    where: str,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> WorkerResources:
+    """Return what a worker takes of the connected cluster; wait for the first node that has room for one.
+
+    Raises:
+        ValueError: none has come in NODE_SECONDS; on this machine alone none can come.
+    """
+    import ray
+
+    ends = clock() + (0.0 if where == "local" else NODE_SECONDS)
+    is_said = False
+    while (resources := resources_of(ray.cluster_resources())) is None and clock() < ends:
+        if not is_said:
+            is_said = True
+            line = (
+                f"Waiting for a node with a GPU or the resource {CPU_WORKER} in the Ray cluster at {where}."
+            )
+            print(line, file=sys.stderr, flush=True)
+        sleep(POLL_SECONDS)
+    if resources is not None:
+        return resources
     raise ValueError(
         f"The Ray cluster at {where} has no room for a worker: neither a GPU nor the resource {CPU_WORKER}. "
         f"""Start nodes with `ray start --num-gpus=1`, or `--resources='{{"{CPU_WORKER}": 1}}'` on a CPU."""
     )
+
+
+def resources_of(total: Mapping[str, float]) -> WorkerResources | None:
+    """Return the resources of a worker: a GPU where there are GPUs, else CPU_WORKER; None without either."""
+    if total.get("GPU"):
+        return WorkerResources({"num_gpus": 1}, int(total["GPU"]))
+    if total.get(CPU_WORKER):
+        return WorkerResources({"num_cpus": 0, "resources": {CPU_WORKER: 1}}, int(total[CPU_WORKER]))
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
@@ -48,7 +48,8 @@ class RemoteStream:
         self._is_open = False
         self._closed: Future | None = None
         self.began = 0.0  # when it was asked for, in a hand-over
-        self._token = worker.announced.token if worker.announced else ""
+        self.token = worker.announced.token if worker.announced else ""  # of the worker's process
+        self._slow_until = WARMUP_FRAMES  # pictures: the first ones compile what the later ones use
 
     def open(self, recent: Sequence[bytes]) -> None:
         """Open it on the worker, warmed up from recent frames; where that fails, its place is given back."""
@@ -100,9 +101,8 @@ class RemoteStream:
 
     def send(self, queued: QueuedFrame) -> FrameCall:
         """Push a frame's JPEG; the reply comes later."""
-        # The first frames compile what the later ones use.
-        compiles = self.frames_out <= WARMUP_FRAMES
-        call = FrameCall(queued, self.call(compiles, "push", queued.frame))
+        is_slow = self.frames_out <= self._slow_until
+        call = FrameCall(queued, self.call(is_slow, "push", queued.frame))
         self.calls.append(call)
         return call
 
@@ -116,10 +116,12 @@ class RemoteStream:
         """Change the settings."""
         self.ignored_words = self.call(True, "update", settings, blend).result()
         self.settings = settings
+        self._slow_until = self.frames_out + WARMUP_FRAMES  # another number of steps compiles again
 
     def restart(self) -> None:
         """Warm up again from the last frames."""
         self.call(True, "restart").result()
+        self._slow_until = self.frames_out + WARMUP_FRAMES  # the next frame warms up
 
     def close(self) -> None:
         """Free the stream and give back its place."""
@@ -138,7 +140,7 @@ class RemoteStream:
         deadlines = self.worker.deadlines
         deadline = deadlines.compiling if compiles else deadlines.frame
         return self.worker.call(
-            deadline, "call", self._token, self.stream_id, next(self._turns), name, *arguments
+            deadline, "call", self.token, self.stream_id, next(self._turns), name, *arguments
         )
 
 
@@ -146,12 +148,12 @@ class RemoteClip:
     """The stream of a clip: one picture for each frame, also where workers are lost in between.
 
     Args:
-        connect: opens a clip's stream on a worker, and waits for one.
+        connect: opens a clip's stream on a worker, and waits for one; it avoids those with the given tokens.
     """
 
-    def __init__(self, connect: Callable[[], RemoteStream]) -> None:
+    def __init__(self, connect: Callable[[Collection[str]], RemoteStream]) -> None:
         self._connect = connect
-        self._stream = connect()
+        self._stream = connect(())
         self.ignored_words = self._stream.ignored_words
         # What another worker gets again: the frames of a warmup, and those whose pictures are owed.
         self._recent: deque[np.ndarray] = deque(maxlen=WARMUP_FRAMES + MAX_DENOISING_STEPS)
@@ -178,12 +180,14 @@ class RemoteClip:
             return self._result(name, *arguments)
         except (WorkerLost, StreamClosed) as error:
             reason = str(error)
+        failed: set[str] = set()
         while True:
             self._stream.close()
             self._moves += 1
             if self._moves > MOST_MOVES:
                 raise RuntimeError(f"The clip was given up after {self._moves} workers: {reason}.")
-            self._stream = self._connect()
+            failed.add(self._stream.token)
+            self._stream = self._connect(failed)
             try:
                 frames = [out for frame in self._recent for out in self._result("push_clip", frame)]
                 # The first of them were returned before.

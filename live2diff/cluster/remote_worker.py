@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from ..serving.futures import fail
-from ..serving.sessions import rates_of
+from ..serving.sessions import RATE_SECONDS, rates_of
 from .placement import WorkerState
 from .worker import Announcement, NotAnnounced
 
@@ -29,6 +29,21 @@ log = logging.getLogger("live2diff")
 
 class WorkerLost(RuntimeError):
     """A worker has died or does not answer; the words say which."""
+
+
+class StartFailed(ChildProcessError):
+    """The process of a worker ended before it was ready; Ray starts another."""
+
+    def __init__(self, error: Exception) -> None:
+        words = (str(error).splitlines() or [type(error).__name__])[-1].strip()  # before: ids, a traceback
+        super().__init__(
+            f"The process of a worker ended while it started: {words.rstrip('.')}. "
+            "Its log is in /tmp/ray/session_latest/logs, on the worker's machine."
+        )
+
+
+class WorkerDied(StartFailed):
+    """As `StartFailed`, and Ray starts no other."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +60,12 @@ class RemoteWorker:
 
     Attributes:
         announced: what it said of itself; None while it starts, or after it was lost.
-        failure: why it cannot start.
+        failure: why it could not start the last time.
         is_draining: its streams move to others, and it gets no new ones.
         streams: the ids of the streams that it has, or that it is about to be given, clips included.
         clips: those of the clips, which need no slot.
         weights: the weights that its streams use, or the last one used.
-        finished: when its latest frames were finished, and the delay of each in seconds.
+        finished: when the frames of the last RATE_SECONDS were finished, and the delay of each in seconds.
     """
 
     def __init__(
@@ -68,7 +83,7 @@ class RemoteWorker:
         self.streams: set[str] = set()
         self.clips: set[str] = set()
         self.weights: str | None = None
-        self.finished: deque[tuple[float, float]] = deque(maxlen=512)
+        self.finished: deque[tuple[float, float]] = deque()
         self._on_change = on_change  # called with "" when it has announced itself, or the reason of its loss
         self._lock = threading.RLock()
         self._calls: dict[Future, float] = {}  # without an answer yet, and their deadlines
@@ -176,14 +191,24 @@ class RemoteWorker:
     def _take_announcement(self, answer: Future) -> None:
         error = answer.exception()
         with self._lock:
-            self._asked = None  # asked again by the next `watch`
+            self._asked, former, self.failure = None, self.failure, None  # asked again by the next `watch`
             if isinstance(error, RayTaskError):
                 self.failure = RuntimeError(f"{type(error.cause).__name__}: {error.cause}")
-            elif error is None:
+            elif isinstance(error, ActorDiedError):
+                self.failure = WorkerDied(error)
+            elif isinstance(error, Exception):
+                self.failure = StartFailed(error)
+            else:
                 self.announced, self.failure = answer.result()
-            if self.announced is None:
-                return
-        self._on_change(self, "")
+        if self.announced is not None:
+            self._on_change(self, "")
+        elif str(self.failure) != str(former):
+            log.warning("worker %s cannot start: %s", self.key, " ".join(str(self.failure).split()))
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether Ray will not start it again."""
+        return isinstance(self.failure, WorkerDied)
 
     @property
     def is_leaving(self) -> bool:
@@ -194,6 +219,14 @@ class RemoteWorker:
     def process(self) -> int | None:
         """The id of its process on its node, while it is ready."""
         return self.announced.process if self.announced else None
+
+    def note_finished(self, arrived: float) -> None:
+        """Count a frame that is finished now, and forget those that do not count any more."""
+        with self._lock:
+            now = self.clock()
+            self.finished.append((now, now - arrived))
+            while self.finished[0][0] < now - RATE_SECONDS:
+                self.finished.popleft()
 
     def give_back(self, stream: str) -> None:
         """Note that a stream is freed, or was never opened."""
@@ -210,10 +243,12 @@ class RemoteWorker:
     def stats(self) -> dict[str, Any]:
         """Return streams, slots, frame rate, delay in seconds, and whether it drains or is suspect."""
         state = self.state()
+        with self._lock:
+            rates = rates_of(self.finished, self.clock())
         return {
             "streams": state.streams,
             "slots": state.slots,
             "suspect": state.suspect,
             "draining": state.draining,
-            **rates_of([*self.finished], self.clock()),
+            **rates,
         }

@@ -19,7 +19,7 @@ from ..config import WARMUP_FRAMES
 from ..errors import EngineBusy, NonFiniteError, StreamClosed, StreamOutOfMemory
 from ..serving.engine import Engine
 from ..serving.event_log import log_event, log_id
-from ..serving.futures import delivering, fail
+from ..serving.futures import delivering, fail, resolved
 from ..serving.sessions import FrameResult, QueuedFrame, Session
 from ..streaming.images import check_frame_jpeg
 from ..streaming.settings import StreamSettings
@@ -31,6 +31,7 @@ from .worker import Reply
 FRAMES_IN_FLIGHT = 4  # of one viewer, on their way to a worker and back
 CLIP_TRIES = 240  # to find a worker for a clip
 CLIP_SECONDS = 0.5  # between them
+MOST_COUNTS = 1000  # of lost workers that are remembered, for as many viewers
 NO_WORKER = "The server has lost a GPU. You are the first in line for the next one."
 
 
@@ -43,8 +44,8 @@ class ClusterSession(Session):
     recent: deque[bytes] = field(
         default_factory=lambda: deque(maxlen=WARMUP_FRAMES)
     )  # that a worker has answered
+    next_stream: RemoteStream | None = None  # has its place; its style's files are on their way
     successor: RemoteStream | None = None  # gets the same frames, and takes over with its first picture
-    moves: int = 0  # since the last picture
 
 
 class ClusterSessions(Engine):
@@ -53,6 +54,37 @@ class ClusterSessions(Engine):
     takes_jpegs, owns_device = True, False
     session_kind = ClusterSession
     pool: WorkerPool
+
+    def begin_sessions(self, capacity: int, idle_seconds: float, clock: Callable[[], float]) -> None:
+        """Prepare for so many sessions."""
+        # Workers lost over a viewer's streams since the last picture, by session key, the latest at the end.
+        self._losses: dict[str, int] = {}
+        super().begin_sessions(capacity, idle_seconds, clock)
+
+    def remove(self, session: Any, reason: str, error: BaseException | None = None) -> bool:
+        """Remove a session as `Engine.remove`; a viewer who leaves is forgotten."""
+        if reason in ("closed", "silent", "stopped"):
+            self._forget_losses(session)
+        return super().remove(session, reason, error)
+
+    def _count_loss(self, session: ClusterSession) -> None:
+        """Note that a worker was lost over a session; the page may open another one with the same key.
+
+        Raises:
+            RuntimeError: it was one too many.
+        """
+        with self.registry.lock:
+            losses = self._losses[session.key] = self._losses.pop(session.key, 0) + 1
+            if len(self._losses) > MOST_COUNTS:
+                del self._losses[next(iter(self._losses))]
+        if losses > MOST_MOVES:
+            raise RuntimeError(
+                f"{losses} workers were lost over this stream. Start again with another style."
+            )
+
+    def _forget_losses(self, session: ClusterSession) -> None:
+        with self.registry.lock:
+            self._losses.pop(session.key, None)
 
     def streams_of(self, worker: RemoteWorker) -> list[tuple[Any, RemoteStream]]:
         """Return the live sessions on a worker, and their streams."""
@@ -89,39 +121,49 @@ class ClusterSessions(Engine):
         """Return 0: the worker's engine looks after its memory."""
         return 0
 
-    def _take(self, session: ClusterSession, avoid: Collection[RemoteWorker] = ()) -> RemoteStream:
-        """Take a place on a worker for a session's stream, which is still to be opened."""
+    def _take(self, session: ClusterSession, avoid: Collection[str] = ()) -> tuple[RemoteStream, Future]:
+        """Take a place for a stream that is still to be opened; begin to download what its style needs."""
         stream_id, weights = secrets.token_hex(8), self.weights_of(session.settings)
         worker = self.pool.take(stream_id, weights, session.is_clip, avoid)
+        fetched = resolved(None)
         if weights is not None:
-            worker.call(NO_DEADLINE, "fetch", session.settings.style).exception()  # `open` says it again
-        return RemoteStream(worker, stream_id, session.settings)
+            fetched = worker.call(NO_DEADLINE, "fetch", session.settings.style)
+        return RemoteStream(worker, stream_id, session.settings), fetched
 
-    def _connect(self, session: ClusterSession, avoid: Collection[RemoteWorker] = ()) -> RemoteStream:
+    def _open(self, session: ClusterSession, avoid: set[str]) -> RemoteStream:
+        """Open a stream on a worker; one that fails is added to those to avoid until they start again."""
+        stream, fetched = self._take(session, avoid)
+        fetched.exception()  # waits; `open` says it again
+        try:
+            stream.open_clip() if session.is_clip else stream.open(session.recent)
+        except (WorkerLost, StreamClosed, StreamOutOfMemory):
+            avoid.add(stream.token)
+            raise
+        return stream
+
+    def _connect(self, session: ClusterSession, avoid: Collection[str] = ()) -> RemoteStream:
         """Open a stream on a worker, warmed up from the session's recent frames."""
         failure: RuntimeError = EngineBusy("No worker answers. Try again in a minute.")
+        failed = {*avoid}
         for _ in range(MOST_MOVES):
-            stream = self._take(session, avoid)
             try:
-                stream.open(session.recent)
-                return stream
-            except (WorkerLost, StreamClosed):
-                pass  # `_on_change` logs it
+                return self._open(session, failed)
+            except (WorkerLost, StreamClosed):  # `_on_change` logs it
+                self._count_loss(session)
             except StreamOutOfMemory as error:
-                avoid, failure = [*avoid, stream.worker], error
+                failure = error
         raise failure
 
-    def _connect_clip(self, session: ClusterSession) -> RemoteStream:
+    def _connect_clip(self, session: ClusterSession, avoid: Collection[str] = ()) -> RemoteStream:
         """Open the stream of a clip on a worker; wait for one."""
         failure: RuntimeError = WorkerLost("There is no worker")
+        failed = {*avoid}
         for _ in range(CLIP_TRIES):
             if session.closed:
                 raise session.closed_error()
             try:
-                stream = self._take(session)
-                stream.open_clip()
-                return stream
-            except (EngineBusy, WorkerLost) as error:
+                return self._open(session, failed)
+            except (EngineBusy, WorkerLost, StreamClosed) as error:
                 failure = error
             time.sleep(CLIP_SECONDS)
         raise failure
@@ -151,8 +193,7 @@ class ClusterSessions(Engine):
             queued, reply = stream.calls[0].queued, stream.calls[0].reply
             error = reply.exception()
             if isinstance(error, WorkerLost | StreamClosed | StreamOutOfMemory):
-                avoid = [stream.worker] if isinstance(error, StreamOutOfMemory) else []
-                return self.move(session, stream, str(error), avoid)
+                return self.move(session, stream, str(error))
             stream.calls.popleft()
             if error is None:
                 self._deliver(session, stream, queued, reply.result())
@@ -177,17 +218,11 @@ class ClusterSessions(Engine):
             return
         session.recent.append(queued.frame)
         if frames:
-            session.moves, now = 0, self.registry.clock()
-            stream.worker.finished.append((now, now - queued.arrived))
+            self._forget_losses(session)
+            stream.worker.note_finished(queued.arrived)
         self.finish(session, queued, frames)
 
-    def move(
-        self,
-        session: ClusterSession,
-        stream: RemoteStream,
-        reason: str,
-        avoid: Collection[RemoteWorker] = (),
-    ) -> None:
+    def move(self, session: ClusterSession, stream: RemoteStream, reason: str) -> None:
         """Go on at another worker after the session's own was lost, or has no memory for it."""
         if session.closed or session.stream is not stream:
             return
@@ -195,11 +230,9 @@ class ClusterSessions(Engine):
         self._drop_successor(session)
         session.stream = None
         stream.close()
-        session.moves += 1
         try:
-            if session.moves > MOST_MOVES:
-                raise RuntimeError(f"{session.moves} workers were lost over this stream.")
-            self._switch(session, stream, self._connect(session, avoid), began, reason)
+            self._count_loss(session)
+            self._switch(session, stream, self._connect(session, [stream.token]), began, reason)
         except (EngineBusy, WorkerLost, ValueError):
             self._end(session, stream, StreamClosed(NO_WORKER))
         except (OSError, RuntimeError) as error:
@@ -227,13 +260,21 @@ class ClusterSessions(Engine):
             fail(stream.calls.popleft().queued.result, error)
 
     def begin_hand_over(self, session: ClusterSession, stream: RemoteStream) -> None:
-        """Open a second stream, which gets the same frames from now on."""
-        if session.stream is not stream or session.successor is not None:
+        """Take a place for a second stream, which is opened once the worker has the style's files."""
+        if session.stream is not stream or session.next_stream or session.successor:
             return
         try:
-            successor = session.successor = self._take(session)
+            session.next_stream, fetched = self._take(session)
         except (EngineBusy, ValueError):  # asked again by the next `watch`
             return
+        arguments = session, stream, session.next_stream
+        fetched.add_done_callback(lambda _: self.submit(session, self._open_successor, *arguments))
+
+    def _open_successor(self, session: ClusterSession, stream: RemoteStream, successor: RemoteStream) -> None:
+        """Open the second stream, unless it was given up; it gets the same frames from now on."""
+        if session.next_stream is not successor:
+            return
+        session.next_stream, session.successor = None, successor
         recent = [*session.recent, *(call.queued.frame for call in stream.calls)][-WARMUP_FRAMES:]
         successor.began = self.registry.clock()
         successor.begin_open(recent).add_done_callback(partial(self._reply_arrived, session, successor))
@@ -253,9 +294,9 @@ class ClusterSessions(Engine):
             self._drop_successor(session)
 
     def _drop_successor(self, session: ClusterSession) -> None:
-        if session.successor is not None:
-            session.successor.begin_close()
-            session.successor = None
+        for stream in filter(None, (session.next_stream, session.successor)):
+            stream.begin_close()
+        session.next_stream = session.successor = None
 
     def call(self, session: Session, name: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of a session's stream, where need be on another worker."""
@@ -284,7 +325,7 @@ class ClusterSessions(Engine):
         began, former = self.registry.clock(), session.settings
         session.settings = settings
         try:
-            new = self._connect(session, [stream.worker])
+            new = self._connect(session, [stream.token])
         except BaseException as error:
             session.settings = former
             raise ValueError(OTHER_WEIGHTS) if isinstance(error, EngineBusy) else error from None

@@ -23,7 +23,6 @@ from .autoscale import SCALE_SECONDS, Autoscaler
 from .placement import WorkerState, place
 
 POLL_SECONDS = 0.9 * SILENCE_SECONDS  # a page asks each second; less often costs the simulation less
-NANO = {None: 1.0}
 # A share for each set of weights: the model's own, with which most styles work, and six more.
 FULL = {None: 0.4, "a": 0.2, "b": 0.15, "c": 0.1, "d": 0.07, "e": 0.05, "f": 0.03}
 

@@ -6,7 +6,7 @@ from functools import partial
 
 from ..serving.engine import Engine
 from .autoscale import Autoscaler, ray_request
-from .ray_session import WorkerResources, ray_session
+from .ray_session import WorkerResources, ray_session, worker_resources
 
 
 def count_workers(resources: WorkerResources) -> int:
@@ -24,11 +24,12 @@ def start_cluster(where: str, make_engine: Callable[[], Engine], autoscale: bool
     as viewers need, and the cluster's autoscaler is asked for them.
 
     Raises:
-        ValueError: as `ray_session`.
+        ValueError: as `ray_session` and `worker_resources`.
         ValueError, OSError, RuntimeError: what `make_engine` raises on all workers.
     """
     with ExitStack() as stack:
-        resources = stack.enter_context(ray_session(where))
+        stack.enter_context(ray_session(where))
+        resources = worker_resources(where)
         from .engine import ClusterEngine  # Ray is an extra
 
         autoscaler = None

@@ -16,13 +16,14 @@ from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from socket import gethostname
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from ..config import MAX_DENOISING_STEPS, WARMUP_FRAMES
-from ..errors import DEVICE_LOST, StreamClosed
+from ..errors import DEVICE_LOST, StreamClosed, StreamOutOfMemory
 from ..serving.engine import Engine
 from ..serving.portable import ERRORS, portable
 from ..serving.sessions import ClipStream, FrameResult, PromptHelp
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from ..pipeline import Live2DiffPipeline
 
 log = logging.getLogger("live2diff")
+NO_MEMORY = (
+    "A worker has not enough memory for the model. Close other programs that use its GPU, or take "
+    "--small-memory or a smaller model (--model nano)."
+)
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ class Worker:
         self._engine: Engine | None = None
         self._token = ""
         self._is_leaving = False
+        self._getting_ready = Lock()
         self._turns: defaultdict[str, Turns] = defaultdict(Turns)
         self._clips: dict[str, tuple[ClipStream, ExitStack]] = {}
 
@@ -160,15 +166,21 @@ class Worker:
 
     async def announce(self) -> Answer:
         """Get ready, the first time; close all streams of former calls; return an `Announcement`."""
-        return await answer(asyncio.to_thread(self._get_ready))
+        said, error = await answer(asyncio.to_thread(self._get_ready))
+        return said, ValueError(NO_MEMORY) if isinstance(error, StreamOutOfMemory) else error
 
     def _get_ready(self) -> Announcement:
         from ray import get_runtime_context  # only in an actor
 
-        if self._engine is None:
-            engine = self._make_engine()
-            warm_up(engine)
-            self._engine = engine
+        with self._getting_ready:  # a front may ask again before it has an answer, and another one too
+            if self._engine is None:
+                engine = self._make_engine()
+                try:
+                    warm_up(engine)
+                except BaseException:
+                    engine.shutdown()  # else its threads keep the model in memory
+                    raise
+                self._engine = engine
         engine = self._engine
         for stream in [*self._turns]:
             self._close(stream)

@@ -44,6 +44,22 @@ def test_workers_for_all_and_one_to_spare_are_requested_once(autoscaler, request
     assert requests == [3, 5, 1]
 
 
+def test_workers_are_requested_again_where_ray_did_not_answer(clock):
+    answers, requests = [ConnectionError("GCS does not answer"), None], []
+
+    def request(workers: int) -> None:
+        requests.append(workers)
+        if (error := answers.pop(0)) is not None:
+            raise error
+
+    autoscaler = Autoscaler(request, clock=clock)
+    with pytest.raises(ConnectionError):
+        autoscaler.update(fleet(4, 1), waiting=0)
+    for _ in range(2):
+        autoscaler.update(fleet(4, 1), waiting=0)
+    assert requests == [3, 3] and autoscaler.requested == 3
+
+
 def test_the_smallest_worker_decides_and_is_remembered(autoscaler, requests):
     autoscaler.update([*fleet(2, slots=8), *fleet(2, slots=2), *fleet(0, slots=0)], waiting=0)
     assert requests == [wanted_workers(4, 0, 2)]

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-ray = pytest.importorskip("ray", reason="Ray is an extra: pip install 'live2diff[cluster]'")
+ray = pytest.importorskip("ray", reason="Ray is an extra: pip install '.[cluster]'")
 
 from helpers.fleet import PATIENCE, alone, camera, jpeg_of, wait_until
 from helpers.streams import assert_same, frames

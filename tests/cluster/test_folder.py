@@ -14,9 +14,10 @@ from helpers.folders import CopyingTranslator, results
 from helpers.paths import ROOT
 
 from live2diff.__main__ import main
+from live2diff.cluster import folder as module
 from live2diff.cluster.folder import translate_in_rounds
-from live2diff.cluster.ray_session import WorkerResources, ray_session
-from live2diff.video.folder import ClipOutcome, find_jobs
+from live2diff.cluster.ray_session import WorkerResources, ray_session, worker_resources
+from live2diff.video.folder import ClipJob, ClipOutcome, find_jobs
 
 needs_ray = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("ray", "pyarrow"))), reason="Ray is not installed"
@@ -28,8 +29,8 @@ def resources() -> Iterator[WorkerResources]:
     """Two workers on a Ray of this machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-        with ray_session("local") as resources:
-            yield replace(resources, workers=2)
+        with ray_session("local"):
+            yield replace(worker_resources("local"), workers=2)
 
 
 def clips(folder: Path, **frames: int) -> Path:
@@ -99,10 +100,23 @@ def test_without_ray_the_message_says_what_to_install(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "ray", None)
     folder = clips(tmp_path / "in", a=2)
     assert main([str(folder), str(tmp_path / "out"), "--cluster", "local"]) == 2
-    assert "pip install 'live2diff[cluster]'" in capsys.readouterr().err
+    assert "pip install '.[cluster]' in the repository's folder" in capsys.readouterr().err
 
 
 def test_a_single_clip_needs_no_cluster(tmp_path: Path, capsys):
     clip = write_clip(tmp_path / "a.mp4", 2)
     assert main([str(clip), str(tmp_path / "out.mp4"), "--cluster", "local"]) == 2
     assert "translates folders" in capsys.readouterr().err
+
+
+def test_a_clip_and_a_link_to_it_are_two_clips(tmp_path: Path, monkeypatch):
+    folder = clips(tmp_path / "in", a=2)
+    (folder / "b.mp4").symlink_to(folder / "a.mp4")
+    jobs, _ = find_jobs(folder, tmp_path / "out")
+
+    def run_round(_: object, jobs: dict[str, ClipJob], make: object) -> Iterator[tuple[str, ClipOutcome]]:
+        yield from ((source, ClipOutcome(job.source, 2)) for source, job in jobs.items())
+
+    monkeypatch.setattr(module, "run_round", run_round)
+    outcomes = translate_in_rounds(WorkerResources({}, 1), jobs, lambda: None)
+    assert [outcome.source.name for outcome in outcomes] == ["a.mp4", "b.mp4"]

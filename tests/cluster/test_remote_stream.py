@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("ray", reason="Ray is an extra: pip install 'live2diff[cluster]'")
+pytest.importorskip("ray", reason="Ray is an extra: pip install '.[cluster]'")
 
 from live2diff.cluster.remote_stream import RemoteStream
 from live2diff.cluster.remote_worker import Deadlines
@@ -22,8 +22,10 @@ class Worker:
 
     def __init__(self) -> None:
         self.answers: list[Future] = []
+        self.deadlines_given: list[float] = []
 
-    def call(self, *_: Any) -> Future:
+    def call(self, deadline: float, *_: Any) -> Future:
+        self.deadlines_given.append(deadline)
         self.answers.append(Future())
         return self.answers[-1]
 
@@ -45,3 +47,32 @@ def test_a_stream_may_take_over_with_its_first_picture_of_a_frame_that_was_deliv
     assert not stream.catch_up(), "it has no picture"
     queued[1].result.set_result(SimpleNamespace())
     assert stream.catch_up() and [call.queued for call in stream.calls] == queued[2:]
+
+
+class PromptWorker(Worker):
+    """A worker that answers at once."""
+
+    def call(self, deadline: float, *_: Any) -> Future:
+        super().call(deadline)
+        self.answers[-1].set_result("")
+        return self.answers[-1]
+
+
+@pytest.mark.parametrize("change", ["update", "restart"])
+def test_frames_have_more_time_after_a_change_that_may_compile_or_warm_up(change):
+    worker: Any = PromptWorker()
+    stream = RemoteStream(worker, "stream", StreamSettings(steps=1))
+    limits = worker.deadlines
+
+    def deadlines(frames: int) -> list[float]:
+        for _ in range(frames):
+            stream.send(QueuedFrame(b"jpeg", None, 0.0, Future()))
+            stream.take_reply(Reply(1, b"picture", 1, True))
+        return worker.deadlines_given[-frames:]
+
+    assert deadlines(10) == [limits.compiling] * 9 + [limits.frame]
+    if change == "update":
+        stream.update(StreamSettings(steps=4), 8)
+    else:
+        stream.restart()
+    assert deadlines(10) == [limits.compiling] * 9 + [limits.frame]
