@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from ..serving.futures import fail
-from ..serving.sessions import RATE_SECONDS, rates_of
+from ..serving.sessions import append_finished, rates_of
 from .placement import WorkerState
 from .worker import Announcement, NotAnnounced
 
@@ -223,10 +223,7 @@ class RemoteWorker:
     def note_finished(self, arrived: float) -> None:
         """Count a frame that is finished now, and forget those that do not count any more."""
         with self._lock:
-            now = self.clock()
-            self.finished.append((now, now - arrived))
-            while self.finished[0][0] < now - RATE_SECONDS:
-                self.finished.popleft()
+            append_finished(self.finished, arrived, self.clock())
 
     def give_back(self, stream: str) -> None:
         """Note that a stream is freed, or was never opened."""

@@ -136,10 +136,7 @@ class SessionRegistry:
     def note_finished(self, arrived: float) -> None:
         """Count a frame that is finished now, and forget those that do not count any more."""
         with self.lock:
-            now = self.clock()
-            self.finished.append((now, now - arrived))
-            while self.finished[0][0] < now - RATE_SECONDS:
-                self.finished.popleft()
+            append_finished(self.finished, arrived, self.clock())
 
     def stats(self) -> dict[str, float]:
         """Return streams and clips open, frames a second, frames dropped, the delay of a frame in seconds."""
@@ -152,6 +149,13 @@ class SessionRegistry:
             "dropped": self.dropped,
             **rates,
         }
+
+
+def append_finished(finished: deque[tuple[float, float]], arrived: float, now: float) -> None:
+    """Add a frame that is finished now, and drop those that `rates_of` does not count any more."""
+    finished.append((now, now - arrived))
+    while finished[0][0] < now - RATE_SECONDS:
+        finished.popleft()
 
 
 def rates_of(finished: Iterable[tuple[float, float]], now: float) -> dict[str, float]:
