@@ -232,8 +232,9 @@ class LiveSession:
             except (ValueError, OSError) as error:
                 if settings != self.settings:
                     continue  # others were chosen before these were refused
-                self.settings = self.applied_settings
-                await self.send_json(refused=str(error), style=self.applied_settings.style)
+                self.settings = kept = self.applied_settings
+                look = kept.model_dump(mode="json", exclude_none=True)
+                await self.send_json(refused=str(error), style=kept.style, settings=look)
             except RuntimeError as error:
                 await self.fail_in_model(error)
         self.update_task = None

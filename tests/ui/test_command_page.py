@@ -337,6 +337,27 @@ def test_a_cue_keeps_the_focus_and_no_frame_of_a_stream_that_is_over(page, engin
     expect(page.locator("#live .message")).to_be_hidden()
 
 
+def test_after_a_refusal_the_page_shows_the_settings_that_are_kept(page, engine, monkeypatch):
+    def update(key: str, settings: StreamSettings, blend: int = 8) -> None:
+        if settings.steps == 4:
+            raise ValueError("There is no memory for 4 steps.")
+        return original(key, settings, blend)
+
+    original = engine.update
+    monkeypatch.setattr(engine, "update", update)
+    open_all(page)
+    start(page)
+    reach(page, "running")
+    steps = page.locator("#live .steps select")
+    before = steps.input_value()
+    steps.select_option("4")
+    expect(page.locator("#live .message")).to_have_text("There is no memory for 4 steps.")
+    expect(steps).to_have_value(before)
+    page.locator("#live .prompt input").fill("a cat")
+    wait_for(lambda: present(engine).prompt == "a cat")
+    expect(page.locator("#live .message")).to_be_hidden()
+
+
 def test_a_page_that_records_is_not_left_unasked(page):
     start(page)
     reach(page, "running")

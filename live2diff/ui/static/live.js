@@ -108,8 +108,7 @@ function onServerMessage(message) {
     showMessage(ignoredText(message.ignored));
   } else if ("refused" in message) {
     accepted = message.style;
-    find(`.styles input[value="${CSS.escape(accepted)}"]`).checked = true;
-    showStyle();
+    applyLook({ ...message.settings, view: selected("views") });
     rememberLook();
     clearNotice();
     showMessage(message.refused);
