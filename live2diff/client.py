@@ -1,4 +1,4 @@
-"""Live frames to a server and back, from a program; ui/README.md describes the socket.
+"""Send live frames to a server and receive the results. ui/README.md describes the socket.
 
     with LiveClient("http://127.0.0.1:7860", style="comic", prompt="a cat") as client:
         for frame in frames:  # uint8 [height, width, 3] RGB, or the bytes of a JPEG
@@ -14,9 +14,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -29,20 +27,20 @@ from .streaming.images import JPEG_QUALITY, LARGEST_FRAME, LONGEST_SIDE, check_f
 from .streaming.settings import BLEND_FRAMES, MESSAGE_FIELDS, StreamSettings
 from .ui.live_protocol import FRAME, PATH, RESULT
 
-KEEPING_ALIVE = {"alive", "resume"}  # messages for the page, which say nothing of the stream
+KEEPING_ALIVE = {"alive", "resume"}  # messages for the page that are not about the stream
 ANSWER_SECONDS = 60.0  # the first frame of a stream may compile the model
 
 
 @dataclass(frozen=True)
 class LiveResult:
-    """An answer of the server.
+    """A result from the server.
 
     Attributes:
         image: uint8 `[height, width, 3]` RGB; None while the stream warms up.
-        number: of the frame that the image shows; 0 without an image.
-        newest: number of the newest frame that the server has taken in.
-        delay: seconds from the arrival of that frame at the server to this answer.
-        work: seconds from the later of that arrival and the answer before to this one.
+        number: number of the frame that the image shows; 0 without an image.
+        newest: number of the newest frame that the model has received.
+        delay: seconds from the arrival of that frame at the server to this result.
+        work: seconds from that arrival, or from the previous result if it was later, to this result.
         collected: frames collected for the warmup; 0 once it is complete.
     """
 
@@ -55,7 +53,7 @@ class LiveResult:
 
 
 def socket_address(address: str) -> str:
-    """Return the address of the socket of the page at `address`."""
+    """Return the address of the WebSocket of the page at `address`; raise `ValueError` for a bad one."""
     scheme, host, path, *_ = urlsplit(address)
     if scheme not in ("http", "https") or not host:
         raise ValueError(f"{address!r} is not the address of a page: give one like http://127.0.0.1:7860.")
@@ -65,8 +63,8 @@ def socket_address(address: str) -> str:
 class LiveClient:
     """One live stream on a server. One thread may send while another receives.
 
-    The server works on the newest frame: of frames that come faster than it works some get no result of their
-    own. The server cuts off a client that receives nothing for 10 s or sends nothing for five minutes.
+    The server processes the newest frame; of frames sent faster than that, some get no result of their own.
+    It disconnects a client that receives nothing for 10 seconds or sends nothing for five minutes.
     """
 
     def __init__(
@@ -78,14 +76,14 @@ class LiveClient:
         on_event: Callable[[dict[str, Any]], object] = lambda message: None,
         **settings: Any,
     ) -> None:
-        """Connect, and ask for a stream; `receive` waits for it.
+        """Connect and request a stream; `receive` waits for it.
 
         Args:
-            address: of the page.
+            address: URL of the page.
             style: a name that /styles lists.
             prompt: describes what the frames show.
-            on_event: called by `receive` with each message of the server: {"waiting": 2, "seconds": 40}.
-            **settings: others that `MESSAGE_FIELDS` names, such as `seed` and `steps`.
+            on_event: called by `receive` with each message of the server, like {"waiting": 2, "seconds": 40}.
+            **settings: other fields in `MESSAGE_FIELDS`, such as `seed` and `steps`.
 
         Raises:
             ValueError: a bad address or setting.
@@ -93,19 +91,17 @@ class LiveClient:
             OSError: there is no server.
         """
         self.settings = StreamSettings(style=style, prompt=prompt, **settings)
-        # The server does not say which update it answers: one is on its way, and the newest waits meanwhile.
+        # Answers do not name their update, so only one is in flight, and the newest waits for its answer.
         self._accepted = self.settings
-        self._asked: StreamSettings | None = self.settings  # without an answer yet
-        self._waiting: dict[str, Any] | None = None  # how the newest update is to be made
+        self._unanswered: StreamSettings | None = self.settings
+        self._waiting: dict[str, Any] | None = None  # `blend` and `refill` of the newest update
         self._lock = threading.Lock()
         self._on_event = on_event
         self._sent = self._answered = 0  # numbers of frames
         self._newest = b""
         self._is_open = False  # whether the server has a stream, as far as `receive` has read
-        self._open = ExitStack()
         try:
-            connection = connect(socket_address(address), compression=None, max_size=4 * LARGEST_FRAME)
-            self._socket = self._open.enter_context(connection)
+            self._socket = connect(socket_address(address), compression=None, max_size=4 * LARGEST_FRAME)
         except WebSocketException as error:
             raise LiveError(f"{address} refuses live streams: {error}.") from error
         self._send(json.dumps({"start": self._message()}))
@@ -113,20 +109,18 @@ class LiveClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def send(self, frame: np.ndarray | bytes) -> int:
-        """Send a frame and return its number, from 1 on; until the server has a stream, keep the newest.
+        """Send a frame; return its number, from 1 on. Until a stream is open, only the newest is kept.
 
         Args:
             frame: uint8 `[height, width, 3]` RGB or a JPEG, of at most 1280 pixels a side and 1 MB as a JPEG.
 
         Raises:
-            ValueError: not a frame.
-            ConnectionError: the connection is lost; `receive` may know why.
+            ValueError: this is not such a frame.
+            ConnectionError: the connection is lost; `receive` may raise the reason.
         """
         if not isinstance(frame, bytes):
             check_frame(frame)
@@ -138,14 +132,14 @@ class LiveClient:
         return self._sent
 
     def receive(self, timeout: float | None = ANSWER_SECONDS) -> LiveResult:
-        """Wait for the next result, in line as well if need be.
+        """Wait for the next result, and for a place on the server before that.
 
-        Whenever the server opens a stream, after a wait in line or a silence, it gets the newest frame.
+        Whenever the server opens a stream, at first or again, the newest frame is sent to it.
 
         Raises:
-            LiveError: the server has refused an update, and the stream goes on as it was, or has ended the
-                stream; the message is its sentence.
-            TimeoutError: nothing of the stream came for `timeout` seconds.
+            LiveError: the server refused an update (the stream continues unchanged) or ended the stream; the
+                message is the server's.
+            TimeoutError: no message about the stream came for `timeout` seconds.
             ConnectionError: the connection is lost.
         """
         waited_from = time.monotonic()
@@ -170,9 +164,9 @@ class LiveClient:
         """Change the stream; `receive` raises if that is refused.
 
         Args:
-            blend: over how many frames a new prompt replaces the old one.
-            refill: change at once, in a new cache.
-            **changes: settings that `LIVE_FIELDS` names, such as `style`, `prompt` and `strength`.
+            blend: number of frames over which a new prompt replaces the old one.
+            refill: change at once, and fill the cache again.
+            **changes: fields in `LIVE_FIELDS`, such as `style`, `prompt` and `strength`.
 
         Raises:
             ValueError: a bad setting, or one that cannot change while the stream runs.
@@ -184,41 +178,41 @@ class LiveClient:
             self._send_update()
 
     def _send_update(self) -> None:
-        """Send the newest update, unless one of the open stream has no answer; call with the lock held."""
-        if self._waiting is not None and (self._asked is None or not self._is_open):
+        """Send the newest update unless an earlier one is unanswered; call with the lock held."""
+        if self._waiting is not None and (self._unanswered is None or not self._is_open):
             message, self._waiting = {"update": self._message(), **self._waiting}, None
-            # The server answers nothing where nothing changes.
-            self._asked = self.settings if self.settings != self._accepted or not self._is_open else None
+            awaits_answer = self.settings != self._accepted or not self._is_open  # no answer without a change
+            self._unanswered = self.settings if awaits_answer else None
             self._send(json.dumps(message))
 
     def restart(self) -> None:
-        """Warm the stream up again from its last frames."""
+        """Warm the stream up again, from its latest frames."""
         self._send(json.dumps({"restart": True}))
 
     def close(self) -> None:
         """Close the stream; may be called twice."""
-        self._open.close()
+        self._socket.close()
 
     def _message(self) -> dict[str, Any]:
         return self.settings.model_dump(include=set(MESSAGE_FIELDS))
 
     def _handle(self, message: dict[str, Any]) -> None:
-        """Report a message of the server, and act on it."""
+        """Pass a message of the server to `on_event`, and act on it."""
         self._on_event(message)
         if "refused" in message:
             with self._lock:
-                self._asked = None
+                self._unanswered = None
                 if self._waiting is None:
                     self.settings = self._accepted.updated(style=message["style"])
                     raise LiveError(message["refused"])
-                self._send_update()  # others were chosen before these were refused
+                self._send_update()  # newer settings were chosen before these were refused
         if "error" in message:
             raise LiveError(message["error"])
         if message.get("gpu_session"):
             raise LiveError("This server lends its GPU to visitors of its page only, not to programs.")
         if message.keys() & {"started", "updated"}:
             with self._lock:
-                self._accepted, self._asked = self._asked or self._accepted, None
+                self._accepted, self._unanswered = self._unanswered or self._accepted, None
                 self._send_update()
         self._is_open = "started" in message or (self._is_open and not message.keys() & {"waiting", "over"})
         if "started" in message and self._sent > self._answered:
