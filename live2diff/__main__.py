@@ -1,4 +1,4 @@
-"""Translate a clip, or a folder, on the command line: `python -m live2diff IN OUT --style pencil`."""
+"""Translate a clip or a folder of clips: `python -m live2diff IN OUT --style pencil`."""
 
 import argparse
 import math
@@ -20,12 +20,12 @@ from .video.reader import probe
 from .video.translate import Progress, sizes, translate
 from .video.writer import check_target
 
-SECONDS_BETWEEN_LINES = 5.0  # of progress, where the output is no terminal
+SECONDS_BETWEEN_LINES = 5.0  # of progress, where stderr is not a terminal
 ADVICE = "Try a smaller --size or fewer --steps."
 
 
 def scene_cut_of(text: str) -> float | None:
-    """Parse a number, or `off`."""
+    """Parse a number; `off` becomes None."""
     try:
         return None if text == "off" else float(text)
     except ValueError:
@@ -44,24 +44,26 @@ def build_parser() -> argparse.ArgumentParser:
     add("target", metavar="OUT", type=Path, help=target_help)
     add_model_options(parser)
     add("--prompt", help="describes what is in the video")
-    add("--seed", type=int, help="same seed and clip, same result (default: 0)")
+    add("--seed", type=int, help="the same seed and clip give the same result (default: 0)")
     add("--steps", type=int, choices=range(1, 5), help="denoising steps: more is slower")
-    add("--strength", type=float, help="near 0 keeps the video, 1 is as far as the model goes")
-    add("--t-index-list", type=t_index_list_of, metavar="30,36,42", help="the denoising steps one by one")
-    cut_help = f"image difference that starts a new cache (default: {SCENE_CUT})"
+    add("--strength", type=float, help="near 0 keeps the video, 1 changes it as much as the model can")
+    index_help = "the denoising steps, as indices into 50 LCM steps"
+    add("--t-index-list", type=t_index_list_of, metavar="30,36,42", help=index_help)
+    cut_help = f"image difference at which the cache is filled again (default: {SCENE_CUT})"
     add("--scene-cut", type=scene_cut_of, default=argparse.SUPPRESS, metavar="0..1|off", help=cut_help)
-    add("--cues", metavar="FILE", help="changes on the way, as the page saves them: a JSON file")
-    add("--size", type=size_of, metavar="N|WxH", help="512 (about 512x512 in all) or 640x360")
+    add("--cues", metavar="FILE", help="a JSON file of changes at given frames, as the page saves it")
+    size_help = "512 (about 512x512 pixels in the clip's aspect ratio) or 640x360"
+    add("--size", type=size_of, metavar="N|WxH", help=size_help)
     add("--depth-every", type=int, metavar="K", help="estimate depth for every K-th frame (default: all)")
     skip_help = "repeat the last result for frames this similar (default: never)"
     add("--similar-frame-skip", type=float, metavar="THRESHOLD", help=skip_help)
-    cluster_help = "translate a folder on Ray: on this machine, on the cluster it is part of, or on another"
+    cluster_help = "translate a folder with Ray: on this machine, on the cluster it belongs to, or on another"
     add("--cluster", metavar="local|auto|ADDRESS", help=cluster_help)
     return parser
 
 
 def show(steps: Iterator[Progress]) -> Generator[Progress]:
-    """Print the progress, in one line on a terminal, and pass it on."""
+    """Print each `Progress` to stderr, on a terminal always in the same line, and yield it."""
     is_terminal = sys.stderr.isatty()
     printed = time.monotonic()
     for step in steps:
@@ -77,9 +79,9 @@ def show(steps: Iterator[Progress]) -> Generator[Progress]:
 
 
 def settings_of(options: argparse.Namespace) -> StreamSettings:
-    """Return the settings of the options, and those of the cues' start that they leave open.
+    """Return the settings of the options; those not given come from the `start` of the cues.
 
-    The size of the options depends on the clip: see `sizes`.
+    `--size` depends on the clip and is applied later: see `sizes`.
     """
     names = StreamSettings.model_fields.keys() & vars(options).keys()
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
@@ -91,7 +93,7 @@ def settings_of(options: argparse.Namespace) -> StreamSettings:
 
 
 class Translator:
-    """Translate clips with the model and the settings of the options; the model is loaded once."""
+    """Translate clips with the model and settings of the options; the model is loaded once."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.size, self.settings, self.sheet = options.size, settings_of(options), options.sheet
@@ -101,7 +103,7 @@ class Translator:
         self.ignored_words = ""
 
     def __call__(self, job: ClipJob) -> Generator[Progress]:
-        """Translate a clip, with its progress."""
+        """Translate a clip and yield its progress."""
         frame_size, working_size = sizes(self.size, job.source)
         settings = self.settings.updated(size=working_size) if working_size else self.settings
         with explain_out_of_memory(ADVICE):
@@ -119,14 +121,14 @@ class Translator:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Translate the clip, or a folder; ValueError, OSError and NonFiniteError have a message for the user."""
+    """Translate the clip or folder that the options name; errors carry a message for the user."""
     started = time.monotonic()
     options.sheet = read_cues(options.cues) if options.cues else CueSheet({}, ())
-    settings_of(options)  # loading takes seconds, so everything else is checked before
+    settings_of(options)  # check everything before the model is loaded, which takes seconds
     if options.source.is_dir():
         return run_folder(options)
     if options.cluster:
-        raise ValueError(f"--cluster translates folders; {options.source} is none.")
+        raise ValueError(f"--cluster translates folders; {options.source} is not a folder.")
     job = ClipJob(options.source, options.target)
     check_target(job.source, job.target)
     probe(job.source)
@@ -139,7 +141,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def run_folder(options: argparse.Namespace) -> None:
-    """Translate the clips of a folder that have no result yet: one after the other, or on a cluster."""
+    """Translate the clips of a folder that have no result yet, one after the other or on a cluster."""
     jobs, skipped = find_jobs(options.source, options.target)
     if not jobs:
         outcomes = (outcome for outcome in ())
@@ -154,11 +156,11 @@ def run_folder(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Translate a clip; return the exit code."""
+    """Run the command line; return the exit code."""
     return run_main(build_parser(), run, arguments)
 
 
 if __name__ == "__main__":
-    from live2diff.__main__ import main as importable  # so that a cluster's workers find its classes
+    from live2diff.__main__ import main as importable  # so that a cluster's workers can unpickle its classes
 
     sys.exit(importable())

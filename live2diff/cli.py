@@ -1,4 +1,4 @@
-"""Options that the page and the command lines share."""
+"""Options shared by the page and the command lines."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from .pipeline import Live2DiffPipeline
 
 MIN_SIDE, MAX_SIDE = 16, 8192
-MODEL_NAMES = ("auto", "nano", "live2diff")  # also where there is a folder of this name
+MODEL_NAMES = ("auto", "nano", "live2diff")  # these win over a folder of the same name
 
 
 @contextmanager
 def explain_out_of_memory(advice: str) -> Iterator[None]:
-    """Raise ValueError with the advice when torch runs out of memory inside."""
+    """Turn an out-of-memory error of torch inside the block into a ValueError with the advice."""
     try:
         yield
     except RuntimeError as error:
@@ -34,7 +34,7 @@ def explain_out_of_memory(advice: str) -> Iterator[None]:
 
 
 def size_of(text: str) -> int | tuple[int, int]:
-    """Parse `512` (about 512x512 pixels in the clip's aspect) or `640x360` (width and height)."""
+    """Parse `512` (about 512x512 pixels in the clip's aspect ratio) or `640x360` (width and height)."""
     sides = [int(part) if part.isdecimal() else 0 for part in text.lower().split("x")]
     if len(sides) > 2 or not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
         raise argparse.ArgumentTypeError(
@@ -44,7 +44,7 @@ def size_of(text: str) -> int | tuple[int, int]:
 
 
 def t_index_list_of(text: str) -> list[int]:
-    """Parse `30,36,42`, the indices of the denoising steps among the 50 scheduled ones."""
+    """Parse `30,36,42`, denoising steps as indices into the 50 LCM steps."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
@@ -54,7 +54,7 @@ def t_index_list_of(text: str) -> list[int]:
 def lora_of(text: str) -> tuple[str, float]:
     """Parse `FILE:WEIGHT`, or `FILE` alone for weight 1."""
     name, colon, weight = text.rpartition(":")
-    if not colon or "/" in weight or "\\" in weight:  # the colon of C:\\, or none
+    if not colon or "/" in weight or "\\" in weight:  # no colon, or that of C:\\
         return text, 1.0
     try:
         return name, float(weight)
@@ -65,10 +65,10 @@ def lora_of(text: str) -> tuple[str, float]:
 
 
 def operator_options() -> list[str]:
-    """Split the variable LIVE2DIFF_OPTIONS; a Space has no command line.
+    """Split the environment variable LIVE2DIFF_OPTIONS into arguments, as a Space has no command line.
 
     Raises:
-        ValueError: a quote is not closed, or the last backslash stands alone.
+        ValueError: a quote is not closed, or the text ends in a single backslash.
     """
     text = os.environ.get("LIVE2DIFF_OPTIONS", "")
     try:
@@ -83,15 +83,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     model_help = "auto, nano, live2diff, a folder or a Hub name (default: %(default)s)"
     add("--model", default="auto", help=model_help)
-    add("--style", help="name of a style, for example pencil; a wrong name lists all")
+    add("--style", help="name of a style, for example pencil; an unknown name lists all")
     add("--styles", metavar="FILE", help="a JSON file with more styles")
     lora_help = "a LoRA for every style; may be given several times"
     lora: dict[str, Any] = {"dest": "loras", "action": "append", "default": [], "metavar": "FILE:WEIGHT"}
     add("--lora", type=lora_of, help=lora_help, **lora)
-    files_help = "folder of the files that styles name (default: %(default)s)"
+    files_help = "folder with the weight files of styles (default: %(default)s)"
     add("--checkpoints", default="models", metavar="FOLDER", help=files_help)
-    add("--eager", action="store_true", help="do not compile the model: slower")
-    compile_help = "compile the model's blocks on a CUDA GPU, some minutes at the first start (default)"
+    add("--eager", action="store_true", help="use PyTorch's own kernels only: slower")
+    compile_help = "compile the model's blocks on a CUDA GPU: minutes at the first start (default)"
     add("--compile", dest="compiled", default=True, action=argparse.BooleanOptionalAction, help=compile_help)
     checker_help = "blur what the safety checker flags (default: on a Space, with the full model)"
     add("--safety-checker", action=argparse.BooleanOptionalAction, help=checker_help)
@@ -110,9 +110,9 @@ def load_model(options: argparse.Namespace, **settings: Any) -> Live2DiffPipelin
 
 
 def model_loader(options: argparse.Namespace, **settings: Any) -> Callable[[], Live2DiffPipeline]:
-    """Return the call that loads the model, as `load_model` but silent; another process may call it.
+    """Return a picklable function that loads the model like `load_model`, but silently.
 
-    It may have another working folder: relative paths of what exists become absolute.
+    Relative paths that exist become absolute, as another process may have another working directory.
     """
     styles = None
     if options.styles:
@@ -129,6 +129,6 @@ def model_loader(options: argparse.Namespace, **settings: Any) -> Callable[[], L
 
 
 def absolute(name: str) -> str:
-    """Return the absolute path of a file or folder that exists, any other name as it is."""
+    """Return the absolute path of an existing file or folder; any other name unchanged."""
     path = Path(name).expanduser()
     return str(path.absolute()) if path.exists() else name

@@ -18,10 +18,10 @@ def run_main(
     run: Callable[[argparse.Namespace], None],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Parse the arguments (by default those of this process), run, and return the exit code.
+    """Parse the arguments (by default `sys.argv[1:]`), call `run`, and return the exit code.
 
-    It is 0 on success, 2 for bad input or a ValueError, OSError, NonFiniteError or StreamOutOfMemory, 3 for
-    DeviceLost, whose messages are printed behind the parser's `prog`, 130 when interrupted, by SIGTERM too.
+    0 is success, 2 a ValueError, OSError, NonFiniteError or StreamOutOfMemory, 3 DeviceLost, 130 an interrupt
+    by Ctrl-C or SIGTERM. An error is printed as one line. argparse itself exits with 2 on bad arguments.
     """
     options = parser.parse_args(arguments)
     try:
@@ -38,8 +38,8 @@ def run_main(
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM raise KeyboardInterrupt, so that files are closed and unfinished ones removed."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may set a handler
+    """Raise KeyboardInterrupt on SIGTERM inside the block, so that unfinished files are removed."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set a handler
         yield
         return
     former = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,8 +1,8 @@
-"""The constants of the method, each once (paper, section 4; sizes as in the published checkpoint)."""
+"""Constants of the method (paper, section 4); sizes are those of the published checkpoint."""
 
-WARMUP_FRAMES = 8  # frames that open a stream and stay visible to every later one
-RECENT_FRAMES = 8  # a later frame sees this many of the latest frames, itself included
+WARMUP_FRAMES = 8  # the first frames of a stream, visible to every later frame
+RECENT_FRAMES = 8  # latest frames that a later frame attends to, itself included
 WINDOW = WARMUP_FRAMES + RECENT_FRAMES
-POSITIONS = 24  # length of the positional table, of which the window uses the first 16
+POSITIONS = 24  # rows of the positional table; the window uses the first 16
 TEMPORAL_HEADS = 8
 MAX_DENOISING_STEPS = 4

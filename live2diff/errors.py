@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 GONE = "This stream has ended. Start it again."
-# CUDA's allocator raises torch.OutOfMemoryError; MPS and CUDA's libraries, a RuntimeError with these words.
+# CUDA's allocator raises torch.OutOfMemoryError; MPS and CUDA's libraries raise a RuntimeError like these.
 OUT_OF_MEMORY = (
     "MPS backend out of memory",
     "CUDA error: out of memory",
@@ -11,11 +11,11 @@ OUT_OF_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
 )
 
-DEVICE_LOST = 3  # exit code of a process whose device computes nothing any more
+DEVICE_LOST = 3  # exit code of a process whose device has failed
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether torch raised this because a device has too little memory; torch is not imported."""
+    """Return whether this is an out-of-memory error of torch, without importing torch."""
     is_own = type(error).__name__ == "OutOfMemoryError"
     return isinstance(error, RuntimeError) and (is_own or any(words in str(error) for words in OUT_OF_MEMORY))
 
@@ -25,29 +25,27 @@ class EngineBusy(RuntimeError):
 
 
 class StreamClosed(RuntimeError):
-    """The stream was never opened, was closed, or was freed after a silence: open it again."""
+    """The stream was never opened, was closed, or was freed while idle: open it again."""
 
 
 class ServerStopping(StreamClosed):
-    """The server is shutting down, and its streams with it."""
+    """The server is shutting down and has closed its streams."""
 
     def __init__(self) -> None:
         super().__init__("The server is being stopped.")
 
 
 class DeviceLost(ServerStopping):
-    """The device computes nothing any more, whatever is asked of it; the process has to end."""
+    """The device has failed and every operation on it fails; the process has to exit."""
 
-    WORDS = (
-        "The GPU of this server has failed, and the server ends. Try again once it has been started again."
-    )
+    WORDS = "The GPU of this server has failed, and the server ends. Try again after it has been restarted."
 
     def __init__(self, words: str = WORDS) -> None:
         StreamClosed.__init__(self, words)
 
 
 class StreamOutOfMemory(RuntimeError):
-    """The device ran out of memory over this stream, which was closed."""
+    """The device ran out of memory for this stream, which was closed."""
 
     WORDS = (
         "There is not enough memory on the server for this stream. Choose fewer denoising steps, or try "
@@ -59,18 +57,18 @@ class StreamOutOfMemory(RuntimeError):
 
 
 class NonFiniteError(RuntimeError):
-    """The model gives NaN or infinity even after another warmup; the stream was closed."""
+    """The model output NaN or infinity again after a new warmup; the stream was closed."""
 
 
 class GpuSessionOver(StreamClosed):
-    """The time for which the GPU was lent is over; open the stream again for the next session."""
+    """The GPU session of ZeroGPU has expired; open the stream again in the next one."""
 
     def __init__(self) -> None:
         super().__init__("The time on the GPU is over. Start again to continue.")
 
 
 class LiveError(RuntimeError):
-    """A server has refused or ended a live stream, or refused an update; the message is its sentence."""
+    """A server refused or ended a live stream, or refused an update; the message is the server's."""
 
 
 class ClipError(ValueError):
@@ -78,11 +76,11 @@ class ClipError(ValueError):
 
 
 class LimitReached(ValueError):
-    """A limit on visitors is reached; the message is for the visitor."""
+    """A limit for visitors is reached; the message is meant for the visitor."""
 
 
 class ClipStopped(RuntimeError):
-    """The translation of a clip was cancelled or could not go on; the message says which."""
+    """The translation of a clip was cancelled or could not continue; the message says which."""
 
     def __init__(self, why: str = "Cancelled.") -> None:
         super().__init__(why)

@@ -1,4 +1,4 @@
-"""Style presets: how each style words the prompt, and which weights it needs."""
+"""Style presets: a prompt template, and for some styles weights of their own."""
 
 import json
 from dataclasses import replace
@@ -17,20 +17,20 @@ Index = Annotated[int, Field(strict=True, ge=0, le=49)]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Style:
-    """A preset; its fields are also the entries of a style file.
+    """A preset, with the fields of a style file.
 
-    A style with a `base` or `loras` is for models of Stable Diffusion 1.5's shape; the others only word the
-    prompt, for any model.
+    A style with a `base` or `loras` needs a model of Stable Diffusion 1.5's architecture; the others only
+    change the prompt and work with any model.
 
     Attributes:
-        template: the prompt, with `{}` where the viewer's own words go.
+        template: the prompt, with `{}` where the viewer's words go.
         trigger_words: words that a checkpoint or LoRA was trained on; they begin the prompt.
         clip_skip: how many of the text encoder's last layers are left out, as diffusers counts it.
         base: the base weights: a Hub repository or folder in diffusers' layout, or a single `.safetensors`
             or `.ckpt` file in the original layout; None for the model's own.
         t_index_list: denoising steps, as increasing indices into 50 LCM steps; None for the model's own.
         steps, strength: used in place of `t_index_list`, as in `StreamSettings`.
-        thumbnail: an image file; None for the one that comes with the project, if any.
+        thumbnail: an image file; None for the one shipped with the project, if any.
     """
 
     title: Text = Field(description="a text that people read")
@@ -55,7 +55,7 @@ class Style:
     @field_validator("template", "t_index_list")
     @classmethod
     def check_field(cls, value: Any) -> Any:
-        """Raise `ValueError` if a template has not one `{}`, or indices do not increase."""
+        """Check that a template has exactly one `{}`, and that indices increase."""
         if isinstance(value, str) and value.count("{}") != 1:
             raise ValueError("a template needs {} once")
         if isinstance(value, tuple) and list(value) != sorted(set(value)):
@@ -64,7 +64,7 @@ class Style:
 
     @property
     def files(self) -> list[str]:
-        """The weights that the style needs, by the names it gives them."""
+        """Names of the weights that the style needs."""
         return [*([self.base] if self.base else []), *(name for name, _ in self.loras)]
 
     @property
@@ -73,7 +73,7 @@ class Style:
         return bool(self.files)
 
     def prompt(self, words: str) -> str:
-        """Return the whole prompt; without the viewer's words, that of the style alone."""
+        """Return the template filled with the viewer's words, trigger words first."""
         words = words.strip().strip(" ,")
         whole = self.template.replace("{}", words)
         if not words:
@@ -82,11 +82,11 @@ class Style:
 
 
 THUMBNAILS = Path(__file__).parent / "ui" / "static" / "styles"  # NAME.jpg; made by examples/render.py
-SAMPLES = THUMBNAILS / "large"  # likewise; half an image as it was, half of it in the style
+SAMPLES = THUMBNAILS / "large"  # likewise; one half of each image is the original, the other is styled
 
 
 def thumbnail_of(name: str, style: Style) -> Path | None:
-    """Return the path of the image to choose a style by, or None if there is none."""
+    """Return the path of a style's thumbnail, or None if there is none."""
     path = Path(style.thumbnail) if style.thumbnail else THUMBNAILS / f"{name}.jpg"
     return path.resolve() if path.is_file() else None
 
@@ -94,10 +94,10 @@ def thumbnail_of(name: str, style: Style) -> Path | None:
 def read_styles(file: str | Path) -> dict[str, Style]:
     """Read presets from a JSON file, `{"name": {"title": …, "base": …}}`, with the fields of `Style`.
 
-    Files that a style names are first looked for beside `file`.
+    Files that a style names are looked for in the folder of `file` first.
 
     Raises:
-        ValueError: it is not such a file; the message has a line for each mistake.
+        ValueError: the file is invalid; the message has a line for each mistake.
         OSError: it cannot be read.
     """
     file = Path(file)
@@ -123,7 +123,7 @@ def read_styles(file: str | Path) -> dict[str, Style]:
 
 
 def describe_mistake(entries: dict[Any, Any], name: int | str, field: int | str | None = None) -> str:
-    """Say in one line what is wrong with a field of the style `name`, and what is possible."""
+    """Describe in one line what is wrong with a field of the style `name`, and what is allowed."""
     known = TypeAdapter(Style).json_schema()["properties"]
     if field == "[key]":
         return "a style needs a name."
@@ -138,7 +138,7 @@ def describe_mistake(entries: dict[Any, Any], name: int | str, field: int | str 
 
 
 def resolve_files(style: Style, folder: Path) -> Style:
-    """Return the style with the full paths of the files that it names and that lie in `folder`."""
+    """Return the style with full paths for those of its files that are in `folder`."""
 
     def full(name: str | None) -> str | None:
         return str(folder / name) if name and (folder / name).exists() else name
@@ -147,14 +147,14 @@ def resolve_files(style: Style, folder: Path) -> Style:
     return replace(style, base=full(style.base), loras=loras, thumbnail=full(style.thumbnail))
 
 
-# First the prompts that the nano model was trained on. Then weights that the Hub serves without a token.
-# Then the published styles, for those who have the files (their site needs a token); `tests/test_styles.py`
-# holds their prompts and settings to the published ones. Those of pixart are 4 LCM steps at strength 0.6.
+# In this order: prompts that the nano model was trained on; weights that the Hub serves without a token; the
+# published styles, whose files are downloaded by hand, as their site needs a token. `tests/test_styles.py`
+# compares the latter with the published ones. The steps of pixart are published as 4 at strength 0.6.
 STYLES: dict[str, Style] = read_styles(Path(__file__).with_name("styles.json"))
 
 
 def find_style(name: str | None, styles: dict[str, Style] = STYLES) -> Style:
-    """Return the preset `name` of `styles`; for None or "", one that leaves the viewer's words as they are.
+    """Return the preset `name` of `styles`; for None or "", one that leaves the prompt unchanged.
 
     Raises:
         ValueError: there is no such preset; the message lists them all.

@@ -42,7 +42,7 @@ class Cue(StreamSettings):
             )
         fixed = sorted(self.model_fields_set - {*LIVE_FIELDS, "frame", "blend", "refill"})
         if fixed:
-            raise ValueError(f"{fixed[0]} cannot change while a stream runs; it belongs into start.")
+            raise ValueError(f"{fixed[0]} cannot change while a stream runs; it belongs in start.")
         return self
 
     @property
