@@ -1,4 +1,4 @@
-"""Depth of a frame as an image, in a range that follows the stream."""
+"""Estimate the depth of frames and normalise it to a range that follows the stream."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,24 +9,24 @@ from torch.nn import functional
 from transformers import DPTForDepthEstimation
 from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
 
-RANGE_RATE = 0.05  # how far the range follows each frame's own: a twentieth, about a second for a change
-WIDENING_RATE = 0.5  # how far where a frame exceeds the range by more than the margin
-WIDENING_MARGIN = 0.02  # of the range: less is noise, which must not make the range pump
+RANGE_RATE = 0.05  # how far the range moves towards each frame's; a change takes about a second
+WIDENING_RATE = 0.5  # the same where a frame exceeds the range by more than the margin
+WIDENING_MARGIN = 0.02  # of the range; a smaller excess is noise and must not move the range back and forth
 
 
 @dataclass
 class DepthRange:
-    """The lowest and the highest inverse depth of a stream, followed slowly, but quickly where it widens.
+    """Running minimum and maximum of a stream's inverse depth, slow to narrow and quick to widen.
 
     Normalising each frame by its own extremes, as the published code does, makes the depth flicker. A range
-    that widens slowly would clamp what comes near to one flat surface.
+    that widened slowly would clamp whatever comes close to a flat surface.
     """
 
     low: Tensor | None = None
     high: Tensor | None = None
 
     def normalise(self, depth: Tensor) -> Tensor:
-        """Move the range towards inverse depth `[frames, h, w]` and scale that to `[-1, 1]`."""
+        """Move the range towards that of inverse depth `[frames, h, w]`; return the depth in `[-1, 1]`."""
         low, high = depth.amin(), depth.amax()
         if self.low is not None and self.high is not None:
             margin = WIDENING_MARGIN * (self.high - self.low)
@@ -42,7 +42,7 @@ class DepthRange:
 
 
 class StandardizedConv2d(WeightStandardizedConv2d):
-    """A convolution whose weights are standardized already, and not in each call."""
+    """A weight-standardized convolution whose weights were standardized in advance, not in each call."""
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         """Pad and convolve `[n, C, h, w]`."""
@@ -50,7 +50,7 @@ class StandardizedConv2d(WeightStandardizedConv2d):
 
 
 def standardize_weights(estimator: nn.Module) -> None:
-    """Standardize the weights of a hybrid DPT in place, in float32; another time changes nothing."""
+    """Standardize the weights of a hybrid DPT in place, in float32; calling it again changes nothing."""
     for module in estimator.modules():
         if type(module) is WeightStandardizedConv2d:
             rows = module.weight.detach().float().flatten(1)
@@ -61,7 +61,7 @@ def standardize_weights(estimator: nn.Module) -> None:
 
 
 def inverse_depth(estimator: DPTForDepthEstimation, frames: Tensor) -> Tensor:
-    """Estimate inverse depth `[n, H, W]` of `[n, 3, h, w]` in `[-1, 1]`, at the estimator's size."""
+    """Estimate inverse depth `[n, H, W]`, at the estimator's size, of images `[n, 3, h, w]` in `[-1, 1]`."""
     size: Any = estimator.config.image_size
     pixels = functional.interpolate(frames, (size, size), mode="bilinear", antialias=False)
     return estimator(pixels.to(estimator.dtype)).predicted_depth.float()

@@ -1,4 +1,4 @@
-"""The cache of keys and values of every temporal attention."""
+"""The kv-cache of the temporal attentions."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -8,32 +8,32 @@ from torch import Tensor, nn
 
 from ..config import TEMPORAL_HEADS, WINDOW
 
-Pieces = list[Tensor]  # each `[B, frames, P, C]`; separate in memory, one after the other along K
+Pieces = list[Tensor]  # each `[B, frames, P, C]`, consecutive along K but separate in memory
 
 
 class FusedAttention(Protocol):
-    """A faster form of the attention from one new frame in each row to its window; see `runtime.kernels`."""
+    """Faster attention from one new frame per row to its window; see `runtime.kernels`."""
 
     def __call__(self, module: nn.Module, x: Tensor, cache: "KVCache", layer: int) -> Tensor:
-        """Store the entry of `x` `[B, 1, P, C]` and return what the row sees, before `to_out`."""
+        """Store keys and values of `x` `[B, 1, P, C]`; return the attention's output before `to_out`."""
         ...
 
 
 @dataclass(eq=False)
 class KVCache:
-    """Keys and values of every temporal attention of a UNet, for the denoising steps of some streams.
+    """Keys and values of every temporal attention of a UNet, in one row for each denoising step of a stream.
 
-    Keys and values are kept without their positions. A row's entry for the frame it is about to stream is
-    either empty or the oldest one, which that frame evicts: so whatever a row writes before `count` moves on
-    is never seen. The lists have an entry for each attention, in the order of the forward pass.
+    Keys and values are stored without their positions. The lists have one tensor for each attention, in the
+    order of the forward pass. A row writes to the slot that `count` names, which is empty or holds the oldest
+    entry: as long as `count` does not advance, the next frame overwrites it before it is seen.
     """
 
     keys: list[Tensor]  # `[B, 16, P, C]`, in the precision of the UNet, or in 8 bits with `scales`
     values: list[Tensor]  # as `keys`
     count: Tensor  # int64 `[B]`, frames streamed since the warmup
     scales: list[Tensor] | None = None  # of 8-bit keys and values, bfloat16 `[B, 16, 2, P, H]`
-    index: Tensor | None = None  # int64, the rows of the tensors that a call is about; None for all of them
-    attend: FusedAttention | None = None  # takes the place of `write` and the attention to one new frame
+    index: Tensor | None = None  # int64, the rows that a UNet call uses; None for all
+    attend: FusedAttention | None = None  # replaces `write` and the attention of one new frame
 
     @staticmethod
     def empty(
@@ -52,7 +52,7 @@ class KVCache:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All tensors; the first dimension is the row."""
+        """All tensors; their first dimension is the row."""
         return [*self.keys, *self.values, *(self.scales or ()), self.count]
 
     def rows(self, start: int, stop: int) -> "KVCache":
@@ -68,26 +68,26 @@ class KVCache:
         return self.rows(index, index + 1)
 
     def select(self, index: Tensor) -> "KVCache":
-        """Return the rows at `index`, int64 `[B]`; no two may be the same. Only calls to the UNet follow."""
+        """Return a view of the rows at `index`, int64 `[B]` without duplicates, for UNet calls only."""
         return replace(self, index=index)
 
     @property
     def counts(self) -> Tensor:
-        """The counts of the rows that a call is about."""
+        """The counts of the selected rows."""
         return self.count if self.index is None else self.count[self.index]
 
     def advance(self, frames: Tensor) -> None:
-        """Add `frames` `[B]` to the counts of the rows that a call was about."""
+        """Add `frames` `[B]` to the counts of the selected rows."""
         if self.index is None:
             self.count += frames
         else:
             self.count.index_add_(0, self.index, frames.to(self.count.dtype))
 
     def grow(self, rows: int) -> None:
-        """Grow to so many rows, the new ones of zeros.
+        """Grow to `rows` rows; the new ones are zeros.
 
-        Tensor by tensor, so that little is held twice. If memory runs out midway, the tensors that have grown
-        do no harm, and the next try keeps them.
+        One tensor after the other, so that little is held twice. If memory runs out midway, the tensors that
+        have grown are harmless, and the next attempt keeps them.
         """
         for tensors in (self.keys, self.values, self.scales or []):
             for index, tensor in enumerate(tensors):
@@ -100,7 +100,7 @@ class KVCache:
             tensor.zero_()
 
     def write(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> tuple[Pieces, Pieces]:
-        """Store `[B, Q, P, C]` at `slots`; return all keys and values of attention number `layer`."""
+        """Store keys and values `[B, Q, P, C]` at `slots`; return all those of attention `layer`."""
         rows = torch.arange(len(key), device=key.device) if self.index is None else self.index
         at = rows[:, None], slots
         keys, values = self.keys[layer], self.values[layer]
@@ -110,10 +110,10 @@ class KVCache:
             return [self._selected(keys)], [self._selected(values)]
         scales, pieces = self.scales[layer], []
         for number, (stored, entries) in enumerate(((keys, key), (values, value))):
-            scaled, scale = scaled_down(entries, stored.dtype)
-            stored.view(torch.uint8)[at] = scaled.view(torch.uint8)  # float8 knows no such indexing
+            scaled, scale = quantise(entries, stored.dtype)
+            stored.view(torch.uint8)[at] = scaled.view(torch.uint8)  # float8 does not support this indexing
             scales[:, :, number][at] = scale
-            pieces.append(scaled_up(self._selected(stored), self._selected(scales)[:, :, number], key.dtype))
+            pieces.append(dequantise(self._selected(stored), self._selected(scales)[:, :, number], key.dtype))
         return [pieces[0]], [pieces[1]]
 
     def _selected(self, tensor: Tensor) -> Tensor:
@@ -129,9 +129,10 @@ class KVCache:
 
 
 def share_rows(outlines: list[KVCache], rows: int, device: torch.device | str) -> list[KVCache]:
-    """Allocate `rows` rows of zeros once; return a cache in that memory for each outline.
+    """Allocate `rows` rows of zeros; return a cache in that memory for each outline.
 
-    Outlines have one row each, of any number of pixels, on "meta". A row holds the entries of one at a time.
+    An outline is a cache of one row on the meta device, with any number of pixels. A row can be used for one
+    outline at a time.
     """
 
     def within(all_tensors: list[list[Tensor]]) -> list[list[Tensor]]:
@@ -147,17 +148,17 @@ def share_rows(outlines: list[KVCache], rows: int, device: torch.device | str) -
         ]
 
     entries = within([[*outline.keys, *outline.values] for outline in outlines])
-    scales = [outline.scales for outline in outlines if outline.scales is not None]
-    shared_scales = within(scales) if scales else [None] * len(outlines)
+    outlined_scales = [outline.scales for outline in outlines if outline.scales is not None]
+    all_scales = within(outlined_scales) if outlined_scales else [None] * len(outlines)
     count = torch.zeros(rows, dtype=torch.int64, device=device)
     return [
-        KVCache(both[: len(both) // 2], both[len(both) // 2 :], count, of_outline)
-        for both, of_outline in zip(entries, shared_scales, strict=True)
+        KVCache(both[: len(both) // 2], both[len(both) // 2 :], count, scales)
+        for both, scales in zip(entries, all_scales, strict=True)
     ]
 
 
 def grown(tensor: Tensor, rows: int) -> Tensor:
-    """Return the tensor with rows of zeros behind it, up to so many rows."""
+    """Return the tensor, extended by rows of zeros to `rows` rows."""
     if len(tensor) >= rows:
         return tensor
     larger = torch.zeros(rows, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
@@ -165,7 +166,7 @@ def grown(tensor: Tensor, rows: int) -> Tensor:
     return larger
 
 
-def scaled_down(entries: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def quantise(entries: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Quantise entries `[B, Q, P, C]` to 8 bits; return them and their scales, bfloat16 `[B, Q, P, H]`."""
     largest = torch.iinfo(dtype).max if dtype == torch.int8 else torch.finfo(dtype).max
     heads = entries.float().unflatten(-1, (TEMPORAL_HEADS, -1))
@@ -174,7 +175,7 @@ def scaled_down(entries: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return (scaled.round() if dtype == torch.int8 else scaled).to(dtype), scale
 
 
-def scaled_up(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Undo `scaled_down`, up to rounding."""
+def dequantise(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Undo `quantise`, up to rounding."""
     heads = stored.to(dtype).unflatten(-1, (TEMPORAL_HEADS, -1))
     return (heads * scale.to(dtype)[..., None]).flatten(-2)

@@ -1,4 +1,4 @@
-"""The few-step sampler: schedule, LCM step, re-noising; pure functions of tensors (Luo et al., LCM, 2023)."""
+"""The few-step sampler as pure functions: schedule, LCM step, re-noising (Luo et al., LCM, 2023)."""
 
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -15,12 +15,12 @@ SIGMA_DATA = 0.5  # of LCM's boundary condition
 
 @dataclass(frozen=True)
 class Schedule:
-    """The denoising steps of a stream, noisiest first; tensors `[steps]`, float32 or, for timesteps, int64.
+    """The denoising steps of a stream, noisiest first; all tensors are `[steps]`, float32 unless noted.
 
     Clean latents are the noised ones times `x0_from_sample` plus the model's output times `x0_from_output`.
     """
 
-    timesteps: Tensor  # in `[0, 1000)`, decreasing
+    timesteps: Tensor  # int64 in `[0, 1000)`, decreasing
     sqrt_alpha_bar: Tensor  # factor of clean latents at each timestep
     sqrt_one_minus_alpha_bar: Tensor  # factor of the noise
     x0_from_sample: Tensor
@@ -41,7 +41,7 @@ class Schedule:
 def build_scheduler(prediction_type: str = "epsilon") -> LCMScheduler:
     """Build Stable Diffusion's noise schedule, but linear, as the published model was trained (section 5).
 
-    A model predicts "epsilon", the noise; "sample", the clean latents; or "v_prediction".
+    `prediction_type` is "epsilon" for the noise, "sample" for the clean latents, or "v_prediction".
     """
     return LCMScheduler(
         beta_start=0.00085,
@@ -54,7 +54,7 @@ def build_scheduler(prediction_type: str = "epsilon") -> LCMScheduler:
 
 
 def make_schedule(scheduler: LCMScheduler, timesteps: list[int]) -> Schedule:
-    """Return the schedule that visits `timesteps` of `scheduler` (1 to 4 of them, decreasing).
+    """Return the schedule of 1 to 4 decreasing `timesteps` of `scheduler`.
 
     Raises:
         ValueError: too few, too many, out of range or out of order.
@@ -81,7 +81,7 @@ def make_schedule(scheduler: LCMScheduler, timesteps: list[int]) -> Schedule:
 
 
 def concatenate(schedules: list[Schedule]) -> Schedule:
-    """Concatenate schedules: a step for each row of several streams."""
+    """Concatenate the schedules of several streams: one step per row."""
     if len(schedules) == 1:
         return schedules[0]
     names = [field.name for field in fields(Schedule)]
@@ -91,7 +91,7 @@ def concatenate(schedules: list[Schedule]) -> Schedule:
 def timesteps_of_indices(
     scheduler: LCMScheduler, indices: list[int], num_inference_steps: int = 50
 ) -> list[int]:
-    """Return the timesteps at `indices` (increasing) of an LCM schedule of `num_inference_steps`.
+    """Return the timesteps at increasing `indices` into an LCM schedule of `num_inference_steps`.
 
     Raises:
         ValueError: an index out of range or out of order.
@@ -106,7 +106,7 @@ def timesteps_of_indices(
 
 
 def spread_indices(first: int, last: int, steps: int) -> list[int]:
-    """Return `steps` different indices from `first` to `last`, earlier ones if there is too little room."""
+    """Return `steps` different indices from `first` to `last`; start earlier if the range is too short."""
     if steps == 1:
         return [first]
     first = min(first, last - steps + 1)
@@ -114,12 +114,12 @@ def spread_indices(first: int, last: int, steps: int) -> list[int]:
 
 
 def per_row(factor: Tensor, latents: Tensor) -> Tensor:
-    """Shape `[rows]` to multiply `[rows, C, h, w]`, in its precision and on its device."""
+    """Reshape `[rows]` to multiply latents `[rows, C, h, w]`, in their precision and on their device."""
     return factor.to(latents).view(-1, *[1] * (latents.ndim - 1))
 
 
 def add_noise(schedule: Schedule, step: int | slice, latents: Tensor, noise: Tensor) -> Tensor:
-    """Noise clean `latents`, `[rows, C, h, w]`, to denoising step `step` (a slice: one step a row)."""
+    """Noise clean `latents`, `[rows, C, h, w]`, to denoising step `step` (a slice: one step per row)."""
     alpha, sigma = (
         per_row(torch.atleast_1d(factor[step]), latents)
         for factor in (schedule.sqrt_alpha_bar, schedule.sqrt_one_minus_alpha_bar)
@@ -128,7 +128,7 @@ def add_noise(schedule: Schedule, step: int | slice, latents: Tensor, noise: Ten
 
 
 def denoise(schedule: Schedule, step: int | slice, sample: Tensor, model_output: Tensor) -> Tensor:
-    """Make one LCM step: return the clean latents, `[rows, C, h, w]`, that the model's output stands for."""
+    """Return the clean latents, `[rows, C, h, w]`, after one LCM step from noised latents `sample`."""
     x0_from_sample, x0_from_output, skip, out = (
         per_row(torch.atleast_1d(factor[step]), sample)
         for factor in (schedule.x0_from_sample, schedule.x0_from_output, schedule.skip, schedule.out)

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any, cast
 
 import torch
@@ -17,13 +17,12 @@ from torch.utils.checkpoint import checkpoint
 from .attention import MotionModule, Window
 from .kv_cache import KVCache
 
-# Channels of the published checkpoint's depth mapping, conv by conv.
-DEPTH_CHANNELS = (16, 16, 32, 32, 96, 96, 256)
+DEPTH_CHANNELS = (16, 16, 32, 32, 96, 96, 256)  # of the published depth mapping, convolution by convolution
 RESOLUTIONS = (1, 2, 4, 8)
 
 
 class DepthMapping(nn.Module):
-    """Map depth latents to features that are added to those of `conv_in` (paper, section 4.4)."""
+    """Map depth latents to features that are added to the output of `conv_in` (paper, section 4.4)."""
 
     def __init__(self, in_channels: int, channels: tuple[int, ...], out_channels: int) -> None:
         super().__init__()
@@ -31,7 +30,7 @@ class DepthMapping(nn.Module):
         pairs = pairwise(channels)
         self.blocks = nn.ModuleList([nn.Conv2d(before, after, 3, padding=1) for before, after in pairs])
         self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
-        for parameter in self.conv_out.parameters():  # before training, depth changes nothing
+        for parameter in self.conv_out.parameters():  # an untrained mapping changes nothing
             nn.init.zeros_(parameter)
 
     def forward(self, depth_latents: Tensor) -> Tensor:
@@ -43,21 +42,21 @@ class DepthMapping(nn.Module):
 
 
 def layers_of(block: Any) -> Iterator[tuple[nn.Module, nn.Module | None, nn.Module | None]]:
-    """Return the (resnet, spatial attention or None, motion module or None) of each layer of a block."""
+    """Yield the (resnet, spatial attention or None, motion module or None) of each layer of a block."""
     missing = [None] * len(block.resnets)
     attentions, motions = getattr(block, "attentions", missing), getattr(block, "motion_modules", missing)
     return zip(block.resnets, attentions, motions, strict=True)
 
 
 def run_module(block: Any, module: nn.Module, *inputs: Any) -> Tensor:
-    """Run a module of a block, with gradient checkpointing if the block has it turned on."""
+    """Run a module of a block, with gradient checkpointing if it is enabled for the block."""
     if torch.is_grad_enabled() and block.gradient_checkpointing:
         return cast(Tensor, checkpoint(module, *inputs, use_reentrant=False))
     return module(*inputs)
 
 
 class SpatialAttention:
-    """diffusers' attention processor without masks, norms and divisions by one: this UNet has none."""
+    """diffusers' attention processor without masks, norms and output scaling, which this UNet lacks."""
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
@@ -68,7 +67,7 @@ class SpatialAttention:
 
     @staticmethod
     def attend(attn: Any, *parts: Tensor) -> Tensor:
-        """Attend with query, key and value, each `[rows, pixels or tokens, C]`."""
+        """Attend with `parts`, which are query, key and value, each `[rows, pixels or tokens, C]`."""
         query, key, value = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in parts)
         out = functional.scaled_dot_product_attention(query, key, value)
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
@@ -77,11 +76,11 @@ class SpatialAttention:
 class StreamUNet(UNet2DConditionModel):
     """`UNet2DConditionModel` plus `motion_modules` in every down and up block and `flow_conv_in`.
 
-    Takes the stock model's configuration and three more entries: `depth_channels`, of the depth mapping's
-    convolutions; `motion_module_resolutions`, the downsampling factors (1, 2, 4, 8 in SD 1.5) at which there
-    are motion modules; `motion_module_last_only`, to have one alone, after the last layer. Parameter names
-    are those of the published checkpoints, so SD-1.5 weights, LoRAs and `live2diff.ckpt` fit without
-    renaming. Frames are rows of the batch everywhere but in the temporal attention.
+    Takes the stock model's configuration and three more entries: `depth_channels` of the depth mapping;
+    `motion_module_resolutions`, the downsampling factors (1, 2, 4, 8 in SD 1.5) at which there are motion
+    modules; `motion_module_last_only`, for a single one after the last layer. Parameter names are those of
+    the published checkpoints, so SD 1.5 weights, LoRAs and `live2diff.ckpt` fit without renaming. Frames are
+    rows of the batch everywhere but in the temporal attention.
     """
 
     config: Any
@@ -109,7 +108,7 @@ class StreamUNet(UNet2DConditionModel):
         self.set_attn_processor(SpatialAttention())  # pyright: ignore[reportArgumentType]
         for module in self.modules():
             if isinstance(module, ResnetBlock2D):
-                module.skip_time_act = True  # `forward` does it once for all of them
+                module.skip_time_act = True  # `forward` activates the embedding once for all of them
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +121,7 @@ class StreamUNet(UNet2DConditionModel):
         return self.conv_in.weight.dtype
 
     def add_motion(self) -> None:
-        """Add motion modules and depth mapping, untrained: they change nothing yet."""
+        """Add untrained motion modules and depth mapping, which change nothing yet."""
         groups, levels = self.config.norm_num_groups, len(self.down_blocks)
         last_only = self.config.motion_module_last_only
         for level, block in [
@@ -148,10 +147,10 @@ class StreamUNet(UNet2DConditionModel):
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> KVCache:
-        """Return an empty cache for `rows` rows of latents `[C, height, width]`.
+        """Return an empty cache of `rows` rows for latents `[C, height, width]`.
 
-        By default it has the UNet's precision and device; `torch.int8` and `torch.float8_e4m3fn` take half
-        the memory of float16.
+        `dtype` and `device` are by default the UNet's; `torch.int8` and `torch.float8_e4m3fn` take half the
+        memory of float16.
         """
         shapes = []
 
@@ -179,20 +178,20 @@ class StreamUNet(UNet2DConditionModel):
         window: Window | None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Predict the noise, or what the scheduler's `prediction_type` says: `[B * Q, C, height, width]`.
+        """Predict the noise, or what the scheduler's `prediction_type` names: `[B * Q, C, height, width]`.
 
         Args:
             sample: latents `[B * Q, C, height, width]`, the Q frames of a clip or stream next to each other.
             timestep: int64 `[B * Q]` in `[0, 1000)`.
             encoder_hidden_states: prompt embeddings `[B * Q, tokens, dim]`.
-            depth_latents: `[B * Q, C, height, width]`, or None to go without depth.
-            window: which frames attend to which, with Q `frames`; None leaves the motion modules out.
-            cache: with B rows, to warm up or to stream; None to train.
+            depth_latents: `[B * Q, C, height, width]`, or None for no depth.
+            window: which frames attend to which, with Q `frames`; None skips the motion modules.
+            cache: with B rows, for warmup and streaming; None for training.
         """
-        layers = iter(range(0, 1000, 2))  # number of each motion module's first attention in the cache
+        layers = count(step=2)  # index of each motion module's first attention in the cache
         embedding = self.time_embedding(self.get_time_embed(sample, timestep))
         pooled_text = self.get_aug_embed(embedding, encoder_hidden_states, added_cond_kwargs={})
-        if pooled_text is not None:  # nano has it, SD 1.5 has not
+        if pooled_text is not None:  # in nano, not in SD 1.5
             embedding = embedding + pooled_text
         embedding = self.activation(embedding)
         x = self.conv_in(sample)
@@ -219,11 +218,11 @@ class StreamUNet(UNet2DConditionModel):
                 if motion is not None and window is not None:
                     x = run_module(block, motion, x, window, cache, next(layers))
             for upsampler in block.upsamplers or ():
-                x = upsampler(x, skips[-1].shape[-2:])  # an odd size is not half of another
+                x = upsampler(x, skips[-1].shape[-2:])  # doubling does not restore odd sizes
         return self.conv_out(self.conv_act(self.conv_norm_out(x)))
 
 
-# diffusers reads the configuration's entries off this signature.
+# diffusers reads the names of configuration entries from this signature.
 _stock = inspect.signature(UNet2DConditionModel.__init__)
 _own = inspect.signature(StreamUNet.__init__).parameters.values()
 _entries = [*_stock.parameters.values(), *(entry for entry in _own if entry.kind is entry.KEYWORD_ONLY)]

@@ -7,7 +7,7 @@ from helpers.waiting import PATIENCE
 
 import live2diff
 from live2diff.errors import LimitReached
-from live2diff.model.kv_cache import scaled_down, scaled_up
+from live2diff.model.kv_cache import dequantise, quantise
 from live2diff.model.unet import StreamUNet
 from live2diff.serving import capacity
 from live2diff.serving.capacity import (
@@ -80,13 +80,13 @@ def test_the_shipped_models_frames_with_a_cache_in_eight_bits_are_within_a_hundr
 @pytest.mark.parametrize(("dtype", "error"), [(torch.int8, 0.01), (torch.float8_e4m3fn, 0.04)], ids=str)
 def test_eight_bits_keep_entries_of_every_size(dtype, error):
     entries = torch.randn(2, 3, 5, 64) * torch.logspace(-6, 6, 8).repeat_interleave(8)
-    stored, scale = scaled_down(entries, dtype)
+    stored, scale = quantise(entries, dtype)
     assert stored.dtype == dtype and scale.shape == (2, 3, 5, 8)
-    back = scaled_up(stored, scale, torch.float32)
+    back = dequantise(stored, scale, torch.float32)
     for head, whole in zip(back.split(8, dim=-1), entries.split(8, dim=-1), strict=True):
         assert (head - whole).norm() < error * whole.norm()
-    assert not scaled_up(*scaled_down(0 * entries, dtype), torch.float32).any()
-    assert scaled_up(*scaled_down(65504 * entries.sign(), dtype), torch.float32).isfinite().all()
+    assert not dequantise(*quantise(0 * entries, dtype), torch.float32).any()
+    assert dequantise(*quantise(65504 * entries.sign(), dtype), torch.float32).isfinite().all()
 
 
 def test_depth_every_third_frame_is_estimated_every_third_frame(tiny_pipeline):
