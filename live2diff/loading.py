@@ -1,9 +1,9 @@
-"""Turn the name of a model into a ready pipeline.
+"""Load a model by name, as a pipeline that is ready for use.
 
-    python -m live2diff.loading convert OUT [--base ...] [--motion ...] [--few-step-lora ...] [--vae ...]
+    python -m live2diff.loading convert OUT [--base ...] [--motion ...] [--vae ...] [--depth ...] ...
 
-The published weights are in five repositories and partly in a pickle. They are assembled once, into a folder
-of safetensors that `Live2DiffPipeline.from_pretrained` reads, which is what is loaded from then on.
+The published weights are in five repositories, and partly in a pickle. They are converted once to a folder of
+safetensors, which `Live2DiffPipeline.from_pretrained` reads from then on.
 """
 
 import argparse
@@ -35,10 +35,10 @@ from .weights.lora import read_lora
 from .weights.swap import WeightSwapper, parts_of
 
 NANO = Path(__file__).parent / "nano"
-RANGES = "activation_ranges.json"  # of a model that is small enough for a CPU: see `runtime.openvino`
+RANGES = "activation_ranges.json"  # in the folder of a model that is small enough for `runtime.openvino`
 FEW_STEP_LORA = "few_step_lora.safetensors"  # in a converted folder
-# Computed, not measured: 3.1 GB of weights in half precision, 0.9 GB while a frame is computed, 0.9 GB for a
-# viewer's and a clip's caches at 384 x 384 with one step in 8 bits, and some for CUDA itself.
+# Computed, not measured: 3.1 GB for weights in half precision, 0.9 GB for activations, 0.9 GB for the 8-bit
+# caches of one viewer and one clip at 384 x 384 with one step, and some for CUDA itself.
 GPU_BYTES = 5 * 2**30
 TOO_LARGE = "The full one does not fit into the GPU's memory."
 Report = Callable[[str], None]
@@ -63,28 +63,28 @@ def load(
 
     Args:
         model: "nano", the model shipped with this package; "live2diff", the published one, assembled from
-            `sources`; a folder written by `convert` or `save_pretrained`; the name of a repository on the
-            Hugging Face Hub that holds such a folder; "auto" for the published one if it is available and
-            there is a GPU with enough memory, else nano. The pipeline's `about` says which it is and why.
-        device: "cpu", "cuda", "mps"; by default the fastest that works.
-        dtype: precision; by default float16, on a CPU float32.
-        style: the style of streams that name none.
+            `sources`; a folder written by `convert` or `save_pretrained`, or a Hub repository with one;
+            "auto" for the published one if it is available and there is a GPU with enough memory, else nano.
+            The pipeline's `about` says which it is and why.
+        device: "cpu", "cuda" or "mps"; by default the fastest that works.
+        dtype: by default float16, on a CPU float32.
+        style: the default style of streams.
         loras: files or Hub names `owner/name/file` with their scales, for every style.
         styles: more presets, as `read_styles` returns.
-        checkpoints: the folder where the files that styles name are looked for.
+        checkpoints: the folder with the weight files of styles.
         sources: where the parts of the published model are.
-        eager: whether to leave everything to PyTorch's own kernels.
+        eager: whether to use PyTorch's own kernels only.
         compiled: whether to compile the blocks of the networks on a CUDA GPU, and to compute some in 8-bit
             floats, where that makes frames faster.
-        safety_checker: whether a content filter checks the results, or its weights by a folder or Hub name;
+        safety_checker: whether a content filter checks the results, or its weights as a folder or Hub name;
             by default it does for the full model on a Space.
         report: called with a line of text at each step.
 
     Raises:
-        ValueError: there is no such model, a part of it does not fit, or the device does not compute; the
-            message names it.
-        OSError: it cannot be read or downloaded.
-        torch.OutOfMemoryError: a model that was named does not fit.
+        ValueError: there is no such model, a part of it does not fit, or the device does not work; the
+            message says which.
+        OSError: the model cannot be read or downloaded.
+        torch.OutOfMemoryError: a model other than "auto" does not fit into memory.
     """
     device, problem = (device, "") if device else best_device()
     check_device(device)
@@ -122,7 +122,7 @@ def assemble(
     safety_checker: bool | str | None,
     report: Report,
 ) -> Live2DiffPipeline:
-    """Put together the pipeline of a model's name; arguments as `load`'s."""
+    """Build the pipeline of a model; arguments as for `load`."""
     folder = model_folder(model, sources, report)
     report(f"Reading {model}")
     pipeline = read_pipeline(folder, device, dtype, report)
@@ -139,7 +139,7 @@ def assemble(
 
 
 def read_pipeline(folder: Path, device: str, dtype: torch.dtype | None, report: Report) -> Live2DiffPipeline:
-    """Read the pipeline in `folder` and move it to `device`, with PyTorch's own kernels and no styles yet."""
+    """Read the pipeline in `folder` and move it to `device`, without styles and a faster runtime yet."""
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
     options = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
@@ -159,7 +159,7 @@ def read_pipeline(folder: Path, device: str, dtype: torch.dtype | None, report: 
 def add_content_filter(
     pipeline: Live2DiffPipeline, safety_checker: bool | str | None, report: Report
 ) -> None:
-    """Have a content filter check the results, as `load` describes `safety_checker`."""
+    """Add a content filter if `safety_checker` asks for it; see `load`."""
     if safety_checker is None:
         safety_checker = bool(pipeline.config["few_step_lora"] and os.environ.get("SPACE_ID"))
     if safety_checker:
@@ -179,7 +179,7 @@ def add_styles(
     checkpoints: str | Path,
     report: Report,
 ) -> None:
-    """Give a pipeline read from `folder` its weight swapper and the presets that it has the files for."""
+    """Add the weight swapper to a pipeline read from `folder`, and the presets whose files are available."""
     few_step = pipeline.config["few_step_lora"]
     if few_step or loras:
         always = [*loras, *([(str(folder / few_step), 1.0)] if few_step else [])]
@@ -200,14 +200,14 @@ def add_styles(
 
 
 def accelerate(pipeline: Live2DiffPipeline, folder: Path, compiled: bool, report: Report) -> None:
-    """Use a faster runtime than PyTorch's own kernels for a pipeline read from `folder`, if there is one."""
+    """Add a runtime faster than PyTorch's own kernels to a pipeline read from `folder`, if there is one."""
     ranges, device = folder / RANGES, pipeline.unet.device.type
     if device == "cuda":
         from .runtime import trial
 
         trial.accelerate(pipeline, compiled, report)
         release_memory()  # of the trial
-    # OpenVINO's 8-bit graphs hold the weights, which must not change then.
+    # OpenVINO's graphs contain the weights, so these must not change.
     elif (
         ranges.is_file()
         and (device, pipeline.unet.dtype, pipeline.weight_swapper) == ("cpu", torch.float32, None)
@@ -218,21 +218,21 @@ def accelerate(pipeline: Live2DiffPipeline, folder: Path, compiled: bool, report
 
         try:
             openvino.accelerate(pipeline, json.loads(ranges.read_text()), report=report)
-        except OSError as error:  # a disk that is full or read-only
+        except OSError as error:  # the disk is full or read-only
             report(f"Continuing with PyTorch's own kernels, which are slower: {error}")
 
 
 def model_folder(model: str, sources: Sources, report: Report) -> Path:
-    """Return the folder of a model by its name, downloaded and converted if need be."""
+    """Return the folder of a model by its name; download and convert the model if necessary."""
     if model == "nano":
         return NANO
-    if model == "live2diff":  # even where there is a folder of this name, such as this package's
+    if model == "live2diff":  # also where a folder has this name, such as this package's
         folder = converted_folder(sources)
         if not (folder / "model_index.json").is_file():
             try:
                 convert(folder, sources, report=report)
             except (OSError, ValueError):
-                if not (folder / "model_index.json").is_file():  # another process has written it meanwhile
+                if not (folder / "model_index.json").is_file():  # else another process has written it
                     raise
         return folder
     if not Path(model).expanduser().is_dir() and not is_hub_name(model):
@@ -248,7 +248,7 @@ def model_folder(model: str, sources: Sources, report: Report) -> Path:
 def load_base(
     base: str | Path, depth_estimator: str | Path = Sources.depth, **added: Any
 ) -> Live2DiffPipeline:
-    """Return Stable Diffusion 1.5, or a model like it, as a pipeline; arguments as `load_components`."""
+    """Load Stable Diffusion 1.5, or a model like it, as a pipeline; arguments as for `load_components`."""
     return Live2DiffPipeline(**load_components(base, depth_estimator, **added))
 
 
@@ -260,10 +260,10 @@ def convert(
 ) -> None:
     """Assemble the published model and write it to the folder `out` as safetensors, whole or not at all.
 
-    The few-step LoRA is a file beside the weights and not merged into them: styles need it again.
+    The few-step LoRA stays a separate file, as it is also added to the weights of styles.
 
     Raises:
-        ValueError: a part does not fit; the message names it. `out` exists already.
+        ValueError: a part does not fit (the message names it), or `out` exists and is not empty.
         OSError: a part cannot be read or downloaded, or the disk is full.
     """
     out = Path(out)
@@ -293,7 +293,7 @@ def convert(
 
 
 def choose_model(device: str, sources: Sources, report: Report, problem: str = "") -> tuple[str, str]:
-    """Return the model to load for "auto", and a sentence that says why; `problem` is that of a GPU."""
+    """Return the model to load for "auto", and why; `problem` says why a GPU is not used, if there is one."""
     if torch.device(device).type != "cuda":
         if problem:
             return "nano", f"Model: nano, the small one. {problem}"
@@ -326,7 +326,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0 when the folder is written, 2 for bad input."""
+    """Run the command line; return the exit code, as `run_main`."""
     parser = argparse.ArgumentParser(prog="python -m live2diff.loading")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("convert", help="write the published model as a folder of safetensors")

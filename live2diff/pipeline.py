@@ -1,4 +1,4 @@
-"""Live2DiffPipeline: the weights, and what they compute. No state of any viewer is kept here."""
+"""Live2DiffPipeline: the networks of a model and what they compute, without state of any viewer."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -26,9 +26,9 @@ from .streaming.stream import Stream
 from .styles import STYLES, Style, find_style
 from .weights.swap import WeightSwapper
 
-LARGEST_SIDE = 1024  # of the working size: beyond it a viewer's cache takes over 12 GB with SD 1.5's UNet
+LARGEST_SIDE = 1024  # of the working size; a larger one needs over 12 GB of cache with SD 1.5 and two steps
 WIDEST_ASPECT = 4.0
-PUBLISHED_INDICES = (30, 36, 42)  # of most of the published styles
+PUBLISHED_INDICES = (30, 36, 42)  # denoising steps of most published styles
 PROMPT_HINT = "Say what the camera sees, and how it looks. The style adds words of its own."
 PROMPT_EXAMPLES = ("a person at a desk", "golden evening light", "a snowy night")
 CACHE_DTYPES = (None, torch.int8, torch.float8_e4m3fn)
@@ -38,21 +38,21 @@ class FrameRuntime(FrameNetworks, Protocol):
     """A faster implementation of the networks."""
 
     takes: Callable[[Window, KVCache], bool]  # whether `predict` can be called with these
-    apply_filter: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]  # a content filter to images
-    forget: Callable[[], None]  # drops what was compiled for the shapes met so far
+    apply_filter: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]  # applies a content filter to images
+    forget: Callable[[], None]  # drops what was compiled for the shapes so far
 
 
 class Live2DiffPipeline(DiffusionPipeline):
     """The modules of one model, shared by all streams; only a change of style writes to the weights.
 
     Args:
-        size: default working size: a frame is processed at about `size` x `size` pixels, in its own aspect.
+        size: default working size: a frame is processed at about `size` x `size` pixels, in its aspect ratio.
         t_index_list: default denoising steps, as indices into `num_inference_steps` LCM steps.
-        strongest_index: where a stream of full strength begins: the noisiest step the model was trained on.
-        few_step_lora: file beside the weights: the LoRA with which a many-step model needs only a few steps.
-        fixed_noise: whether each frame of a stream gets the same noise: what stands still flickers less.
-        replicate_borders: whether convolutions see the outermost pixels around an image, and not zeros.
-        prompt_hint, prompt_examples: what words do for this model, for people, and prompts to try.
+        strongest_index: the first step at strength 1: the noisiest that the model was trained on.
+        few_step_lora: file in the model's folder with the LoRA for few-step sampling; None if not needed.
+        fixed_noise: whether all frames of a stream get the same noise, so that still parts flicker less.
+        replicate_borders: whether convolutions pad with the border pixels and not with zeros.
+        prompt_hint, prompt_examples: a text for users on what to write, and prompts to try.
     """
 
     config: Any
@@ -82,13 +82,13 @@ class Live2DiffPipeline(DiffusionPipeline):
         prompt_examples: Sequence[str] = PROMPT_EXAMPLES,
     ) -> None:
         super().__init__()
-        # The presets that it has the weights for, and that of streams that name none.
+        # The presets whose weights are available, and the default one.
         self.styles: dict[str, Style] = {n: style for n, style in STYLES.items() if not style.has_weights}
         self.default_style: str | None = None
         self.weight_swapper: WeightSwapper | None = None  # None if no style has weights of its own
-        self.runtime: FrameRuntime | None = None  # computes frames in place of PyTorch's own kernels
+        self.runtime: FrameRuntime | None = None  # None for PyTorch's own kernels
         self.content_filter: ContentFilter | None = None  # checks the output
-        self.about = ""  # a sentence for people on which model this is
+        self.about = ""  # which model this is and why, for users
         standardize_weights(depth_estimator)
         if replicate_borders:
             pad_by_replication(unet, vae)
@@ -125,12 +125,11 @@ class Live2DiffPipeline(DiffusionPipeline):
         Args:
             settings: None for the default ones.
             cache_dtype: `torch.int8` or `torch.float8_e4m3fn`; None for the precision of the weights.
-            pools: of the caches of streams that are pushed together; None for a cache of its own.
+            pools: cache pools of streams that are pushed together; None for a cache of its own.
             **changes: fields of `StreamSettings` that replace those of `settings`.
 
         Raises:
-            ValueError: a setting out of range, with what is possible; or a style with other weights than
-                those that other streams use now.
+            ValueError: a setting is out of range, or other streams are using other weights than the style's.
             OSError: the style's weights cannot be read or downloaded.
         """
         settings = (settings or StreamSettings()).updated(**changes)
@@ -142,10 +141,10 @@ class Live2DiffPipeline(DiffusionPipeline):
         return Stream(self, settings, cache_dtype, pools)
 
     def timesteps(self, settings: StreamSettings) -> list[int]:
-        """Return the timesteps of a stream of these settings.
+        """Return the timesteps of a stream with these settings.
 
         Raises:
-            ValueError: no such style, or a step out of range.
+            ValueError: there is no such style, or a step is out of range.
         """
         chosen: StreamSettings | Style = settings
         if settings.steps is None and settings.strength is None and settings.t_index_list is None:
@@ -156,14 +155,14 @@ class Live2DiffPipeline(DiffusionPipeline):
         return timesteps_of_indices(self.scheduler, list(indices), self.config.num_inference_steps)
 
     def schedule(self, settings: StreamSettings) -> Schedule:
-        """Return the denoising steps of a stream of these settings, on the model's device."""
+        """Return the denoising steps of a stream with these settings, on the model's device."""
         return make_schedule(self.scheduler, self.timesteps(settings)).to(self.unet.device)
 
     def preset(self, style: str | None) -> Style:
-        """Return the preset of that name; None is the default style, "" the prompt as it is.
+        """Return the preset of that name; None is the default style, "" leaves the prompt unchanged.
 
         Raises:
-            ValueError: there is none, or this model does not have its weights.
+            ValueError: there is no such preset, or its weights are not available.
         """
         style = self.default_style if style is None else style
         if style in STYLES and style not in self.styles:
@@ -173,10 +172,10 @@ class Live2DiffPipeline(DiffusionPipeline):
         return find_style(style, self.styles)
 
     def fetch(self, style: str | None) -> None:
-        """Download the style's files, so that `activate_style` is quick; for any thread.
+        """Download the style's files in advance, for `activate_style`; any thread may call it.
 
         Raises:
-            ValueError: no such style.
+            ValueError: there is no such style.
             OSError: a file cannot be downloaded.
         """
         preset = self.preset(style)
@@ -184,10 +183,10 @@ class Live2DiffPipeline(DiffusionPipeline):
             self.weight_swapper.fetch(preset.base, preset.loras)
 
     def activate_style(self, style: str | None, user: object = None, lora_scale: float = 1.0) -> bool:
-        """Load the weights of a style on behalf of the stream `user`; return whether they changed.
+        """Write the weights of a style for the stream `user`; return whether they changed.
 
         Raises:
-            ValueError: no such style, a file that does not fit, or other streams use other weights.
+            ValueError: there is no such style, a file does not fit, or other streams use other weights.
             OSError: a file cannot be read or downloaded.
         """
         preset = self.preset(style)
@@ -196,12 +195,12 @@ class Live2DiffPipeline(DiffusionPipeline):
         return self.weight_swapper.activate(preset.base, [(n, w * lora_scale) for n, w in preset.loras], user)
 
     def release_style(self, user: object) -> None:
-        """Note that the stream `user` has ended: the weights may change without it."""
+        """Note that the stream `user` has ended and no longer keeps the weights from changing."""
         if self.weight_swapper is not None:
             self.weight_swapper.release(user)
 
     def indices(self, steps: int | None, strength: float | None) -> list[int]:
-        """Return the indices of `steps` denoising steps from `strength` on; None: the model's default."""
+        """Return the indices of `steps` denoising steps at `strength`; None is the model's default."""
         own, last = list(self.config.t_index_list), self.config.num_inference_steps - 1
         if steps is None and strength is None:
             return own
@@ -210,14 +209,14 @@ class Live2DiffPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def __call__(self, frames: Iterable[np.ndarray], **settings: Any) -> list[np.ndarray]:
-        """Translate a clip of uint8 `[height, width, 3]` frames to as many; settings as `stream`'s."""
+        """Translate a clip of uint8 `[height, width, 3]` frames to as many; settings as for `stream`."""
         with closing(self.stream(**settings)) as stream:
             out = [translated for frame in frames for translated in stream.push(frame)]
             return out + stream.flush()
 
     @property
     def size_multiple(self) -> int:
-        """The working size is a multiple of this many pixels: each level of VAE and UNet halves evenly."""
+        """Sides of the working size are multiples of this, so that VAE and UNet halve them evenly."""
         return vae_scale_factor(self.vae) * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def working_size(
@@ -230,8 +229,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         Raises:
             ValueError: `size` is out of range.
         """
-        if size is None:
-            return self.working_size(height, width, self.config.size)
+        size = self.config.size if size is None else size
         multiple = self.size_multiple
         sides: tuple[float, float] = (size, size) if isinstance(size, int) else size
         if min(sides) < 2 * multiple or max(sides) > LARGEST_SIDE:
@@ -256,7 +254,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         """Tokenize a style and the viewer's words to `[1, 77]`; words beyond 77 tokens have no effect.
 
         Raises:
-            ValueError: an unknown style.
+            ValueError: the style is unknown.
         """
         return self.tokenizer(
             self._text(style, prompt),
@@ -271,7 +269,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         """Encode a style and the viewer's words to prompt embeddings `[tokens, dim]`.
 
         Raises:
-            ValueError: an unknown style.
+            ValueError: the style is unknown.
         """
         tokens = self.tokenize(style, prompt).to(self.text_encoder.device)
         layer = -(self.preset(style).clip_skip + 1)
@@ -283,13 +281,13 @@ class Live2DiffPipeline(DiffusionPipeline):
         """Encode the prompts of a stream, interpolated by `mix`, to prompt embeddings `[tokens, dim]`.
 
         Raises:
-            ValueError: an unknown style.
+            ValueError: a style is unknown.
         """
         first, *second = [self.encode_prompt(*each) for each in settings.prompts]
         return torch.lerp(first, second[0], settings.mix) if second else first
 
     def ignored_words(self, settings: StreamSettings) -> str:
-        """Return the ends of the prompts beyond the text encoder's 77 tokens each; "" if all of them fits."""
+        """Return what the text encoder ignores of the prompts, beyond 77 tokens each; "" if all fits."""
         most, ends = self.tokenizer.model_max_length - 2, []
         for prompt in settings.prompts:
             tokens = self.tokenizer(self._text(*prompt)).input_ids[1:-1]
@@ -305,20 +303,18 @@ class Live2DiffPipeline(DiffusionPipeline):
     def decode(self, latents: Tensor) -> Tensor:
         """Decode scaled latents `[n, C, h, w]` to images `[n, 3, height, width]` in about `[-1, 1]`.
 
-        Images that the content filter objects to are hidden.
+        Images that the content filter flags are hidden.
         """
         images = self.runtime.decode(latents) if self.runtime else decode(self.vae, latents)
         if self.content_filter is None:
             return images
-        return (
-            self.runtime.apply_filter(self.content_filter, images)
-            if self.runtime
-            else self.content_filter(images)
-        )
+        if self.runtime:
+            return self.runtime.apply_filter(self.content_filter, images)
+        return self.content_filter(images)
 
     @torch.no_grad()
     def inverse_depth(self, images: Tensor) -> Tensor:
-        """Estimate depth as `model.depth.inverse_depth`."""
+        """Estimate inverse depth; see `model.depth.inverse_depth`."""
         if self.runtime:
             return self.runtime.inverse_depth(images)
         return inverse_depth(self.depth_estimator, images)
@@ -332,6 +328,6 @@ class Live2DiffPipeline(DiffusionPipeline):
 
 
 def to_channels_last(*modules: nn.Module) -> None:
-    """Lay out the weights of modules as convolutions read them fastest, in place."""
+    """Convert modules to the channels-last memory format, in place, in which convolutions are faster."""
     for module in modules:
         module.to(memory_format=torch.channels_last)  # pyright: ignore  # missing in torch's overloads
