@@ -1,4 +1,4 @@
-"""The caches of several streams in one allocation, so that one UNet call serves them all."""
+"""Caches of several streams in one allocation, so that one UNet call can serve them all."""
 
 import math
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from ..model.unet import StreamUNet
 from .images import to_device
 
 Size = tuple[int, int]  # height, width
-ALIKE = 1.25  # working sizes whose numbers of pixels differ by less are those of one `size`
+SIMILAR = 1.25  # working sizes whose numbers of pixels differ by a smaller factor come from the same `size`
 
 
 @dataclass(eq=False)
 class CacheLease:
-    """The rows of one stream: `pool.steps` of them, from `start` on. They stay where they are."""
+    """The cache rows of one stream: `pool.steps` of them, from `start` on. They are never moved."""
 
     pool: "CachePool"
     start: int
 
     @property
     def cache(self) -> KVCache:
-        """Its rows, sharing the pool's memory. Not to be kept: a pool may grow."""
+        """The rows, sharing the pool's memory. Do not keep this: it is outdated when the pool grows."""
         return self.pool.cache.rows(self.start, self.start + self.pool.steps)
 
     def free(self) -> None:
@@ -32,7 +32,7 @@ class CacheLease:
 
 
 class FreeRows:
-    """Which rows of an allocation are leased."""
+    """Track which rows of an allocation are leased."""
 
     def __init__(self) -> None:
         self._leased: list[bool] = []
@@ -41,32 +41,32 @@ class FreeRows:
         return len(self._leased)
 
     def add(self, rows: int) -> None:
-        """Note that the allocation has so many more rows."""
+        """Note that the allocation has `rows` more rows."""
         self._leased += [False] * rows
 
     def find(self, rows: int) -> int | None:
-        """Return the start of the first run of so many free rows, None if there is none."""
+        """Return the start of the first `rows` adjacent free rows, None if there are none."""
         starts = range(len(self) - rows + 1)
         return next((start for start in starts if not any(self._leased[start : start + rows])), None)
 
     def take(self, rows: int) -> int | None:
-        """Lease the first run of so many rows; return its start, None if there is none."""
+        """Lease the first `rows` adjacent free rows; return their start, None if there are none."""
         start = self.find(rows)
         if start is not None:
             self._leased[start : start + rows] = [True] * rows
         return start
 
     def free(self, start: int, rows: int) -> None:
-        """Take rows back."""
+        """Mark rows as free."""
         self._leased[start : start + rows] = [False] * rows
 
 
 class CachePool:
     """Cache rows for streams of one working size and number of denoising steps.
 
-    The allocation grows when all rows are leased, doubling up to `most` leases, and is freed with the last
-    lease. With `reserved` rows it is a part of these and does neither: `ReservedRows.suffice` comes first.
-    Freed rows are zeroed, so the next stream sees nothing of the last. `size` is that of the latents.
+    When all rows are leased, the allocation doubles, up to `most` leases; it is freed with the last lease.
+    With `reserved` rows, those are used instead and never grow: check `ReservedRows.suffice` before. Freed
+    rows are zeroed, so the next stream sees nothing of the last. `size` is (height, width) of the latents.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class CachePool:
 
     @property
     def cache(self) -> KVCache:
-        """All rows."""
+        """The cache of all rows."""
         assert self._cache is not None, "nothing is leased"
         return self._cache
 
@@ -99,7 +99,7 @@ class CachePool:
         """Lease rows of zeros.
 
         Raises:
-            torch.OutOfMemoryError: there is no memory for one more; the present leases are unchanged.
+            torch.OutOfMemoryError: there is no memory for more rows; the present leases are unchanged.
         """
         start = self._rows.take(self.steps)
         if start is None and self._reserved is None:
@@ -121,8 +121,8 @@ class CachePool:
     def batch(self, leases: Sequence[CacheLease]) -> KVCache:
         """Return the rows of these leases for one UNet call, in order.
 
-        If more than one may be leased, they are chosen by an index in memory: so one captured graph serves
-        all choices of as many.
+        With more than one possible lease, an index tensor selects the rows, so that one captured graph serves
+        every choice of the same number.
         """
         starts = [lease.start for lease in leases]
         in_line = starts == list(range(starts[0], starts[0] + len(leases) * self.steps, self.steps))
@@ -141,7 +141,7 @@ class CachePool:
 
 
 class ReservedRows:
-    """Rows that are allocated once, each wide enough for any of some sizes of latents."""
+    """Rows that are allocated once, each large enough for any of some sizes of latents."""
 
     def __init__(
         self, unet: StreamUNet, rows: int, sizes: Sequence[Size], cache_dtype: torch.dtype | None
@@ -152,32 +152,32 @@ class ReservedRows:
         self.rows.add(rows)
 
     def suffice(self, steps: int, size: Size, cache_dtype: torch.dtype | None) -> bool:
-        """Return whether there are free rows for a stream of these steps and this size of latents."""
+        """Return whether there are free rows for a stream with these steps and this size of latents."""
         fits = size in self.caches and cache_dtype == self.cache_dtype
         return fits and self.rows.find(steps) is not None
 
 
 @dataclass(frozen=True)
 class CacheSource:
-    """Where one stream leases its rows."""
+    """The pools from which one stream leases its rows."""
 
     pools: "CachePools"
     unet: StreamUNet
     cache_dtype: torch.dtype | None
 
     def take(self, steps: int, size: Size) -> CacheLease:
-        """Lease rows of zeros for these steps and this (height, width) of latents."""
+        """Lease rows of zeros for `steps` denoising steps and a (height, width) of latents."""
         return self.pools.take(self.unet, steps, size, self.cache_dtype)
 
 
 class CachePools:
-    """Pools by working size, number of steps, dtype and whether the rows are reserved.
+    """Pools by number of steps, size of latents, dtype and whether the rows are reserved.
 
     Streams of one pool can be pushed together.
     """
 
     def __init__(self, most: int = 1) -> None:
-        self.working_sizes: list[Size] = []  # those that have been reserved, in pixels
+        self.working_sizes: list[Size] = []  # in pixels, those that rows are reserved for
         self._most = most  # expected number of streams
         self._pools: dict[tuple, CachePool] = {}
         self._reserved: ReservedRows | None = None
@@ -189,30 +189,30 @@ class CachePools:
         sizes: dict[Size, Size],
         cache_dtype: torch.dtype | None = None,
     ) -> None:
-        """Allocate so many rows at once, never to be freed, for streams of these sizes.
+        """Allocate `rows` rows for streams of these sizes; they are never freed.
 
-        `sizes` are those of the latents by the working size in pixels, each a (height, width).
+        `sizes` maps working sizes in pixels to sizes of latents, each a (height, width).
         """
         self._reserved = ReservedRows(unet, rows, list(dict.fromkeys(sizes.values())), cache_dtype)
         self.working_sizes = list(sizes)
 
     def nearest(self, size: Size) -> Size:
-        """Return the reserved working size for frames that would be processed at `size`.
+        """Return the reserved working size of the aspect ratio nearest to `size`.
 
-        So phones and laptops share a batch. A `size` of another number of pixels, as a viewer may choose, is
-        left as it is.
+        So cameras of different shapes share a batch. If no reserved size has about as many pixels, `size` is
+        returned, as viewers may choose one.
         """
 
         def distance(other: Size) -> float:
             return abs(math.log(other[1] * size[0] / (other[0] * size[1])))
 
-        similar = [s for s in self.working_sizes if 1 / ALIKE < math.prod(s) / math.prod(size) < ALIKE]
+        similar = [s for s in self.working_sizes if 1 / SIMILAR < math.prod(s) / math.prod(size) < SIMILAR]
         return min(similar, key=distance, default=size)
 
     def take(self, unet: StreamUNet, steps: int, size: Size, cache_dtype: torch.dtype | None) -> CacheLease:
-        """Lease rows of zeros for a stream of these steps and this (height, width) of latents.
+        """Lease rows of zeros for a stream with `steps` denoising steps and a (height, width) of latents.
 
-        They are reserved ones as long as enough lie together, then those of a pool that grows.
+        They are reserved rows while enough adjacent ones are free, then those of a pool that grows.
 
         Raises:
             torch.OutOfMemoryError: there is no memory for them; the present leases are unchanged.

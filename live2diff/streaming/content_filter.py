@@ -1,4 +1,4 @@
-"""Hide what Stable Diffusion's safety checker objects to: blurred beyond recognition and crossed out."""
+"""Blur and cross out images that Stable Diffusion's safety checker flags."""
 
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
@@ -10,11 +10,11 @@ from ..weights.hub import find
 
 CHECKER = "CompVis/stable-diffusion-safety-checker"
 ABOUT = " A content filter checks every image; what it objects to is blurred and crossed out."
-BLURRED_SIDE = 6  # pixels that are left of a hidden image's longer side
+BLURRED_SIDE = 6  # pixels to which the longer side of a hidden image is reduced
 
 
 class ContentFilter:
-    """Hide the objectionable ones of images `[n, 3, height, width]` in about `[-1, 1]`."""
+    """Hide flagged images; all images are `[n, 3, height, width]` in about `[-1, 1]`."""
 
     def __init__(self, checker: StableDiffusionSafetyChecker) -> None:
         self.checker = checker.eval()
@@ -26,24 +26,24 @@ class ContentFilter:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the images, the objectionable ones hidden."""
-        return torch.where(self.objects(images)[:, None, None, None], hidden(images), images)
+        """Return the images, with flagged ones hidden."""
+        return torch.where(self.flagged(images)[:, None, None, None], hide(images), images)
 
     @torch.no_grad()
-    def objects(self, images: torch.Tensor) -> torch.Tensor:
-        """Return for each image whether it is objectionable, bool `[n]`."""
-        # `forward` would ask the GPU for one number after the other, and log each image.
-        inputs = self.prepared(images)
+    def flagged(self, images: torch.Tensor) -> torch.Tensor:
+        """Return for each image whether the checker flags it, bool `[n]`."""
+        # `forward` waits for the GPU at each number, and logs each image.
+        inputs = self.preprocess(images)
         return self.checker.forward_onnx(inputs, torch.empty(len(inputs), device=inputs.device))[1]
 
-    def prepared(self, images: torch.Tensor) -> torch.Tensor:
-        """Prepare images as CLIP's processor does, but squeezed, not cropped: the sides are checked too."""
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
+        """Preprocess images as CLIP does, but squash them instead of cropping, so that all is checked."""
         inputs = (images.float().clamp(-1, 1) + 1) / 2
         inputs = functional.interpolate(inputs, (self._side, self._side), mode="bilinear", antialias=True)
         return ((inputs - self._mean) / self._std).to(self.checker.dtype)
 
 
-def hidden(images: torch.Tensor) -> torch.Tensor:
+def hide(images: torch.Tensor) -> torch.Tensor:
     """Blur images and cross them out."""
     height, width = images.shape[-2:]
     rows, columns = (max(1, round(BLURRED_SIDE * side / max(height, width))) for side in (height, width))

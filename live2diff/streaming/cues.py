@@ -1,4 +1,4 @@
-"""Cues: changes of a stream that are written down, each with the frame before which it is made."""
+"""Cues: changes of a stream read from a file, each applied before a given frame."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Cue(StreamSettings):
     """A change of a running stream; settings that it does not name stay as they are.
 
     Attributes:
-        frame: how many frames the stream has received by then.
-        blend: over how many frames the old prompt turns into the new one.
+        frame: number of frames that the stream has received before the change.
+        blend: number of frames over which the old prompt turns into the new one.
         refill: whether to fill the cache again with the new prompt, which then replaces the old one at once.
     """
 
@@ -35,7 +35,7 @@ class Cue(StreamSettings):
 
     @model_validator(mode="after")
     def check_fields(self) -> Self:
-        """Raise `ValueError` without a frame, or if a setting cannot change while a stream runs."""
+        """Check that there is a frame, and that the settings can change while a stream runs."""
         if self.frame is None:
             raise ValueError(
                 "It has no frame; step to it once on the page, or write the number of the frame."
@@ -59,7 +59,7 @@ class Cue(StreamSettings):
 
 @dataclass(frozen=True)
 class CueSheet:
-    """The settings with which a stream starts, and its cues in the order of their frames."""
+    """The settings that a stream starts with, and its cues in the order of their frames."""
 
     start: dict[str, Any]
     cues: tuple[Cue, ...]
@@ -68,7 +68,7 @@ class CueSheet:
         """Check the cues against a model, for a stream that is opened with `settings`.
 
         Raises:
-            ValueError: names the cue that cannot be applied, and why.
+            ValueError: a cue cannot be applied; the message names it.
         """
         for number, cue in enumerate(self.cues, 1):
             settings = settings.updated(**cue.changes)
@@ -81,11 +81,11 @@ class CueSheet:
 
 
 def read_cues(file: str | Path) -> CueSheet:
-    """Read the cues that the page has saved, or that were written by hand like `EXAMPLE`.
+    """Read a cue sheet saved by the page or written by hand; see `EXAMPLE`.
 
     Raises:
-        ValueError: it is not such a file; the message names the first mistake.
-        OSError: it cannot be read.
+        ValueError: the file is invalid; the message names the first mistake.
+        OSError: the file cannot be read.
     """
     try:
         sheet = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -98,7 +98,7 @@ def read_cues(file: str | Path) -> CueSheet:
 
 
 def parse(file: str | Path, start: dict[str, Any], entries: list[Any]) -> Iterator[Cue]:
-    """Check `start`, and yield the cues."""
+    """Check `start` and yield the cues."""
     name = "start"
     try:
         StreamSettings(**start)
@@ -112,7 +112,7 @@ def parse(file: str | Path, start: dict[str, Any], entries: list[Any]) -> Iterat
 
 
 class CuedStream:
-    """A stream that applies its cues by itself, as `video.translate` calls a stream."""
+    """A stream that applies cues as frames are pushed, for `video.translate`."""
 
     def __init__(self, stream: Stream, sheet: CueSheet) -> None:
         self.stream, self.due = stream, list(sheet.cues)

@@ -1,4 +1,4 @@
-"""Check, resize, compress, upload and download images; torch is imported only where a tensor is made."""
+"""Check, resize, compress, upload and download images; torch is imported only in functions on tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 if TYPE_CHECKING:
     import torch
 
-LARGEST_FRAME = 1_000_000  # bytes of a camera frame's JPEG; one of 384 pixels has some 20,000
+LARGEST_FRAME = 1_000_000  # bytes of a camera frame's JPEG; one of 384 pixels has about 20,000
 LONGEST_SIDE = 1280  # pixels of a camera frame
 JPEG_QUALITY = 85  # of the results
 
@@ -23,7 +23,7 @@ def check_frame(frame: object) -> None:
     """Check that a frame is a uint8 array `[height, width, 3]` with pixels.
 
     Raises:
-        ValueError: it is not; the message says how to convert it.
+        ValueError: it is not such an array; the message says how to convert it.
     """
     required = "A frame must be a uint8 array [height, width, 3]"
     if not isinstance(frame, np.ndarray):
@@ -49,7 +49,7 @@ def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     if image.shape[:2] == tuple(shape):
         return np.ascontiguousarray(image)
     factor = min(image.shape[0] // shape[0], image.shape[1] // shape[1])
-    if factor > 1:  # averaging whole pixels first is ten times faster than averaging fractions
+    if factor > 1:  # averaging whole pixels first is ten times as fast as averaging fractions of them
         smaller = image.shape[1] // factor, image.shape[0] // factor
         image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
     shrinks = shape[0] * shape[1] < image.shape[0] * image.shape[1]
@@ -58,7 +58,7 @@ def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def limit_side(image: np.ndarray, longest_side: int) -> np.ndarray:
-    """Shrink an image, in its aspect, to at most `longest_side` pixels a side; never enlarge it."""
+    """Shrink an image to sides of at most `longest_side` pixels, keeping its aspect ratio."""
     scale = longest_side / max(image.shape[:2])
     if scale >= 1:
         return image
@@ -66,7 +66,7 @@ def limit_side(image: np.ndarray, longest_side: int) -> np.ndarray:
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """Compress a uint8 RGB image `[height, width, 3]` to a JPEG; `quality` is 0 to 100."""
+    """Compress a uint8 RGB image `[height, width, 3]` to JPEG; `quality` is 0 to 100."""
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
@@ -78,17 +78,17 @@ def check_frame_bytes(data: bytes) -> None:
 
 
 def check_frame_jpeg(data: bytes) -> None:
-    """Check size and header of a camera frame's JPEG.
+    """Check the size and the header of a camera frame's JPEG.
 
     Raises:
-        ValueError: over 1 MB, over 1280 pixels a side, or not a JPEG.
+        ValueError: it is over 1 MB, over 1280 pixels a side, or not a JPEG.
     """
     check_frame_bytes(data)
     check_jpeg(data, LONGEST_SIDE)
 
 
 def decode_frame(data: bytes) -> np.ndarray:
-    """Decode a camera frame's JPEG to uint8 `[height, width, 3]` RGB; raises as `check_frame_jpeg`."""
+    """Decode a camera frame's JPEG to uint8 `[height, width, 3]` RGB; raise as `check_frame_jpeg`."""
     check_frame_bytes(data)
     return decode_jpeg(data, LONGEST_SIDE)
 
@@ -97,10 +97,10 @@ def check_jpeg(data: bytes, longest_side: int) -> None:
     """Check the header of a JPEG.
 
     Raises:
-        ValueError: not a JPEG, or one with a side of more than `longest_side` pixels.
+        ValueError: it is not a JPEG, or has a side of more than `longest_side` pixels.
     """
     try:
-        # Read the header first: a few bytes may promise an image that does not fit into memory.
+        # Only the header: a few bytes can declare an image that does not fit into memory.
         width, height = Image.open(io.BytesIO(data), formats=["JPEG"]).size
     except (OSError, Image.DecompressionBombError) as error:
         raise ValueError("The image is not a readable JPEG.") from error
@@ -109,7 +109,7 @@ def check_jpeg(data: bytes, longest_side: int) -> None:
 
 
 def decode_jpeg(data: bytes, longest_side: int) -> np.ndarray:
-    """Decompress a JPEG to a uint8 RGB image `[height, width, 3]`; raises as `check_jpeg`."""
+    """Decode a JPEG to a uint8 RGB image `[height, width, 3]`; raise as `check_jpeg`."""
     check_jpeg(data, longest_side)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
@@ -118,7 +118,7 @@ def decode_jpeg(data: bytes, longest_side: int) -> np.ndarray:
 
 
 def upload(images: list[np.ndarray], size: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """Resize uint8 images to `size` and move them to a device, `[n, 3, height, width]` in `[-1, 1]`."""
+    """Resize uint8 images to `size` and copy them to a device, `[n, 3, height, width]` in `[-1, 1]`."""
     import torch
 
     pixels = to_device(torch.from_numpy(np.stack([resize(image, size) for image in images])), device)
@@ -132,7 +132,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class Download:
-    """Images on their way from a device, and a bool for each stream; from a GPU on a stream of its own.
+    """A copy of images and flags from a device to the host, asynchronous from a GPU.
 
     Args:
         images: `[n, 3, h, w]` in about `[-1, 1]`.
@@ -144,7 +144,7 @@ class Download:
         import torch
 
         pixels = (images.float() * 127.5).add_(127.5).clamp_(0, 255).round_().to(torch.uint8)
-        pixels = pixels.permute(0, 2, 3, 1).contiguous()  # interleaved where it is fast
+        pixels = pixels.permute(0, 2, 3, 1).contiguous()  # on the device, where it is fast
         self._shapes, self._done = shapes, None
         self._result: tuple[list[np.ndarray], list[bool]] | None = None
         if images.device.type != "cuda":
@@ -161,13 +161,13 @@ class Download:
             self._done = copies.record_event()
 
     def wait(self) -> tuple[list[np.ndarray], list[bool]]:
-        """Wait for the copies; return uint8 images `[height, width, 3]` and the flags. For any thread."""
+        """Wait for the copy; return uint8 images `[height, width, 3]` and the flags. Thread-safe."""
         if self._result is None:
             self._result = self.finish()
         return self._result
 
     def finish(self) -> tuple[list[np.ndarray], list[bool]]:
-        """Do the work of `wait`, which keeps its result."""
+        """Compute the result that `wait` keeps."""
         if self._done is not None:
             self._done.synchronize()
         images = zip(self._pixels.numpy(), self._shapes, strict=True)
@@ -181,7 +181,7 @@ def download(images: torch.Tensor, shapes: Sequence[tuple[int, int]]) -> list[np
 
 @cache
 def copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream on which results leave a GPU."""
+    """Return the CUDA stream for copies of results to the host."""
     import torch
 
     return torch.cuda.Stream(device)

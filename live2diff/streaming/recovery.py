@@ -1,4 +1,4 @@
-"""Recover from NaN and infinity, which come from damaged weights or too narrow a float."""
+"""Recover from NaN and infinity, which come from damaged weights or overflow in float16."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,12 +13,12 @@ from .warmup import warm_up
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Return whether all numbers are finite, a bool on the device; a sum keeps NaN and infinity."""
+    """Return whether all numbers are finite, a bool on the device; sums preserve NaN and infinity."""
     return torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors]).sum().isfinite()
 
 
 def non_finite_error(newest: Frame, latents: torch.Tensor) -> NonFiniteError:
-    """Return the error that names the first part that failed, from the newest frame to these latents."""
+    """Return an error that names the first network whose output is not finite; `latents` are the UNet's."""
     parts = {
         "the prompt's embeddings (text encoder)": newest.prompt_embeds,
         "the latents of the camera (VAE encoder)": newest.latents,
@@ -36,7 +36,7 @@ def non_finite_error(newest: Frame, latents: torch.Tensor) -> NonFiniteError:
 
 
 def replace_non_finite(frames: list[Frame]) -> list[Frame]:
-    """Replace each frame that could not be encoded by the nearest one that could.
+    """Replace each frame with non-finite latents or depth by the nearest finite one.
 
     Raises:
         NonFiniteError: there is none.
@@ -51,7 +51,7 @@ def replace_non_finite(frames: list[Frame]) -> list[Frame]:
 
 
 def renew_depth(state: StreamState, frames: list[Frame]) -> list[Frame]:
-    """Encode the depth of these frames again in a new range; the present one may hold NaN."""
+    """Normalise and encode the depth of these frames again in a new range, as the old one may be NaN."""
     state.depth_range = DepthRange()
     estimated = [frame.depth for frame in frames if frame.depth is not None]
     latents = iter(())
@@ -66,19 +66,19 @@ def renew_depth(state: StreamState, frames: list[Frame]) -> list[Frame]:
 
 
 def recover(state: StreamState, finished: list[Frame]) -> list[Frame]:
-    """Clear the cache and fill it from the last good frames; return the finished frames, translated again.
+    """Clear the cache and fill it from the latest finite frames; return `finished`, translated again.
 
-    Frames in flight go on with what that warmup makes of them, and so do those launched since.
+    Frames in flight, and those launched since, continue with the results of that warmup.
 
     Raises:
-        NonFiniteError: it recovered less than 16 frames ago, or there is no good frame.
+        NonFiniteError: the last recovery was less than 16 frames ago, or there is no finite frame.
     """
     counts = state.counts
     if counts.frames_out - counts.recovered_at < WINDOW:
         raise non_finite_error(state.recent[-1], finished[-1].latents)
     frames = replace_non_finite(list(state.recent))
     counts.recovered_at = counts.frames_out
-    state.cache.zero_()  # masked entries too: zero times NaN is NaN
+    state.cache.zero_()  # also masked entries, as zero times NaN is NaN
     frames = renew_depth(state, frames)
     state.recent.extend(frames)
     clean = warm_up(state, frames)

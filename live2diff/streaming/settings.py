@@ -1,4 +1,4 @@
-"""The settings of a stream, from a message of the page to `Stream`."""
+"""The settings of a stream, all the way from a message of the page to `Stream`."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Self
@@ -19,7 +19,7 @@ LONGEST_BLEND = 600
 Integer = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
 Blend = Annotated[Integer, Field(ge=0, le=LONGEST_BLEND)]
-RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # what a value must satisfy, and the message
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # the check of a value, and what it must be
     "seed": (lambda n: -(2**63) <= n < 2**63, "fit into 64 bits"),
     "steps": (lambda n: 1 <= n <= MAX_DENOISING_STEPS, "be 1, 2, 3 or 4"),
     "strength": (lambda x: 0 < x <= 1, "be above 0 and at most 1"),
@@ -34,24 +34,24 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # what a value must sa
 class StreamSettings(BaseModel):
     """Immutable, validated settings of one stream.
 
-    Whether a style exists and a size fits is checked by the pipeline, which knows the model.
+    The pipeline, which knows the model, checks whether a style exists and a size fits.
 
     Attributes:
-        style: a name in the pipeline's `styles`, "" for the prompt as it is, None for the default style.
+        style: a name in the pipeline's `styles`, "" for the prompt alone, None for the default style.
         prompt: the viewer's words, at most 4000 characters.
-        mix_prompt, mix_style: a second prompt, and the style whose wording it gets, None for that of `style`;
-            the weights of that style are not used.
-        mix: 0 to 1, the share of the second prompt: their embeddings are interpolated.
+        mix_prompt, mix_style: a second prompt, and the style of its template (not its weights), None for that
+            of `style`.
+        mix: 0 to 1, the share of the second prompt; the embeddings are interpolated.
         seed: 64 bits; the same seed and frames give the same output.
-        steps: 1 to 4 denoising steps; None for the style's or the model's own.
-        strength: above 0 (a touch of the style) up to 1; None for the style's or the model's own.
+        steps: 1 to 4 denoising steps; None for the style's or the model's default.
+        strength: above 0 (little change) to 1; None for the style's or the model's default.
         t_index_list: the denoising steps as increasing indices; overrides `steps` and `strength`.
-        size: working size, n for about n x n pixels in the frames' aspect, or (height, width).
+        size: working size, n for about n x n pixels in the frames' aspect ratio, or (height, width).
         lora_scale: 0 to 2, multiplies the weights of the style's LoRAs.
         depth_every: estimate depth for every n-th frame; the others reuse the last estimate.
         scene_cut: image difference, 0 to 1, at which the stream warms up again; None for never.
-        similar_frame_skip: cosine similarity with the last frame used, 0 to 1, from which on frames may be
-            skipped, and the last output is returned again; None for never. 0.98 is usual.
+        similar_frame_skip: cosine similarity with the last frame used, 0 to 1, from which frames may be
+            skipped and the last output is returned again; None for never. 0.98 is usual.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,7 +75,7 @@ class StreamSettings(BaseModel):
         """Validate the values.
 
         Raises:
-            ValueError: names the first bad setting, its value and what is possible.
+            ValueError: a value is bad; the message names the first one and what is possible.
         """
         try:
             super().__init__(**values)
@@ -85,7 +85,7 @@ class StreamSettings(BaseModel):
     @field_validator("prompt", "mix_prompt")
     @classmethod
     def check_prompt(cls, prompt: str) -> str:
-        """Limit the length of the prompt."""
+        """Check the length of a prompt."""
         if len(prompt) > LONGEST_PROMPT:
             raise ValueError(f"The prompt has {len(prompt)} characters; at most {LONGEST_PROMPT} fit.")
         return prompt
@@ -101,10 +101,11 @@ class StreamSettings(BaseModel):
 
     @classmethod
     def from_message(cls, message: object) -> Self:
-        """Read the settings that the browser sent, of which nothing is trusted; other fields are ignored.
+        """Read and check untrusted settings from a browser; unknown fields are ignored.
 
         Raises:
-            ValueError: not an object, style or prompt missing or over 2000 characters, a bad value.
+            ValueError: it is not an object, style or prompt are missing or over 2000 characters, or a value
+                is bad.
         """
         if not isinstance(message, dict):
             raise ValueError("The settings are not an object.")
@@ -123,7 +124,7 @@ class StreamSettings(BaseModel):
 
     @property
     def prompts(self) -> list[tuple[str | None, str]]:
-        """The styles and prompts in use: one, or two where they are mixed."""
+        """The styles and prompts in use: one, or two if they are mixed."""
         second = self.style if self.mix_style is None else self.mix_style, self.mix_prompt
         return [(self.style, self.prompt), *([second] if self.mix else [])]
 
@@ -132,11 +133,11 @@ class StreamSettings(BaseModel):
         return type(self)(**{**self.model_dump(), **changes})
 
     def updated_live(self, other: Self) -> Self:
-        """Return a copy with those settings that `other` names and that a running stream can change."""
+        """Return a copy with the settings of `other` that were set and that a running stream can change."""
         return self.updated(**other.model_dump(include=other.model_fields_set & set(LIVE_FIELDS)))
 
     def check_update(self, other: Self) -> None:
-        """Check that a stream with these settings can change to others while it runs.
+        """Check that a running stream with these settings can change to others.
 
         Raises:
             ValueError: a setting differs that needs a new stream.
@@ -148,9 +149,9 @@ class StreamSettings(BaseModel):
 
 
 def describe(error: ValidationError) -> str:
-    """Describe the first problem in one sentence."""
+    """Describe the first error in one sentence."""
     first = error.errors()[0]
-    own_message = first.get("ctx", {}).get("error")  # of a validator above
+    own_message = first.get("ctx", {}).get("error")  # raised by a validator above
     if own_message is not None:
         return str(own_message)
     name = str(first["loc"][0]) if first["loc"] else "settings"

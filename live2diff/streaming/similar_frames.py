@@ -1,4 +1,4 @@
-"""Skip frames that hardly differ from the last one used; the last output is shown again instead."""
+"""Skip frames that hardly differ from the last one used, and repeat the last output instead."""
 
 import random
 
@@ -7,25 +7,25 @@ import numpy as np
 from .images import limit_side
 
 MOST_SKIPPED = 10  # in a row
-COMPARED_SIDE = 64  # pixels of the longer side of what is compared
+COMPARED_SIDE = 64  # pixels of the longer side of the compared thumbnails
 
 
 class SimilarFrameFilter:
-    """Decide at random which frames to skip, the more often the more similar they are.
+    """Choose frames to skip at random, the more often the more similar they are.
 
     A frame is skipped with probability `max(0, 1 - (1 - cos) / (1 - threshold))`, where cos is its cosine
-    similarity in `[-1, 1]` with the last frame used; at most 10 in a row. A threshold of None is for never.
+    similarity in `[-1, 1]` with the last frame used; at most 10 in a row. With a threshold of None, none is.
     """
 
     def __init__(self, threshold: float | None, seed: int = 0) -> None:
-        self.last_output: np.ndarray | None = None  # uint8 [height, width, 3], to show again
+        self.last_output: np.ndarray | None = None  # uint8 [height, width, 3], to be repeated
         self._threshold = threshold
-        self._random = random.Random(seed)  # its own: the noise of the frames does not depend on it
+        self._random = random.Random(seed)  # separate from the noise of the frames
         self._used: np.ndarray | None = None
         self._skipped = 0
 
     def keep(self, images: list[np.ndarray]) -> None:
-        """Keep a copy of the last of some outputs, if it may be shown again."""
+        """Keep a copy of the last output, if it may have to be repeated."""
         if images and self._threshold is not None:
             self.last_output = images[-1].copy()
 

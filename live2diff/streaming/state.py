@@ -1,4 +1,4 @@
-"""The state of one viewer's stream, and the methods that it calls of a model."""
+"""The state of one viewer's stream, and what a stream calls on a model."""
 
 from collections import deque
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from .similar_frames import SimilarFrameFilter
 
 
 class FrameNetworks(Protocol):
-    """The networks on the path of a frame, as `Live2DiffPipeline` and the faster runtimes have them."""
+    """The networks on the path of a frame, in `Live2DiffPipeline` and in the faster runtimes."""
 
     encode: Callable[[torch.Tensor], torch.Tensor]  # images to latents
     decode: Callable[[torch.Tensor], torch.Tensor]  # latents to images
@@ -30,7 +30,7 @@ class FrameNetworks(Protocol):
 
 
 class FrameModel(FrameNetworks, Protocol):
-    """What a stream calls of a model; `Live2DiffPipeline` documents it."""
+    """What a stream calls on a model; documented in `Live2DiffPipeline`."""
 
     unet: StreamUNet
     config: Any
@@ -47,27 +47,27 @@ class FrameModel(FrameNetworks, Protocol):
 
 @dataclass(eq=False)
 class Frame:
-    """A frame from the moment it is encoded until it is decoded."""
+    """A frame between encoding and decoding."""
 
-    latents: torch.Tensor  # [C, h, w], without noise: of the input at first, then of each step's result
-    depth: torch.Tensor | None  # inverse, [H, W] of the estimator; None where an earlier frame's is reused
+    latents: torch.Tensor  # [C, h, w], clean: of the input at first, then the result of each step
+    depth: torch.Tensor | None  # inverse, [H, W] of the estimator; None if an earlier frame's is reused
     depth_latents: torch.Tensor | None  # [C, h, w]; None until the depth range is known
-    noise: torch.Tensor  # [steps, C, h, w], the frame's own noise for each of its steps
+    noise: torch.Tensor  # [steps, C, h, w], the frame's own noise for each step
     prompt_embeds: torch.Tensor  # [tokens, dim]
     shape: tuple[int, int]  # height, width of the input and of the output
-    number: int  # how many frames the stream received before it
+    number: int  # of frames that the stream received before it
 
 
 @dataclass
 class PromptBlend:
-    """Prompt embeddings `[tokens, dim]` on their way to those of the prompt last set."""
+    """Prompt embeddings `[tokens, dim]` that move towards those of the prompt last set."""
 
     embeds: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     target: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     frames_left: int = 0
 
     def next_embeds(self) -> torch.Tensor:
-        """Move one frame closer to the target and return the embeddings of that frame."""
+        """Move the embeddings one frame closer to the target and return them."""
         if self.frames_left > 1:
             self.embeds = torch.lerp(self.embeds, self.target, 1 / self.frames_left)
         elif self.frames_left == 1:
@@ -78,19 +78,19 @@ class PromptBlend:
 
 @dataclass
 class FrameCounts:
-    """Frames received and returned, and frames returned when the stream last recovered from NaN."""
+    """Numbers of frames received and returned."""
 
     frames_in: int = 0
     frames_out: int = 0
-    recovered_at: int = -WINDOW
+    recovered_at: int = -WINDOW  # `frames_out` when the stream last recovered from NaN
 
 
 @dataclass
 class Outputs:
-    """Images that are still to be returned."""
+    """Images that have not been returned yet."""
 
-    finished: list[np.ndarray] = field(default_factory=list)  # that the next push returns first
-    launched: list[Any] = field(default_factory=list)  # `steps.DecodedFrames` on their way from the device
+    finished: list[np.ndarray] = field(default_factory=list)  # the next push returns these first
+    launched: list[Any] = field(default_factory=list)  # `steps.DecodedFrames` that the device is computing
 
 
 @dataclass(eq=False)
@@ -101,16 +101,16 @@ class StreamState:
     settings: StreamSettings
     schedule: Schedule
     caches: CacheSource
-    draw_noise: Callable[[tuple[int, ...]], torch.Tensor]  # a seed means the same on one kind of device
+    draw_noise: Callable[[tuple[int, ...]], torch.Tensor]  # of a shape; see `stream.noise_source`
     scenes: SceneChangeDetector
     similar: SimilarFrameFilter
     rows: list[Frame | None]  # the stream batch: row r holds the frame that waits for step r
-    # The last 8 frames, which fill the cache; before the warmup, those collected for it.
+    # The last 8 frames, to fill the cache from; before the warmup, those collected for it.
     recent: deque[Frame] = field(default_factory=lambda: deque(maxlen=WARMUP_FRAMES))
     prompt: PromptBlend = field(default_factory=PromptBlend)
     depth_range: DepthRange = field(default_factory=DepthRange)
     counts: FrameCounts = field(default_factory=FrameCounts)
-    working_size: tuple[int, int] = (0, 0)  # height, width at which frames are processed: of the first frame
+    working_size: tuple[int, int] = (0, 0)  # height, width of processing, set by the first frame
     outputs: Outputs = field(default_factory=Outputs)
     lease: CacheLease | None = None  # the stream's rows of the cache; None before the warmup
     restart_due: bool = False  # whether the next frame fills the cache again from the recent frames
@@ -128,12 +128,12 @@ class StreamState:
 
     @property
     def warm(self) -> bool:
-        """Whether the warmup is done and frames come out one for one."""
+        """Whether the warmup is done."""
         return self.lease is not None
 
     @property
     def cache(self) -> KVCache:
-        """The stream's rows of the cache; only once it is warm, and not to be kept: a pool may grow."""
+        """The stream's rows of the cache, once it is warm. Do not keep this: a pool may grow."""
         assert self.lease is not None, "the stream has not warmed up"
         return self.lease.cache
 

@@ -1,8 +1,8 @@
-"""The path of a frame: the newest frames of one stream or of several, as rows of one UNet call.
+"""The path of a frame: the newest frames of one or more streams, as rows of one UNet call.
 
 `collect` → `encode_inputs` → `warm_up_if_due` → `denoise_step` → `decode_outputs` → `return_outputs`.
-All but the last are `launch`: on a GPU they return at once, and the next frames may follow before `complete`
-returns the images of these.
+`launch` runs all between the first and the last. On a GPU it does not wait for the results, and may be called
+with the next frames before `complete` returns the images of these.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from .recovery import all_finite, recover
 from .state import Frame, StreamState
 from .warmup import collect_warmup, frame_noise, warm_up_if_due
 
-StepResult = list[np.ndarray] | RuntimeError  # the images for one stream, or why there are none
+StepResult = list[np.ndarray] | RuntimeError  # the images of one stream, or why there are none
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,22 +31,22 @@ class PendingFrame:
 
     state: StreamState
     image: np.ndarray  # uint8 [height, width, 3]
-    noise: torch.Tensor | None  # [steps, C, h, w]; None for a frame that is skipped
+    noise: torch.Tensor | None  # [steps, C, h, w]; None if the frame is skipped
     prompt_embeds: torch.Tensor  # [tokens, dim]
 
 
 @dataclass(eq=False)
 class DecodedFrames:
-    """The finished frames of one stream; their images and whether all numbers are finite: of a download."""
+    """The finished frames of one stream, and the download with their images and flag."""
 
     frames: list[Frame]
-    download: Download | None  # None: there are no frames, or others have taken their places
-    first: int = 0  # index of the first of the images
-    stream: int = 0  # index of the flag
+    download: Download | None  # None if there are no frames, or if a recovery has replaced them
+    first: int = 0  # index of the first image in the download
+    stream: int = 0  # index of the flag in the download
 
     def wait(self) -> tuple[list[np.ndarray], bool]:
-        """Return the images and whether they, and the frames in flight, are finite."""
-        download = self.download  # another thread may take it away
+        """Return the images, and whether they and the frames in flight are finite."""
+        download = self.download  # another thread may set it to None
         if download is None:
             return [], not self.frames
         images, flags = download.wait()
@@ -55,7 +55,7 @@ class DecodedFrames:
 
 @dataclass
 class Batch:
-    """Streams on their way through the steps, with what the last step made of each, and those that failed."""
+    """Streams with the result of the last step for each, and those that failed with their errors."""
 
     values: dict[StreamState, Any]
     errors: dict[StreamState, RuntimeError] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Batch:
     def together(self, step: Callable[[Sequence[StreamState], list], Sequence]) -> None:
         """Run a step on all streams at once; if memory runs out, on one after the other.
 
-        The step may run twice, so it must change no state before all that can fail is done.
+        The step may run twice, so it must not change state before everything that can fail is done.
         """
         states = list(self.values)
         try:
@@ -74,14 +74,14 @@ class Batch:
             if not is_out_of_memory(error):
                 raise
             if len(states) == 1:
-                self.errors[states[0]] = error.with_traceback(None)  # which holds the tensors
+                self.errors[states[0]] = error.with_traceback(None)  # the traceback refers to tensors
                 self.values = {}
                 return
         torch.cuda.empty_cache()
         self.each(lambda state, value: step([state], [value])[0])
 
     def each(self, step: Callable[[StreamState, Any], Any]) -> None:
-        """Run a step on one stream after the other, once; a stream that fails leaves the batch."""
+        """Run a step once on each stream; a stream that fails leaves the batch."""
         done: dict[StreamState, Any] = {}
         for state, value in self.values.items():
             try:
@@ -95,24 +95,24 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class LaunchedBatch:
-    """The newest frames of some streams, on their way through the device."""
+    """The newest frames of some streams, which the device is computing."""
 
     states: list[StreamState]
-    batch: Batch  # with the `DecodedFrames` of each
+    batch: Batch  # its values are `DecodedFrames`
     skipped: list[StreamState]
 
     def wait(self) -> None:
-        """Wait for the images, so that `complete` does not; for any thread."""
+        """Wait for the images, so that `complete` need not; any thread may call it."""
         for decoded in self.batch.values.values():
             decoded.wait()
 
 
 @torch.no_grad()
 def launch(pending: Sequence[PendingFrame]) -> LaunchedBatch:
-    """Process the newest frame of each of these streams in one batch.
+    """Start to process the newest frame of each of these streams in one batch.
 
     They are a single stream, or warm ones of the same `pool`. If memory runs out for all of them at once,
-    they are processed one after the other, and only those fail that run out even so.
+    they are processed one after the other, and only those fail that run out on their own.
     """
     skipped = [p.state for p in pending if p.noise is None]
     for state in skipped:
@@ -134,8 +134,8 @@ def launch(pending: Sequence[PendingFrame]) -> LaunchedBatch:
 def complete(launched: LaunchedBatch) -> list[StepResult]:
     """Return for each stream what `Stream.push` returns, or the error that it raises.
 
-    Batches of one stream are completed in the order in which they were launched. A stream that was closed
-    since has no images.
+    Batches of one stream must be completed in the order of their launch. A stream that was closed since has
+    no images.
     """
     launched.batch.each(return_outputs)
     results = launched.batch.values | launched.batch.errors
@@ -144,7 +144,7 @@ def complete(launched: LaunchedBatch) -> list[StepResult]:
 
 
 def push_together(pending: Sequence[PendingFrame]) -> list[StepResult]:
-    """Process the newest frame of each of these streams, as `launch` describes, and wait for the images."""
+    """Process the newest frame of each of these streams as `launch`, and return the images."""
     return complete(launch(pending))
 
 
@@ -159,7 +159,7 @@ def collect(state: StreamState, image: np.ndarray) -> PendingFrame:
     """Accept the next frame, as `Stream.receive`: check it, detect a scene change, draw its noise."""
     model = state.model
     check_frame(image)
-    # A repeated output takes the place of a frame in flight, so all must have one size.
+    # A repeated output replaces that of a frame in flight, so all must have one size.
     shapes = [row.shape for row in state.rows if row is not None]
     last = state.similar.last_output
     repeatable = last is not None and all(shape == image.shape[:2] for shape in (last.shape[:2], *shapes))
@@ -178,14 +178,14 @@ def collect(state: StreamState, image: np.ndarray) -> PendingFrame:
 
 
 def repeat_output(state: StreamState) -> list[np.ndarray]:
-    """Return the last image again, in place of a frame that is skipped."""
+    """Return the last image again, for a frame that is skipped."""
     assert state.similar.last_output is not None, "only a frame after the first output is skipped"
     state.counts.frames_out += 1
     return [state.similar.last_output.copy()]
 
 
 def depth_is_due(state: StreamState) -> bool:
-    """Return whether to estimate the depth of the next frame; otherwise the last one is reused."""
+    """Return whether to estimate the depth of the next frame; otherwise the last estimate is reused."""
     if not state.warm or state.scenes.cut:
         return True
     every = state.settings.depth_every
@@ -193,7 +193,7 @@ def depth_is_due(state: StreamState) -> bool:
 
 
 def encode_inputs(states: Sequence[StreamState], pending: Sequence[PendingFrame]) -> list[Frame]:
-    """Encode images and their depth to latents: one batch for the depth estimator and one for the VAE."""
+    """Encode images and their depth to latents, in one batch for the depth estimator and one for the VAE."""
     model, size, warm = states[0].model, states[0].working_size, states[0].warm
     images = upload([p.image for p in pending], size, model.unet.device)
     due = [index for index, state in enumerate(states) if depth_is_due(state)]
@@ -226,10 +226,10 @@ def encode_inputs(states: Sequence[StreamState], pending: Sequence[PendingFrame]
 
 
 def denoise_step(states: Sequence[StreamState], entering: Sequence[Frame | None]) -> list[list[Frame]]:
-    """Move every frame in flight on by one denoising step; return the finished frames.
+    """Move every frame in flight on by one denoising step; return the finished frames of each stream.
 
-    1, 2, 4, 8, ... streams are one UNet call. Rows that hold no frame are computed on zeros; their count
-    stays, so nothing that they write to the cache is ever read.
+    1, 2, 4, 8, ... streams are one UNet call. Rows without a frame are computed on zeros; their count does
+    not advance, so nothing that they write to the cache is ever read.
     """
     leases = [state.lease for state in states if state.lease is not None]
     pool, model = leases[0].pool, states[0].model
@@ -269,12 +269,12 @@ def denoise_step(states: Sequence[StreamState], entering: Sequence[Frame | None]
 
 
 def powers_of_two(count: int) -> list[int]:
-    """Split a number of streams, as 5 into 4 and 1: so there are few shapes to prepare graphs for."""
+    """Split a number of streams, like 5 into 4 and 1, so that graphs are needed for few shapes only."""
     return [1 << bit for bit in reversed(range(count.bit_length())) if count & (1 << bit)]
 
 
 def decode_outputs(states: Sequence[StreamState], finished: Sequence[list[Frame]]) -> list[DecodedFrames]:
-    """Decode the finished frames of all streams in one batch; check them and those in flight for NaN."""
+    """Decode the finished frames of all streams in one batch; check these and those in flight for NaN."""
     frames = [frame for own in finished for frame in own]
     if not frames:
         return [DecodedFrames([], None) for _ in states]
@@ -291,10 +291,10 @@ def decode_outputs(states: Sequence[StreamState], finished: Sequence[list[Frame]
 
 
 def return_outputs(state: StreamState, decoded: DecodedFrames) -> list[np.ndarray]:
-    """Count and return the images; after NaN or infinity, recover first.
+    """Count and return the images of one stream; recover from NaN or infinity first.
 
     Raises:
-        NonFiniteError: it cannot recover; the stream is closed.
+        NonFiniteError: recovery failed; the stream is closed.
     """
     if decoded in state.outputs.launched:
         state.outputs.launched.remove(decoded)

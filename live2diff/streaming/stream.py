@@ -1,4 +1,4 @@
-"""`Stream`: one viewer's stream of frames, restyled one for one."""
+"""`Stream`: restyle one viewer's frames, one for one."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,12 +18,12 @@ from .warmup import frame_noise, warm_up_collected
 
 
 class Stream:
-    """Frames in, as many frames out, in order; open it with `Live2DiffPipeline.stream`.
+    """One viewer's stream: frames in, as many frames out, in order. `Live2DiffPipeline.stream` opens it.
 
     The first 8 frames are collected and translated together (the warmup). From then on each pushed frame
     enters row 0 of the stream batch, the frames in flight move on by one denoising step in the same UNet
-    call, and the one that has done its last step comes out: n - 1 pushes after it went in, with n denoising
-    steps. Not for several threads at once.
+    call, and the one that has completed its last step is returned: with n denoising steps, n - 1 pushes
+    after its own. Not thread-safe.
     """
 
     def __init__(
@@ -48,27 +48,27 @@ class Stream:
         self._apply(settings)
 
     def push(self, frame: np.ndarray) -> list[np.ndarray]:
-        """Process one frame, uint8 `[height, width, 3]` RGB of any size, and return those that are finished.
+        """Process one frame, uint8 `[height, width, 3]` RGB of any size, and return the finished frames.
 
-        They have the size at which they came in: none while 8 frames are collected, then those 8, then none
-        n - 1 times, then one a push.
+        Each has the size of its input. There are none while 8 frames are collected, then these 8, then none
+        n - 1 times, then one per push.
 
         Raises:
-            ValueError: not such an array.
+            ValueError: the frame is not such an array.
             RuntimeError: the stream is closed.
             NonFiniteError: the model gives NaN or infinity, also after another warmup; the stream is closed.
         """
         return unwrap(push_together([self.receive(frame)])[0])
 
     def receive(self, frame: np.ndarray) -> PendingFrame:
-        """Accept a frame for `push_together`, which must follow before the next frame; raises as `push`."""
+        """Accept a frame for `push_together`, to be called before the next frame; raise as `push`."""
         return collect(self.state, frame)
 
     @torch.no_grad()
     def flush(self) -> list[np.ndarray]:
-        """Finish the frames in flight and return them, at the end of a clip; more may be pushed afterwards.
+        """Finish and return the frames in flight, at the end of a clip; more may be pushed afterwards.
 
-        With fewer than 8 frames, the last one stands in for the missing warmup frames.
+        With fewer than 8 frames, the last one is repeated for the warmup.
         """
         self._finish_all()
         out, self.state.outputs.finished = self.state.outputs.finished, []
@@ -84,23 +84,23 @@ class Stream:
     ) -> None:
         """Change prompt, style or denoising steps from the next frame on.
 
-        The cache is kept where weights and steps stay the same. Other ones fill it again from the last 8
+        If weights and steps stay the same, so does the cache; otherwise it is filled again from the last 8
         frames, without a gap. With another number of steps, the frames in flight are finished first and
         returned by the next `push`.
 
         Args:
-            settings: the new settings, None for the present ones. Only those of `settings.LIVE_FIELDS` can
-                differ from the present ones.
-            blend: over how many frames the old prompt turns into the new one; 0 or 1 for at once.
-            keep_cache: keep the cache although weights or timesteps change: the old style fades out slowly.
+            settings: the new settings, None for the present ones. Only the fields in `settings.LIVE_FIELDS`
+                may differ from the present ones.
+            blend: number of frames over which the old prompt turns into the new one; 0 or 1 for at once.
+            keep_cache: keep the cache although weights or timesteps change; the old style fades out slowly.
             **changes: fields of `StreamSettings` that replace those of `settings`.
 
         Raises:
             ValueError: a setting that cannot change, an unknown style, a file that does not fit, or weights
                 that other streams use; the stream goes on as before.
             OSError: the style's weights cannot be read or downloaded; the stream goes on as before.
-            torch.OutOfMemoryError: there is no memory for so many steps; the stream goes on with those it
-                had, or is closed if there is none for these either.
+            torch.OutOfMemoryError: there is no memory for so many steps; the stream goes on with the previous
+                number, or is closed if there is no memory for that either.
         """
         settings = (settings or self.settings).updated(**changes)
         self.settings.check_update(settings)
@@ -110,12 +110,12 @@ class Stream:
     def restart(self) -> None:
         """Fill the cache again at the next frame, from the last 8 frames and with the current prompt.
 
-        Frames in flight go on in the new cache. Before the first warmup there is nothing to restart.
+        Frames in flight continue with the new cache. Before the first warmup this has no effect.
         """
         self.state.restart_due = self.warm
 
     def close(self) -> None:
-        """Free everything; may be called twice."""
+        """Free the cache and all frames; may be called twice."""
         self.state.close()
 
     @property
@@ -130,22 +130,22 @@ class Stream:
 
     @property
     def frames_in(self) -> int:
-        """How many frames were pushed."""
+        """Number of frames pushed."""
         return self.state.counts.frames_in
 
     @property
     def frames_out(self) -> int:
-        """How many frames were returned, or will be first thing by the next `push`."""
+        """Number of frames returned, or waiting for the next `push` to return them."""
         return self.state.counts.frames_out
 
     @property
     def warm(self) -> bool:
-        """Whether the warmup is done and frames come out one for one."""
+        """Whether the warmup is done."""
         return self.state.warm
 
     @property
     def pool(self) -> CachePool | None:
-        """The pool of the stream's cache, once it is warm; streams of one pool can be pushed together."""
+        """The pool of the cache, None before the warmup; streams of one pool can be pushed together."""
         return self.state.lease and self.state.lease.pool
 
     @property
@@ -155,7 +155,7 @@ class Stream:
 
     @property
     def ignored_words(self) -> str:
-        """The end of the prompt that is too long for the text encoder, "" if it all fits."""
+        """The end of the prompt, if it is too long for the text encoder; else ""."""
         return self.state.model.ignored_words(self.settings)
 
     def _apply(self, settings: StreamSettings, blend: int = 1) -> bool:
@@ -167,7 +167,7 @@ class Stream:
         changed = model.activate_style(settings.style, state, settings.lora_scale)
         former, state.settings = state.settings, settings
         state.prompt.target = model.encode_prompts(settings)
-        # Between the embeddings of two text encoders there is nothing to blend.
+        # Embeddings of two different text encoders cannot be blended.
         state.prompt.frames_left = 1 if changed else max(1, blend)
         if same_steps:
             return changed
@@ -175,14 +175,14 @@ class Stream:
             self._change_schedule(model.schedule(settings))
         except RuntimeError:
             state.settings = former
-            if state.pipeline is not None:  # it is not closed
+            if state.pipeline is not None:  # the stream is still open
                 self._apply(former)
             raise
         return True
 
     @torch.no_grad()
     def _change_schedule(self, schedule: Schedule) -> None:
-        """Go on with other denoising steps; with another number of them, in another cache."""
+        """Change the denoising steps; for another number of them, also the cache rows."""
         state, same_number = self.state, schedule.steps == self.schedule.steps
         if not same_number and state.lease is not None:
             self._finish_all()
@@ -203,10 +203,11 @@ class Stream:
             state.outputs.finished = finish(state, denoise_step([state], [None])[0])
 
     def _exchange_lease(self, lease: CacheLease, steps: int) -> None:
-        """Free the rows of the cache and take so many; where there are none, as many as before.
+        """Free the cache rows and lease `steps` others, or as many as before if that fails.
 
         Raises:
-            torch.OutOfMemoryError: there are none; the stream is closed if there are not even those.
+            torch.OutOfMemoryError: there is no memory for `steps` rows; the stream is closed if there is none
+                for the previous number either.
         """
         state = self.state
         height, width = state.recent[-1].latents.shape[1:]
@@ -216,7 +217,7 @@ class Stream:
             state.lease = state.caches.take(steps, (height, width))
             return
         except RuntimeError as error:
-            failure = error.with_traceback(None)  # which holds what was allocated
+            failure = error.with_traceback(None)  # the traceback refers to tensors
         try:
             state.lease = state.caches.take(lease.pool.steps, (height, width))
         except RuntimeError:
@@ -227,7 +228,10 @@ class Stream:
 def noise_source(
     seed: int, is_fixed: bool, device: torch.device
 ) -> Callable[[tuple[int, ...]], torch.Tensor]:
-    """Return the function that draws a frame's noise of a shape: new for each frame, or always the same."""
+    """Return a function that draws noise of a given shape: new noise at each call, or always the same.
+
+    A seed gives the same noise on one kind of device only.
+    """
     generator = torch.Generator(device)
     generator.manual_seed(seed)
 

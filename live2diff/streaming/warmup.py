@@ -1,4 +1,4 @@
-"""Fill the cache from 8 frames: at the start of a stream, after a scene change, on request."""
+"""Fill the cache from 8 frames: at the start of a stream, after a scene change, or on request."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from .state import Frame, StreamState
 
 
 def collect_warmup(state: StreamState, frame: Frame) -> list[Frame]:
-    """Collect a frame before the warmup; the 8th returns all of them, translated."""
+    """Collect a frame for the warmup; with the 8th, return all of them translated."""
     state.counts.frames_in += 1
     state.recent.append(frame)
     return warm_up_collected(state) if len(state.recent) == WARMUP_FRAMES else []
@@ -37,9 +37,9 @@ def warm_up_collected(state: StreamState) -> list[Frame]:
 
 
 def warm_up_if_due(state: StreamState, frame: Frame) -> Frame:
-    """Let a frame enter the stream batch; before that, fill the cache again if that is due.
+    """Prepare a frame to enter the stream batch; fill the cache again first, if that is due.
 
-    After a cut the cache is filled with this one frame, 8 times: it is all there is of the new scene.
+    After a cut the cache is filled with this frame 8 times, as there is no other of the new scene.
     """
     if state.scenes.cut:
         state.recent.extend([frame] * WARMUP_FRAMES)
@@ -48,14 +48,14 @@ def warm_up_if_due(state: StreamState, frame: Frame) -> Frame:
         frames = [replace(recent, prompt_embeds=embeds, noise=frame_noise(state)) for recent in state.recent]
         warm_up(state, frames)
         state.scenes.remember()
-    state.restart_due = state.scenes.settled  # at the next frame, so that this one is among the recent ones
+    state.restart_due = state.scenes.settled  # at the next frame, so that `recent` includes this one
     state.counts.frames_in += 1
     state.recent.append(frame)
     return frame
 
 
 def warm_up(state: StreamState, frames: list[Frame]) -> torch.Tensor:
-    """Denoise 8 frames together, which fills their entries of the cache; return the clean latents."""
+    """Denoise 8 frames together and fill the cache with them; return the clean latents."""
     schedule, cache = state.schedule, state.cache
     clean, depth_latents, noise, embeds = (
         torch.stack([getattr(frame, name) for frame in frames])
@@ -72,6 +72,6 @@ def warm_up(state: StreamState, frames: list[Frame]) -> torch.Tensor:
 
 
 def frame_noise(state: StreamState) -> torch.Tensor:
-    """Draw the noise of one frame for all its steps, `[steps, C, h, w]`, on the device."""
+    """Draw the noise of one frame for all its steps, `[steps, C, h, w]`, on the device of the model."""
     noise = state.draw_noise((state.schedule.steps, *state.model.latent_shape(state.working_size)))
     return noise.to(state.model.unet.dtype)
