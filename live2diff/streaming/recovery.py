@@ -42,12 +42,12 @@ def replace_non_finite(frames: list[Frame]) -> list[Frame]:
         NonFiniteError: there is none.
     """
     parts = [[part for part in (frame.latents, frame.depth) if part is not None] for frame in frames]
-    good = [index for index, of_frame in enumerate(parts) if all(part.isfinite().all() for part in of_frame)]
+    good = [index for index, tensors in enumerate(parts) if all(t.isfinite().all() for t in tensors)]
     if not good:
         raise non_finite_error(frames[-1], frames[-1].latents)
-    nearest = [min(good, key=lambda i: (abs(i - index), i)) for index in range(len(frames))]
-    of_near = [(frames[near], frame) for near, frame in zip(nearest, frames, strict=True)]
-    return [replace(near, number=frame.number, shape=frame.shape) for near, frame in of_near]
+    nearest = [frames[min(good, key=lambda i: (abs(i - index), i))] for index in range(len(frames))]
+    pairs = zip(nearest, frames, strict=True)
+    return [replace(near, number=frame.number, shape=frame.shape) for near, frame in pairs]
 
 
 def renew_depth(state: StreamState, frames: list[Frame]) -> list[Frame]:

@@ -252,9 +252,9 @@ def denoise_step(states: Sequence[StreamState], entering: Sequence[Frame | None]
     outputs, first = [], 0
     for streams in powers_of_two(len(states)):
         cache = pool.batch(leases[first : first + streams])
-        of_call = slice(first * pool.steps, (first + streams) * pool.steps)
+        part = slice(first * pool.steps, (first + streams) * pool.steps)
         window = Window.stream(cache.counts)
-        outputs.append(model.predict(*[tensor[of_call] for tensor in inputs], window, cache))  # pyright: ignore
+        outputs.append(model.predict(*[tensor[part] for tensor in inputs], window, cache))  # pyright: ignore
         first += streams
     clean = denoise(schedule, slice(None), sample, torch.cat(outputs) if len(outputs) > 1 else outputs[0])
     is_real = torch.tensor([row is not None for row in rows])
@@ -280,8 +280,8 @@ def decode_outputs(states: Sequence[StreamState], finished: Sequence[list[Frame]
         return [DecodedFrames([], None) for _ in states]
     decoded = states[0].model.decode(torch.stack([frame.latents for frame in frames]))
     in_flight = [[row.latents for row in state.rows if row is not None] for state in states]
-    of_streams = zip(decoded.split([len(own) for own in finished]), in_flight, strict=True)
-    finite = torch.stack([all_finite([own, *latents]) for own, latents in of_streams])
+    images = decoded.split([len(own) for own in finished])
+    finite = torch.stack([all_finite([i, *latents]) for i, latents in zip(images, in_flight, strict=True)])
     download = Download(decoded, finite, [frame.shape for frame in frames])
     starts = accumulate((len(own) for own in finished), initial=0)
     return [
