@@ -1,4 +1,4 @@
-"""Translate a folder of clips: find what is left to do, run each clip for itself, sum up at the end."""
+"""Translate a folder of clips: find those without a result, run each on its own, report at the end."""
 
 import sys
 import time
@@ -12,12 +12,12 @@ from .translate import Progress
 from .writer import partials_of
 
 SUFFIXES = tuple(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
-CLIP_ERRORS = (ValueError, OSError, RuntimeError, MemoryError)  # of the model too: out of memory, NaN
+CLIP_ERRORS = (ValueError, OSError, RuntimeError, MemoryError)  # including NaN and out of memory
 
 
 @dataclass(frozen=True)
 class ClipJob:
-    """A clip of the folder, and the file of its result."""
+    """A clip, and the file for its result."""
 
     source: Path
     target: Path
@@ -25,7 +25,7 @@ class ClipJob:
 
 @dataclass(frozen=True)
 class ClipOutcome:
-    """What became of a clip: so many frames, or an error in words."""
+    """The outcome of one clip: the number of frames, or the message of an error."""
 
     source: Path
     frames: int = 0
@@ -42,13 +42,13 @@ class ClipOutcome:
 def find_jobs(folder: Path, target: Path) -> tuple[list[ClipJob], int]:
     """List the clips of `folder` whose results are not in `target` yet; return also how many are.
 
-    `target` is made if need be. Folders inside `folder` are not searched. A result exists under its name only
-    when it is complete, so that a translation goes on where it was stopped. Only one at a time may write to
-    `target`: unfinished files are removed.
+    `target` is created if necessary. Subfolders are not searched. A result gets its name only when it is
+    complete, so a run that was stopped can be continued. Only one run at a time may write to `target`, as
+    unfinished files are removed.
 
     Raises:
-        ClipError: there is no clip, `target` is no other folder, or two clips would have results of one name.
-        OSError: `target` cannot be made.
+        ClipError: there is no clip, `target` is a file or `folder`, or two results would have the same name.
+        OSError: `target` cannot be created.
     """
     clips = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     clips = [path for path in clips if not path.name.startswith(".")]
@@ -71,14 +71,14 @@ def find_jobs(folder: Path, target: Path) -> tuple[list[ClipJob], int]:
 
 
 def remove_partials(jobs: Iterable[ClipJob]) -> None:
-    """Remove what processes left behind that were killed in the middle of a clip."""
+    """Remove the unfinished results of processes that were killed."""
     for job in jobs:
         for partial in partials_of(job.target):
             partial.unlink(missing_ok=True)
 
 
 def attempt(job: ClipJob, translate: Callable[[ClipJob], Generator[Progress]]) -> ClipOutcome:
-    """Translate one clip; an error of the clip or of the model costs this clip only."""
+    """Translate one clip; return an error of the clip or of the model as its outcome."""
     begun, frames = time.monotonic(), 0
     try:
         with closing(translate(job)) as steps:
@@ -90,7 +90,7 @@ def attempt(job: ClipJob, translate: Callable[[ClipJob], Generator[Progress]]) -
 
 
 def report(jobs: list[ClipJob], skipped: int, outcomes: Generator[ClipOutcome]) -> None:
-    """Print a line for each outcome, and at the end, also of an interrupted run, a summary.
+    """Print a line for each outcome and a final summary, also if the run is interrupted.
 
     Raises:
         ClipError: some clips failed.

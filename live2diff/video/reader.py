@@ -1,7 +1,7 @@
-"""Read clips: a video file becomes upright RGB frames with their times.
+"""Read video files as upright RGB frames with their times.
 
-No header is believed: every limit is checked again on the data. Everything that can be wrong with a file ends
-in a `ClipError` that says what to do.
+Headers are not trusted: every limit is checked again on the data. Anything wrong with a file raises a
+`ClipError` that says what to do.
 """
 
 from collections.abc import Iterator
@@ -21,22 +21,22 @@ from av.video.reformatter import Colorspace, Interpolation
 from ..errors import ClipError
 
 # Only these containers are opened. FFmpeg knows many more, and some of them (playlists, concat lists) are
-# text files that make it read other files or addresses: an uploaded file must not be able to do that.
+# text files that make it read other files or addresses, which an uploaded file must not be able to do.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,ogg,flv,asf,gif,apng,"
-    "image2,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,mp3,wav,flac,aac"  # the last four: to say "only sound"
+    "image2,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,mp3,wav,flac,aac"  # the last four to report "only sound"
 )
 OPTIONS = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
 DEFAULT_RATE = Fraction(25)
 UNNAMED_COLOURS = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
-CUT_SLACK = Fraction(5, 1000)  # seconds; the ends of a cut come rounded, frame times do not
+CUT_SLACK = Fraction(5, 1000)  # seconds; the ends of a cut are rounded, frame times are not
 Image = np.ndarray  # uint8 [height, width, 3] RGB
 TimedImages = Iterator[tuple[Image, Fraction]]  # with times in seconds
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of a clip is accepted. Checked against the header and again while decoding."""
+    """Limits for accepted clips, checked against the header and again while decoding."""
 
     max_frames: int = 18_000
     max_seconds: float = 600.0
@@ -46,7 +46,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Cut:
-    """The part of a clip from `start` up to `end`, exclusive, in seconds from its first frame."""
+    """The part of a clip from `start` to `end`, exclusive, in seconds from its first frame."""
 
     start: float = 0.0
     end: float | None = None  # the clip's end
@@ -58,7 +58,7 @@ class Cut:
             raise ClipError(f"The end is {self.end:g} s: it must be after the start, {self.start:g} s.")
 
     def times(self, first: Fraction) -> tuple[Fraction, Fraction | float]:
-        """Return when it begins and ends on the clock of a file whose first frame is at `first`."""
+        """Return the cut's begin and end as timestamps of a file whose first frame is at `first`."""
         end = float("inf") if self.end is None else first + Fraction(self.end) - CUT_SLACK
         return first + Fraction(self.start) - CUT_SLACK, end
 
@@ -68,11 +68,11 @@ WHOLE = Cut()
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """A clip, or a cut of it, as it is shown (after its display rotation)."""
+    """A clip, or a cut of it, as displayed (after rotation)."""
 
     width: int
     height: int
-    frame_count: int  # of coded frames
+    frame_count: int  # coded frames
     rate: Fraction
     duration: float  # seconds
     has_sound: bool
@@ -81,12 +81,12 @@ class ClipInfo:
 
 
 def probe(path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE) -> ClipInfo:
-    """Describe the clip at `path`, or a `cut` of it; all `limits` but that of bytes then apply to the cut.
+    """Describe the clip at `path`, or a `cut` of it; limits of frames and seconds then apply to the cut.
 
-    Reads through the packets, as a count or a length in the header may be wrong.
+    All packets are read, as the frame count and the duration in the header may be wrong.
 
     Raises:
-        ClipError: it is no clip, is cut off, is over a limit, or has no frame in `cut`.
+        ClipError: the file is not a clip, is cut off, is over a limit, or has no frame in `cut`.
     """
     with Source(path, limits) as source:
         zero = source.start + Fraction(cut.start)
@@ -103,7 +103,7 @@ def probe(path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE) -> Clip
                 inside += 1
                 last = max(last, float(time - zero))
                 source.check_length(inside, last)
-        is_counted = source.container.format.name.startswith("mov")  # others guess
+        is_counted = source.container.format.name.startswith("mov")  # other containers only estimate
         expected = source.track.frames if is_counted else 0
         if 0 < packets < expected and (present := source.count_packets()) < expected:
             raise ClipError(
@@ -129,8 +129,8 @@ def probe(path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE) -> Clip
 def read_frames(path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE) -> TimedImages:
     """Yield the frames of a clip, or of a `cut` of it, in display order, with seconds since the first one.
 
-    Times strictly increase. All frames have the size of the first one. Transparency is laid over white. A
-    damaged packet is skipped, as a player does; a clip of which most is damaged raises `ClipError`.
+    Times strictly increase. All frames have the size of the first one. Transparency is blended with white.
+    Damaged packets are skipped, as in a player; if most are damaged, `ClipError` is raised.
     """
     with Source(path, limits) as source:
         first: Fraction | None = None
@@ -140,7 +140,7 @@ def read_frames(path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE) -
 
 
 def resized(image: Image, width: int, height: int) -> Image:
-    """Return the image at another size: averaged when it shrinks, so that fine detail does not flicker."""
+    """Resize an image; when it shrinks, pixels are averaged, so that fine detail does not flicker."""
     if image.shape[:2] == (height, width):
         return image
     shrinks = width * height < image.shape[0] * image.shape[1]
@@ -192,7 +192,7 @@ class Source:
             )
 
     def _choose_tracks(self) -> None:
-        # FFmpeg counts the cover of a song as a video track.
+        # FFmpeg reports the cover image of a song as a video track.
         streams = self.container.streams
         videos = [track for track in streams.video if not track.disposition & Disposition.attached_pic]
         sounds = [track for track in streams.audio if track.codec_context is not None]
@@ -205,7 +205,7 @@ class Source:
             raise ClipError(f"{self.name} is coded in a way that cannot be read here: save it as H.264 mp4.")
         self._check_pixels(decoder.width, decoder.height)
         decoder.thread_type = "AUTO"
-        decoder.options = {"max_pixels": str(self.limits.max_pixels)}  # for a header that lies
+        decoder.options = {"max_pixels": str(self.limits.max_pixels)}  # in case the header is wrong
         self.tick = self.track.time_base or Fraction(1, 90_000)
         self.rate = self.track.average_rate or self.track.guessed_rate or DEFAULT_RATE
         self.start = (self.track.start_time or 0) * self.tick
@@ -219,7 +219,7 @@ class Source:
             )
 
     def check_length(self, frames: int, seconds: float) -> None:
-        """Raise `ClipError` when this many frames, or this many seconds, are more than is accepted."""
+        """Raise `ClipError` if so many frames or seconds are over the limit."""
         limits, end = self.limits, "the most accepted here. Cut it shorter."
         if frames > limits.max_frames:
             raise ClipError(f"{self.name} has more than {limits.max_frames} frames, {end}")
@@ -227,12 +227,12 @@ class Source:
             raise ClipError(f"{self.name} is longer than {limits.max_seconds:g} seconds, {end}")
 
     def packets(self, track: av.VideoStream | AudioStream) -> Iterator[av.Packet]:
-        """Yield the packets of one track; a file that breaks off simply ends."""
+        """Yield the packets of one track, up to where the file breaks off."""
         with suppress(FFmpegError):
             yield from (packet for packet in self.container.demux(track) if packet.size)
 
     def count_packets(self) -> int:
-        """Count the packets of the video track, with those hidden by an edit list, as of a trimmed clip."""
+        """Count the packets of the video track, including those hidden by an edit list (a trimmed clip)."""
         options = OPTIONS | {"ignore_editlist": "1"}
         count = 0
         with suppress(FFmpegError), av.open(str(self.path.absolute()), container_options=options) as whole:
@@ -262,7 +262,7 @@ class Source:
             raise ClipError(f"{self.name} is damaged: {what}. Copy or download it again.") from error
 
     def _timed(self) -> Iterator[tuple[av.VideoFrame, Fraction]]:
-        """Yield decoded frames and times; a time that is missing or not later follows from the frame rate."""
+        """Yield decoded frames and times; missing and non-increasing times follow from the frame rate."""
         last: Fraction | None = None
         for frame in self._decoded():
             time = Fraction(0) if last is None else last + 1 / self.rate
@@ -272,7 +272,7 @@ class Source:
             yield frame, time
 
     def _timed_from(self, begin: Fraction) -> Iterator[tuple[av.VideoFrame, Fraction]]:
-        """As `_timed`, from `begin` or a little before it; from the first frame if the file cannot seek."""
+        """Do the same from `begin` or shortly before it, or from the first frame if the file cannot seek."""
         with suppress(FFmpegError, ClipError):  # it has no index, or a wrong one
             self.container.seek(int(begin / self.tick), stream=self.track)
             timed = self._timed()
@@ -285,7 +285,7 @@ class Source:
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         decoded = damaged = 0
-        for packet in chain(self.packets(self.track), [None]):  # None: the frames still in the decoder
+        for packet in chain(self.packets(self.track), [None]):  # None flushes the decoder
             try:
                 frames = self.track.codec_context.decode(packet)
             except FFmpegError:
@@ -303,8 +303,8 @@ class Source:
 
 
 def _rgb(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> Image:
-    """Convert any pixel format to 8-bit RGB with square pixels, transparency over white, as on a page."""
-    # Most HD clips do not name their colours; players take BT.709 for them and BT.601 for smaller ones.
+    """Convert any pixel format to 8-bit RGB with square pixels, transparency blended with white."""
+    # Most HD clips do not name their colour space; players assume BT.709 for them, BT.601 for smaller ones.
     unnamed = frame.colorspace == UNNAMED_COLOURS and frame.height >= 720
     width = frame.width
     if pixel_aspect is not None and 0.02 < abs(pixel_aspect - 1) < 3:
@@ -322,7 +322,7 @@ def _rgb(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> Image:
 
 
 def _upright(image: Image, frame: av.VideoFrame) -> Image:
-    """Turn an image as its display matrix says: a phone stores what its sensor saw and how to turn it."""
+    """Rotate and flip an image by its display matrix, with which phones store the camera's orientation."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image

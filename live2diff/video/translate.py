@@ -1,4 +1,4 @@
-"""Translate a clip: decode it, push each frame through a stream, encode the results with times and sound."""
+"""Translate a clip: decode it, push its frames through a stream, encode the results with times and sound."""
 
 import math
 import time
@@ -14,17 +14,17 @@ from .writer import QUALITY, ClipWriter, check_target, even
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a translation is."""
+    """Progress of a translation."""
 
     done: int  # frames pushed
     total: int
     seconds_left: float | None  # estimated
     frame: Image | None  # the newest result
-    written: int = 0  # frames of the result
+    written: int = 0  # frames in the result
 
 
 class FrameStream(Protocol):
-    """A stream as `translate` calls it: one frame out for each frame in, in order, some calls late."""
+    """What `translate` calls on a stream: one frame out for each frame in, in order, with some delay."""
 
     def push(self, frame: Image) -> list[Image]:
         """Take a frame; return the results that are ready."""
@@ -50,12 +50,12 @@ def translate(
 
     Yields a `Progress` after each push, and one more when the file is complete. The result is an mp4 with the
     frame count, timestamps and sound of the source. `size`, a (width, height), resizes the frames before they
-    are pushed; H.264 needs even sizes, so the last column or row of an odd one is repeated. `quality` is
-    x264's crf, lower is better.
+    are pushed; H.264 needs even sizes, so the last column or row of an odd size is repeated. `quality` is
+    x264's crf: lower is better.
 
-    `target` appears only when it is complete: if the generator is closed or fails, nothing is left behind,
-    and an older file of that name stays as it was. With `keep`, the frames written by then become `target`,
-    with their sound; without any frame there is no file.
+    `target` is written only when it is complete: if the generator is closed or fails, no file is left behind,
+    and an older file of that name is unchanged. With `keep`, the frames written so far become `target`, with
+    their sound; without any frame there is no file.
 
     Raises:
         ClipError: the clip cannot be read, or the result cannot be written.
@@ -88,7 +88,7 @@ def translate(
 def sizes(
     size: int | tuple[int, int] | None, clip: str | Path
 ) -> tuple[tuple[int, int] | None, int | tuple[int, int] | None]:
-    """Return the (width, height) to resize the frames of a clip to, and the working size of its stream.
+    """Return the (width, height) to which a clip's frames are resized, and its stream's working size.
 
     `size` is n for about n x n pixels, or a (width, height).
     """

@@ -18,16 +18,16 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from ..errors import ClipError
 from .reader import WHOLE, ClipInfo, Cut, Image, Limits, Source
 
-# Macroblock trees off: with AVX-512, x264 165 makes another file of the same frames once in fifty times.
+# Without macroblock trees: with AVX-512, x264 165 encodes the same frames differently once in fifty times.
 ENCODER_OPTIONS = {"preset": "veryfast", "mbtree": "0"}
-QUALITY = 18  # x264's crf: nearly that of the frames
-COPIED_SOUND = ("aac", "mp3")  # every browser plays these two in an mp4; any other sound becomes AAC
+QUALITY = 18  # x264's crf: visually almost lossless
+COPIED_SOUND = ("aac", "mp3")  # every browser plays these in an mp4; other sound is converted to AAC
 SOUND_RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000)
-CODER_DELAY = Fraction(1, 5)  # seconds; sound that starts this little before the first frame is coder delay
+CODER_DELAY = Fraction(1, 5)  # seconds; sound that starts at most this early is delayed by its coder only
 
 
 def check_target(source: str | Path, target: str | Path) -> None:
-    """Raise `ClipError` when no result of `source` can be written to `target`."""
+    """Raise `ClipError` if the result of `source` cannot be written to `target`."""
     source, target = Path(source), Path(target)
     if target.suffix.lower() != ".mp4":
         raise ClipError(f"{target.name} must end in .mp4: the result is always an mp4.")
@@ -40,7 +40,7 @@ def check_target(source: str | Path, target: str | Path) -> None:
 
 
 def partials_of(target: Path) -> list[Path]:
-    """List the unfinished files of a result; a process that was killed leaves its own behind."""
+    """List the unfinished files of a result, which killed processes leave behind."""
     return [*target.parent.glob(f".{escape(target.stem)}-{'[0-9a-f]' * 8}.part.mp4")]
 
 
@@ -50,10 +50,9 @@ def even(length: int) -> int:
 
 
 class ClipWriter:
-    """An mp4 being written: H.264 at the given times, and the sound of the source.
+    """Write an mp4: H.264 at the given times, and the sound of the source.
 
-    It is written under a temporary name and takes its own at `finish`; otherwise it is deleted at the end of
-    the block.
+    The file has a temporary name until `finish`; without that it is deleted at the end of the block.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class ClipWriter:
             self.partial.unlink(missing_ok=True)
 
     def write(self, image: Image, time: Fraction) -> None:
-        """Append a frame to be shown `time` seconds after the first one, and the sound up to then."""
+        """Append a frame that is shown `time` seconds after the first one, and the sound up to then."""
         self.latest = image
         with self._writing():
             if not self.written:
@@ -97,7 +96,7 @@ class ClipWriter:
             colours = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
             frame = frame.reformat(format="yuv420p", **colours)
             frame.time_base = self.info.tick
-            # Times that increase may be the same tick: 10,000 frames a second, in milliseconds.
+            # Increasing times may round to the same tick: 10,000 frames a second, in milliseconds.
             frame.pts = self.pts = max(self.pts + 1, round((time + self.lead) / self.info.tick))
             self.end = time + self.lead + 1 / self.info.rate
             self._mux(self.video.encode(frame))
@@ -106,9 +105,9 @@ class ClipWriter:
         self.written += 1
 
     def finish(self, complete: bool) -> None:
-        """Write the last frames and the rest of the sound, and give the file its name.
+        """Write the last frames and the rest of the sound, and rename the file to `target`.
 
-        The sound ends with the frames unless they are the whole clip's.
+        The sound ends with the frames, unless they are those of the whole clip.
         """
         with self._writing():
             self._mux(self.video.encode(None))
@@ -129,7 +128,7 @@ class ClipWriter:
 
     def _mux(self, packets: list[av.Packet]) -> None:
         for packet in packets:
-            # A player shows the last frame for as long as this says.
+            # Players show the last frame for this long.
             packet.duration = packet.duration or round(1 / self.info.rate / packet.time_base)
             self.container.mux(packet)
 
@@ -143,10 +142,10 @@ class ClipWriter:
 
 
 class SoundTrack:
-    """The sound of a clip on its way into an mp4: copied where browsers play it, else encoded as AAC.
+    """Write the sound of a clip to an mp4: copied if browsers play it, else encoded as AAC.
 
-    `lead` is how many seconds the sound starts before the first frame; the frames wait that long. In a cut
-    that begins later in the clip, the sound begins with the frames.
+    The sound starts `lead` seconds before the first frame, and frames are delayed by that. In a cut that
+    starts later in the clip, the sound starts with the frames.
     """
 
     def __init__(self, source: str | Path, info: ClipInfo, limits: Limits, cut: Cut):
@@ -161,7 +160,7 @@ class SoundTrack:
         self.limit = Fraction(limits.max_seconds)
 
     def open(self, container: OutputContainer) -> None:
-        """Add the track to the file; nothing is written yet."""
+        """Add the track to the file, without writing sound yet."""
         self.container = container
         decoder = self.track.codec_context
         if decoder.name in COPIED_SOUND:
@@ -176,7 +175,7 @@ class SoundTrack:
         self.waiting = next(self.packets, None)
 
     def write_until(self, time: Fraction) -> None:
-        """Write the sound up to `time`, so that sound and frames are beside each other in the file."""
+        """Write the sound up to `time`, so that sound and frames are interleaved in the file."""
         while self.waiting is not None and self.waiting[0] <= time:
             self.container.mux(self.waiting[1])
             self.waiting = next(self.packets, None)
@@ -193,10 +192,10 @@ class SoundTrack:
 
     def _encoded(self) -> Iterator[tuple[Fraction, av.Packet]]:
         encoder = self.output.codec_context
-        # async=1 fills gaps with silence, so that a gap in the sound does not pull the rest forward.
+        # async=1 fills gaps with silence, so that the sound after a gap is not too early.
         resampler = av.AudioResampler("fltp", encoder.layout, encoder.rate, options={"async": "1"})
         resampled = (piece for frame in chain(self._decoded(), [None]) for piece in resampler.resample(frame))
-        for piece in chain(resampled, [None]):  # None: what is still in the encoder
+        for piece in chain(resampled, [None]):  # None flushes the encoder
             for packet in self.output.encode(piece):
                 yield packet.pts * packet.time_base, packet
 
@@ -205,10 +204,10 @@ class SoundTrack:
             try:
                 frames = self.track.codec_context.decode(packet)
             except FFmpegError:
-                continue  # a damaged packet: silence in its place
+                continue  # a damaged packet becomes silence
             for frame in frames:
                 if frame.pts is not None:
-                    # Counted in samples from here on: milliseconds, as in webm, are too coarse.
+                    # In samples from here on, as milliseconds (webm) are too coarse.
                     time = frame.pts * self.tick + self.shift
                     if time < self.earliest:
                         continue

@@ -1,6 +1,6 @@
-"""Read checkpoint files in the layouts found in the wild.
+"""Read checkpoint files in the layouts that are in circulation.
 
-They come from strangers: a pickle is read by PyTorch's restricted reader only, which builds tensors and runs
+They are not trusted: a pickle is read by PyTorch's restricted unpickler only, which builds tensors and runs
 no code.
 """
 
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 Tensors = dict[str, torch.Tensor]
 
-# What the restricted reader raises for damaged pickles, found by fuzzing.
+# What the restricted unpickler raises for damaged files, found by fuzzing.
 BROKEN_PICKLE = (
     AssertionError,
     AttributeError,
@@ -36,29 +36,29 @@ BROKEN_PICKLE = (
     struct.error,
 )
 
-# Prefixes of the names in the original single-file layout of Stable Diffusion, by part.
+# Prefixes of parameter names in the original single-file layout of Stable Diffusion, by part.
 PREFIXES = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",
     "text_encoder": "cond_stage_model.transformer.",
 }
-# What else such files hold: averages kept for training, unused projections, the noise schedule.
+# What else such files contain: EMA weights, unused projections, the noise schedule.
 UNUSED = ("model_ema.", "cond_stage_model.logit_scale", "cond_stage_model.text_projection")
 SCHEDULE = ("alphas_", "betas", "log_one_minus_", "posterior_", "sqrt_", "lvlb_weights", "scale_factor")
-# What diffusers' conversion needs to know of the VAE.
+# The part of the VAE's configuration that diffusers' conversion reads.
 SD_VAE = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-# The layers of a VAE's attention in the first diffusers releases.
+# The layers of a VAE's attention as the first diffusers releases named them.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def read_tensors(file: str | Path) -> Tensors:
     """Read all tensors of a `.safetensors` file or of a pickled `.ckpt`, `.pt` or `.bin`.
 
-    They are mapped into memory where the format allows it. A dict wrapped in `state_dict` is unwrapped.
+    They are memory-mapped if the format allows it. A nested `state_dict` is unwrapped.
 
     Raises:
         ValueError: the file is cut off, holds something else, or holds code.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     file = Path(file)
     if not file.is_file():
@@ -91,7 +91,7 @@ def read_tensors(file: str | Path) -> Tensors:
 
 
 def read_published(file: str | Path) -> Tensors:
-    """Read `live2diff.ckpt` by the names in `StreamUNet`, without tables that can be computed."""
+    """Read `live2diff.ckpt` with the names of `StreamUNet`, without tables that can be computed."""
     tensors = {name.removeprefix("module."): tensor for name, tensor in read_tensors(file).items()}
     return {n: tensor for n, tensor in tensors.items() if "grid" not in n and "pos_encoder.pe" not in n}
 
@@ -99,10 +99,10 @@ def read_published(file: str | Path) -> Tensors:
 def split_single_file(tensors: Tensors, unet_config: dict, source: str | Path) -> dict[str, Tensors]:
     """Split a checkpoint in the original layout into `{"unet": ..., "vae": ..., "text_encoder": ...}`.
 
-    The names become those of diffusers and transformers.
+    Parameters are renamed to diffusers' and transformers' names.
 
     Raises:
-        ValueError: it is no such checkpoint, or has unknown parameters; the message names them.
+        ValueError: it is not such a checkpoint, or has unknown parameters; the message names them.
     """
     missing = [part for part, prefix in PREFIXES.items() if not any(n.startswith(prefix) for n in tensors)]
     if missing:
@@ -120,30 +120,30 @@ def split_single_file(tensors: Tensors, unet_config: dict, source: str | Path) -
 
 
 def normalise_text_encoder(tensors: Tensors) -> Tensors:
-    """Drop the outer `text_model.`, which only some releases have, and the table of positions."""
+    """Drop the prefix `text_model.`, which only some releases use, and the table of positions."""
     named = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
     return {name: tensor for name, tensor in named.items() if not name.endswith("position_ids")}
 
 
 def normalise_vae(tensors: Tensors) -> Tensors:
-    """Name and shape the layers of a VAE's attention as today's diffusers does."""
+    """Rename and reshape the layers of a VAE's attention to those of the current diffusers."""
     renamed = {}
     for name, tensor in tensors.items():
         if ".attentions." in name:
             parent, layer, kind = name.rsplit(".", 2)
             name = f"{parent}.{OLD_ATTENTION.get(layer, layer)}.{kind}"
-            tensor = tensor.flatten(1) if tensor.ndim == 4 else tensor  # once 1 x 1 convolutions
+            tensor = tensor.flatten(1) if tensor.ndim == 4 else tensor  # formerly 1 x 1 convolutions
         renamed[name] = tensor
     return renamed
 
 
 def is_added(name: str) -> bool:
-    """Whether a UNet's parameter is one that the base lacks: of motion modules or depth mapping."""
+    """Return whether a UNet's parameter belongs to the motion modules or the depth mapping."""
     return ".motion_modules." in name or name.startswith("flow_conv_in.")
 
 
 def check_fits(expected: Mapping[str, torch.Tensor], tensors: Tensors, source: str | Path) -> None:
-    """Raise `ValueError` that names what is missing in `tensors`, unknown, or of another shape."""
+    """Raise a `ValueError` that names what is missing in `tensors`, unknown, or of another shape."""
     check_names(expected.keys() - tensors.keys(), "lacks", source)
     check_names(tensors.keys() - expected.keys(), "has, unknown here,", source)
     for name, tensor in expected.items():
@@ -155,7 +155,7 @@ def check_fits(expected: Mapping[str, torch.Tensor], tensors: Tensors, source: s
 
 
 def check_names(wrong: Iterable[str], problem: str, source: str | Path) -> None:
-    """Raise `ValueError` if there are any wrong names; the message has the first three."""
+    """Raise a `ValueError` that lists the first three wrong names, if there are any."""
     names = sorted(wrong)
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -1,7 +1,7 @@
-"""Read the parts of the published model and write them as one folder of safetensors.
+"""Read the parts of the published model, from which `loading.convert` assembles a pipeline.
 
 The parts are base, motion modules with depth mapping, tiny VAE, depth estimator and few-step LoRA; `Sources`
-says where they are. `loading.convert` assembles the pipeline from them.
+says where they are.
 """
 
 import errno
@@ -35,12 +35,12 @@ from .hub import find
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the parts of the published model are: folders, files, Hub names, `owner/name/file` in the Hub."""
+    """Where the parts of the published model are: folders, files or Hub names, `owner/name[/file]`."""
 
     base: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     motion: str = "Leoxing/Live2Diff/live2diff.ckpt"
     few_step_lora: str = "latent-consistency/lcm-lora-sdv1-5/pytorch_lora_weights.safetensors"
-    vae: str = "madebyollin/taesd"  # "" for the base's own, slower than this tiny one
+    vae: str = "madebyollin/taesd"  # "" for that of the base, which is slower than this tiny one
     depth: str = "Intel/dpt-hybrid-midas"
 
 
@@ -48,7 +48,7 @@ PUBLISHED = Sources()
 
 
 def converted_folder(sources: Sources) -> Path:
-    """Return where the converted model is cached: by the sources' names and, for files, sizes and times."""
+    """Return the cache folder of the converted model: a hash of the sources' names, sizes and times."""
     described = []
     for source in astuple(sources):
         described.append(source)
@@ -61,7 +61,7 @@ def converted_folder(sources: Sources) -> Path:
 
 @contextmanager
 def new_folder(out: Path, needed_bytes: float) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `out` if the block succeeds, and disappears otherwise.
+    """Yield a temporary folder that is renamed to `out` if the block succeeds, and deleted otherwise.
 
     Raises:
         OSError: the disk has no room for `needed_bytes`.
@@ -90,12 +90,12 @@ def load_components(
 ) -> dict[str, Any]:
     """Load Stable Diffusion 1.5, or a model like it, as the components of a pipeline in float32.
 
-    `added` are the weights of motion modules and depth mapping, and of the base where they differ from it,
-    read from the file `motion`; by default these modules are untrained and change nothing yet. The others are
-    folders or Hub names in diffusers' layout; `vae` is a tiny one to use instead of the base's own.
+    `added` are weights of motion modules and depth mapping, and base weights that replace those of `base`;
+    `motion` is their file, for messages. Without `added`, these modules are untrained and change nothing. The
+    other arguments are folders or Hub names in diffusers' layout; `vae` is a tiny one to replace the base's.
 
     Raises:
-        ValueError: it is no such model; for a UNet, the message names the parameters that do not fit.
+        ValueError: the model does not fit; for a UNet, the message names the parameters.
         OSError: a part cannot be read or downloaded.
     """
     base, depth_estimator = find(str(base)), find(str(depth_estimator))
@@ -127,13 +127,13 @@ def load_components(
 def add_motion(
     stock: UNet2DConditionModel, added: Tensors | None = None, source: str | Path = ""
 ) -> StreamUNet:
-    """Return a `StreamUNet` that shares the weights of a stock UNet, with `added` or untrained ones on top.
+    """Return a `StreamUNet` that shares the weights of a stock UNet, with `added` or untrained ones besides.
 
     Raises:
         ValueError: `added` lacks a parameter, or has one that is unknown or of another shape; the message
             names it and `source`.
     """
-    with torch.device("meta"):  # takes neither memory nor time
+    with torch.device("meta"):  # without allocating or initialising weights
         unet = cast(StreamUNet, StreamUNet.from_config(stock.config))
     weights = stock.state_dict()
     if added is None:
@@ -151,12 +151,12 @@ def add_motion(
 
 
 def added_weights(unet: StreamUNet) -> dict[str, torch.nn.Parameter]:
-    """Return the parameters of motion modules and depth mapping, by their published names."""
+    """Return the parameters of motion modules and depth mapping by name."""
     return {name: parameter for name, parameter in unet.named_parameters() if is_added(name)}
 
 
 def load_added(unet: StreamUNet, file: str | Path) -> None:
-    """Fill motion modules and depth mapping from a file that holds nothing else.
+    """Load motion modules and depth mapping from a file that contains nothing else.
 
     Raises:
         ValueError: a parameter is missing, unknown or of another shape; the message names it.
@@ -171,11 +171,11 @@ def load_added(unet: StreamUNet, file: str | Path) -> None:
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Silence the libraries that read from `folder`, and name it in what they raise.
+    """Silence the libraries that read from `folder` in the block, and name it in their errors.
 
     Raises:
         ValueError: a file is damaged.
-        OSError: one is missing.
+        OSError: a file is missing.
     """
     try:
         with quiet():
@@ -189,7 +189,7 @@ def reading(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep diffusers and transformers from printing bars and notes about each file they read."""
+    """Silence progress bars and log messages of diffusers and transformers in the block."""
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     for logging in (diffusers_logging, transformers_logging):

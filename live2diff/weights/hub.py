@@ -1,6 +1,6 @@
-"""Find weights by name: on the disk first, then in the Hugging Face Hub or its cache.
+"""Find weights by name: on disk first, then on the Hugging Face Hub or in its cache.
 
-Whatever goes wrong becomes a message that says what to do.
+Every error has a message that says what to do.
 """
 
 import errno
@@ -18,17 +18,17 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-CHECKPOINTS = "models"  # the default folder for weight files that are named without a path
+CHECKPOINTS = "models"  # the default folder for weight files named without a path
 FILE_ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/[^/\\]+)*")
 PARTS = ("unet", "text_encoder", "vae")
 UNUSED = ["safety_checker/*", "feature_extractor/*"]
 CONFIGS = ["*.json", "*/*.json", "tokenizer/*.txt"]
-# Full precision alone: the repositories often hold the same weights three times.
+# Full precision only: repositories often contain the same weights three times.
 SAFETENSORS = ["*model.safetensors", "*_lora.safetensors"]
 PICKLES = ["*model.bin"]
 
-# For each error of the Hub's library: what is raised instead, with what to do.
+# For each error of huggingface_hub: the error to raise instead, and its message.
 PROBLEMS = (
     (
         GatedRepoError,
@@ -49,26 +49,26 @@ PROBLEMS = (
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether `name` reads like `owner/name` or `owner/name/file.ckpt`, unlike a local `folder/file.ckpt`."""
+    """Return whether `name` is like `owner/name` or `owner/name/file.ckpt`, unlike `folder/file.ckpt`."""
     is_file = name.endswith(FILE_ENDINGS)
     return HUB_NAME.fullmatch(name) is not None and (not is_file or name.count("/") > 1)
 
 
 def find_local(name: str, checkpoints: str | Path = CHECKPOINTS) -> Path | None:
-    """Return the path of a file or folder, looked for here and in `checkpoints`; None if it is in neither."""
+    """Return the path of a local file or folder, as named or in `checkpoints`; None if there is none."""
     candidates = (Path(name).expanduser(), Path(checkpoints) / name)
     return next((path for path in candidates if path.exists()), None)
 
 
 def find(name: str, checkpoints: str | Path = CHECKPOINTS) -> Path:
-    """Return the path of the weights called `name`, downloaded if need be.
+    """Return the path of the weights called `name`; download them if necessary.
 
     `name` is a path, a file in the folder `checkpoints`, a Hub repository `owner/name` in diffusers' or
     transformers' layout, or a file `owner/name/file.safetensors` in one.
 
     Raises:
-        ValueError: it is none of these, or the Hub has no such thing.
-        OSError: it cannot be downloaded, or the disk is full.
+        ValueError: `name` is none of these, or is not on the Hub.
+        OSError: the weights cannot be downloaded, or the disk is full.
     """
     path = find_local(name, checkpoints)
     if path is not None:
@@ -98,7 +98,7 @@ def find(name: str, checkpoints: str | Path = CHECKPOINTS) -> Path:
 
 
 def download(repository: str, file: str = "") -> Path:
-    """Download a file of a repository, or its configuration and weights; return the path in the cache."""
+    """Download one file of a repository, or its configuration and weights; return the path in the cache."""
     if file:
         return Path(hf_hub_download(repository, file))
     for weights in (SAFETENSORS, PICKLES):
@@ -109,6 +109,6 @@ def download(repository: str, file: str = "") -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every part of the model in `folder` has weights; a model of one part has them at the top."""
+    """Return whether every part of the model in `folder` has weights, or `folder` itself without parts."""
     parts = [folder / part for part in PARTS if (folder / part).is_dir()] or [folder]
     return all(any(file.suffix in (".safetensors", ".bin") for file in part.iterdir()) for part in parts)

@@ -1,8 +1,8 @@
 """Read LoRA files in the layouts of kohya, diffusers and PEFT as exact changes of a model's weights.
 
-Each layout has two small matrices, down and up, and maybe an alpha for some layers of UNet or text encoder;
-a layer's weight changes by `alpha / rank * up @ down`. Only the names of the layers differ, so each layer is
-looked up by one normalised name.
+Each layout has two small matrices, down and up, and optionally an alpha for some layers of UNet or text
+encoder; a layer's weight changes by `alpha / rank * up @ down`. Only the names of the layers differ, so each
+layer is looked up by a normalised name.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import nn
 
 from .checkpoints import Tensors, check_names, is_added, read_tensors
 
-# A tensor's name: the part of the pipeline, the layer, and which tensor of it.
+# The name of a tensor: part of the pipeline, layer, and kind.
 NAME = re.compile(
     r"(?P<part>lora_unet_|lora_te1?_|base_model\.model\.|unet\.|text_encoder\.)?(?P<layer>.+?)[._]"
     r"((lora_linear_layer\.|lora[._])(?P<kind>down|up|A|B)|(lora\.)?alpha)(\.default)?(\.weight)?"
@@ -26,7 +26,7 @@ KINDS = {"A": "down", "B": "up", None: "alpha"}
 
 @dataclass(frozen=True)
 class Factors:
-    """One layer's change: down `[rank, in, ...]`, up `[out, rank, ...]`, and the scale of their product."""
+    """The change of one layer: down `[rank, in, ...]`, up `[out, rank, ...]`, scale of their product."""
 
     down: torch.Tensor
     up: torch.Tensor
@@ -35,7 +35,7 @@ class Factors:
     def delta(self, shape: Sequence[int], device: torch.device) -> torch.Tensor:
         """Return the change of a weight of `shape` at full strength, float32."""
         down, up = (part.to(device, torch.float32) for part in (self.down, self.up))
-        if up.ndim == 4 and up.shape[2:] != (1, 1):  # the second of two convolutions may be the wide one
+        if up.ndim == 4 and up.shape[2:] != (1, 1):  # the kernel is in the second convolution
             return self.scale * torch.einsum("orhw,ri->oihw", up, down.flatten(1))
         return self.scale * (up.flatten(1) @ down.flatten(1)).view(shape)
 
@@ -44,16 +44,16 @@ Layers = dict[tuple[str, str], Factors]  # by (part of the pipeline, name of the
 
 
 def normalise(name: str, part: str) -> str:
-    """Return one spelling for a layer's name in all layouts."""
+    """Return the spelling of a layer's name that is common to all layouts."""
     name = name.replace(".processor.", ".").removeprefix("text_model.").removeprefix("text_model_")
     name = re.sub(r"\.to_out(\.0)?$", ".to_out.0", name)
-    if part == "text_encoder":  # old diffusers files name its layers like the UNet's
+    if part == "text_encoder":  # in old diffusers files, its layers have names like the UNet's
         name = re.sub(r"\.to_([qkv]|out)(\.0)?$", r".\1_proj", name)
     return name.replace(".", "_")
 
 
 def parse_name(name: str) -> tuple[tuple[str, str], str] | None:
-    """Split a tensor's name into (part, normalised layer) and "down", "up" or "alpha"; None if it cannot."""
+    """Split a tensor's name into (part, normalised layer) and "down", "up" or "alpha"; None if unknown."""
     found = NAME.fullmatch(name)
     if found is None:
         return None
@@ -66,8 +66,8 @@ def read_lora(file: str | Path, parts: Mapping[str, nn.Module]) -> Layers:
     """Read a LoRA file as changes of the modules in `parts`, `{"unet": ..., "text_encoder": ...}`.
 
     Raises:
-        ValueError: it is no LoRA of a supported kind, or has layers that a base model lacks, such as those of
-            motion modules; the message names the first ones.
+        ValueError: it is not a LoRA of a supported kind, or has layers that a base model lacks, such as those
+            of motion modules; the message names the first ones.
         OSError: it cannot be read.
     """
     weights = {
@@ -100,16 +100,16 @@ def read_lora(file: str | Path, parts: Mapping[str, nn.Module]) -> Layers:
 
 
 def check_factors(tensors: Tensors, shape: Sequence[int], name: str, file: str | Path) -> Factors:
-    """Return the factors of one layer.
+    """Check the tensors of one layer and return them as factors.
 
     Raises:
-        ValueError: one of them is missing, does not fit a weight of `shape`, or is not finite.
+        ValueError: a tensor is missing, does not fit a weight of `shape`, or is not finite.
     """
     if not {"down", "up"} <= tensors.keys():
         raise ValueError(f"{file} has only half of the change of {name}.")
     down, up, alpha = tensors["down"], tensors["up"], tensors.get("alpha")
     rank = len(down) if down.ndim else 0
-    # On ZeroGPU a shape is a plain tuple and no `torch.Size`.
+    # On ZeroGPU `shape` is a plain tuple and not a `torch.Size`.
     fits = (
         min(up.ndim, down.ndim) >= 2
         and (len(up), up.shape[1], down.shape[1]) == (shape[0], rank, shape[1])
@@ -123,7 +123,7 @@ def check_factors(tensors: Tensors, shape: Sequence[int], name: str, file: str |
     if rank == 0:
         raise ValueError(f"{file} changes {name} by matrices of rank 0: it holds nothing.")
     most = max(shape[0], math.prod(shape[1:]))
-    if rank > most:  # a few bytes may stand for as many numbers as they like
+    if rank > most:  # a small file can declare tensors of any size
         raise ValueError(
             f"{file} changes {name} by matrices of rank {rank}, and no more than {most} has a use."
         )

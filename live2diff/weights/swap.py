@@ -1,9 +1,9 @@
 """Swap a model's weights for those of another style, in place.
 
-Own LoRA deltas and not peft's fusing or diffusers' hot-swapping, on purpose: what is written is always
-`base + LoRAs`, computed in float32 from the untouched base, so the bits after a hundred swaps are those of a
-fresh load, while fusing and unfusing adds up rounding errors. And the parameters are written, never replaced,
-and no layer is wrapped: compiled code and captured CUDA graphs stay valid.
+This does not use peft's fusing or diffusers' hot-swapping, on purpose. Weights are always `base + LoRAs`,
+computed in float32 from the unchanged base, so after a hundred swaps they are bit-identical to a fresh load,
+while fusing and unfusing accumulates rounding errors. And parameters are written, never replaced, and no
+layer is wrapped, so compiled code and captured CUDA graphs stay valid.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,14 +40,14 @@ class WeightSet:
 class WeightSwapper:
     """Write the weights of styles into a pipeline's modules.
 
-    All streams of a model share its weights, so they change only while no other stream uses them: one
-    viewer's style never changes another's image.
+    All streams of a model share its weights, which change only while no other stream uses them: one viewer's
+    style never changes another's image.
 
     Args:
-        parts: the modules that a style may change, as `parts_of`.
+        parts: the modules that a style may change, as from `parts_of`.
         own: the folder of the model, with its own base weights.
-        find: turns the name of a base or a LoRA into a path, as `hub.find`.
-        always: LoRAs that go with every style, such as the few-step LoRA.
+        find: returns the path of a base or a LoRA by name, like `hub.find`.
+        always: LoRAs that are added to every style, such as the few-step LoRA.
     """
 
     def __init__(
@@ -58,24 +58,24 @@ class WeightSwapper:
         always: Sequence[tuple[str, float]] = (),
     ):
         self.parts, self.always = parts, tuple(always)
-        self._find = cache(find)  # only once, as it may need the network
+        self._find = cache(find)  # which may need the network
         self._read_lora = cache(lambda name: read_lora(self._find(name), parts))
         self._read_base = lru_cache(maxsize=1)(
             lambda base: read_base(own if base is None else self._find(base), parts)
         )
-        self._active: WeightSet | None = WeightSet()  # None: writing failed halfway
+        self._active: WeightSet | None = WeightSet()  # None after a write that failed midway
         self._users: WeakSet = WeakSet()
 
     def fetch(self, base: str | None, loras: Sequence[tuple[str, float]]) -> None:
-        """Download the files of a style, as `hub.find`; any thread may call it while streams run."""
+        """Download the files of a style; raise as `hub.find`. Any thread may call it while streams run."""
         for name in (base, *(name for name, _ in loras)):
             if name is not None:
                 self._find(name)
 
     def activate(self, base: str | None, loras: Sequence[tuple[str, float]], user: Any) -> bool:
-        """Write these weights, unless they are active, for the stream `user`; return whether they changed.
+        """Write these weights for the stream `user`, unless they are active; return whether they changed.
 
-        All is read and checked before anything is written.
+        Everything is read and checked before anything is written.
 
         Raises:
             ValueError: other streams use other weights, or a file does not fit.
@@ -95,7 +95,7 @@ class WeightSwapper:
         return changes
 
     def release(self, user: Any) -> None:
-        """Let the weights change without the stream `user`, which has ended."""
+        """Note that the stream `user` has ended and no longer keeps the weights from changing."""
         self._users.discard(user)
 
     @torch.no_grad()
@@ -121,18 +121,18 @@ class WeightSwapper:
 
 
 def base_name(part: str, name: str) -> str:
-    """Return a parameter's name in what `read_base` returns."""
+    """Return the name of a parameter in the tensors that `read_base` returns."""
     return name.removeprefix("text_model.") if part == "text_encoder" else name
 
 
 def parts_of(pipeline: Any) -> dict[str, nn.Module]:
-    """Return the modules of a pipeline that a style may change; a tiny VAE is left out."""
+    """Return the modules of a pipeline that a style may change: not a tiny VAE."""
     names = ["unet", "text_encoder", *(["vae"] if isinstance(pipeline.vae, AutoencoderKL) else [])]
     return {name: getattr(pipeline, name) for name in names}
 
 
 def read_base(path: Path, parts: dict[str, nn.Module]) -> dict[str, Tensors]:
-    """Read the weights for `parts` from a folder in diffusers' layout or a single file in the original one.
+    """Read weights for `parts` from a folder in diffusers' layout or a single file in the original one.
 
     Raises:
         ValueError: the weights do not fit; the message names the first ones.
@@ -154,7 +154,7 @@ def read_base(path: Path, parts: dict[str, nn.Module]) -> dict[str, Tensors]:
 
 
 def weights_file(folder: Path) -> Path:
-    """Return the file of one part: safetensors before pickles, full precision before half."""
+    """Return the weight file of one part: safetensors before pickles, full precision before half."""
     for ending in (".safetensors", ".fp16.safetensors", ".bin"):
         for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
             if (folder / (stem + ending)).is_file():
