@@ -1,10 +1,10 @@
 """Compute a model's frames on a CUDA GPU by replaying CUDA graphs, its temporal attention by a Triton kernel.
 
-Python launches some thousand kernels a frame, which takes longer than the GPU takes to run them; a graph is
-one launch. Each is captured for the shapes and the cache it was first called with, on the engine's thread.
-Capturing takes a moment, compiling blocks before it a minute or more for the full model. The warmup stays
-eager. New weights are written in place, so a style or a prompt captures nothing again. None of this has run
-on a GPU yet; `pytest -m gpu tests/runtime/test_cuda_graphs.py` is what to run first.
+Launching the one or two thousand kernels of a frame from Python takes longer than running them; a graph is
+one launch. Graphs are captured at the first call with some shapes and cache, on the engine's thread.
+Capturing takes a moment, compiling blocks before it a minute or more for the full model. The warmup is
+computed eagerly. Weights are written in place, so no style or prompt needs new graphs. None of this has run
+on a GPU yet; run `pytest -m gpu tests/runtime` first.
 """
 
 from collections import OrderedDict
@@ -25,35 +25,35 @@ from .float8 import Float8Linears
 from .overrides import Overrides
 from .projections import PackedAttention
 
-WARMUP_CALLS = 3  # before a capture: libraries choose their kernels and allocate what they need
-MOST_GRAPHS = 128  # 4 networks for 1, 2, 4, 8 streams of a few sizes; the least used is dropped
+WARMUP_CALLS = 3  # before a capture, in which libraries choose kernels and allocate workspaces
+MOST_GRAPHS = 128  # 4 networks for 1, 2, 4, 8 streams of a few sizes; the least recently used is dropped
 
 Function = Callable[..., Tensor]
 
 
 @dataclass
 class CapturedGraph:
-    """A function of tensors, captured with the inputs that it reads and the output that it writes."""
+    """A captured function of tensors, with the inputs that it reads and the output that it writes."""
 
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
     output: Tensor
 
     def replay(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Compute the function of other inputs of the same shapes."""
+        """Compute the function for other inputs of the same shapes."""
         for own, other in zip(self.inputs, inputs, strict=True):
             own.copy_(other)
         self.graph.replay()
-        return self.output.clone()  # the next replay writes over it
+        return self.output.clone()  # the next replay overwrites it
 
 
 class GraphCache:
-    """Graphs by what they were captured for. They share their memory: only one is replayed at a time."""
+    """Captured graphs by name, shapes and state. They share memory, as only one is replayed at a time."""
 
     def __init__(self) -> None:
         self._graphs: OrderedDict[Hashable, CapturedGraph] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
-        self._side_stream = torch.cuda.Stream()  # one for all: libraries keep a workspace for each stream
+        self._side_stream = torch.cuda.Stream()  # the same for all, as libraries keep a workspace per stream
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -63,8 +63,8 @@ class GraphCache:
     ) -> Tensor:
         """Compute `function(*inputs)`, which also reads and writes the tensors in `state`.
 
-        A graph knows state by its address alone: it serves all that lies at the same addresses in the same
-        shapes, and keeps nothing alive.
+        A graph refers to state by address: it serves any state at the same addresses with the same shapes,
+        and does not keep it alive.
         """
         key = (
             name,
@@ -85,7 +85,7 @@ class GraphCache:
             for _ in range(WARMUP_CALLS):
                 function(*inputs)
         current.wait_stream(side)
-        # The outer context leads back to the caller's stream even where ending a failed capture raises.
+        # The outer context restores the caller's stream even if ending a failed capture raises.
         with (
             torch.cuda.stream(current),
             torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"),
@@ -96,16 +96,16 @@ class GraphCache:
 
 @dataclass(frozen=True)
 class Way:
-    """How a runtime computes frames."""
+    """Options of `CudaRuntime`."""
 
-    attention: bool = False  # the temporal one by the kernel in `kernels`
-    fused: bool = False  # group norms and the like by the kernels in `fusions`
-    compiled: bool = False  # blocks compiled
-    float8: bool = False  # feed-forwards in 8-bit floats
+    attention: bool = False  # the temporal attention by the kernel in `kernels`
+    fused: bool = False  # group norms and other operations by the kernels in `fusions`
+    compiled: bool = False  # compiled blocks: see `regions`
+    float8: bool = False  # feed-forwards in 8-bit floats: see `float8`
 
 
 class CudaRuntime:
-    """The parts of a model as CUDA graphs: a pipeline that has it as `runtime` calls it for each frame."""
+    """The networks of a model as CUDA graphs, for `pipeline.runtime`."""
 
     def __init__(self, pipeline: Live2DiffPipeline, way: Way) -> None:
         vae, depth_estimator, unet = networks = pipeline.vae, pipeline.depth_estimator, pipeline.unet
@@ -139,31 +139,31 @@ class CudaRuntime:
         self._predict = prepare(packed.around(unet.forward))
 
     def encode(self, images: Tensor) -> Tensor:
-        """As `Live2DiffPipeline.encode`."""
+        """Compute `Live2DiffPipeline.encode`."""
         return self._in_parts("encode", self._encode, images)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """As `Live2DiffPipeline.decode`, without the content filter."""
+        """Compute `Live2DiffPipeline.decode`, without the content filter."""
         return self._in_parts("decode", self._decode, latents)
 
     def apply_filter(self, content_filter: Function, images: Tensor) -> Tensor:
-        """As `content_filter(images)`."""
+        """Compute `content_filter(images)`."""
         return self._in_parts("filter", content_filter, images)
 
     def inverse_depth(self, images: Tensor) -> Tensor:
-        """As `Live2DiffPipeline.inverse_depth`."""
+        """Compute `Live2DiffPipeline.inverse_depth`."""
         return self._in_parts("depth", self._depth, images)
 
     def takes(self, window: Window, cache: KVCache) -> bool:
-        """True if `predict` can be called: one frame a row."""
+        """Return whether `predict` can be called: for one frame per row."""
         return window.frames == 1
 
     def forget(self) -> None:
         """Free the graphs captured so far."""
-        self.graphs = GraphCache()  # a memory pool that no graph uses any more cannot be captured into
+        self.graphs = GraphCache()  # with a new memory pool: an unused one cannot be captured into
 
     def predict(self, *inputs: Any) -> Tensor:
-        """As `StreamUNet.forward`; the window is that of the cache's count, read again at each replay."""
+        """Compute `StreamUNet.forward`; the window follows from the cache's count at each replay."""
         *tensors, _, cache = inputs
         attend = self.attention if self.attention is not None and self.attention.takes(cache) else None
         if self._float8 is not None:
@@ -182,7 +182,7 @@ class CudaRuntime:
         return self.graphs("predict", step, *tensors, *index, state=cache.tensors)
 
     def _in_parts(self, name: str, function: Function, batch: Tensor) -> Tensor:
-        """Compute parts of 1, 2, 4, 8, ... rows, each number of which is a graph of its own."""
+        """Compute a batch in parts of 1, 2, 4, 8, ... rows, with one graph for each of these sizes."""
         parts = batch.split(powers_of_two(len(batch)))
         outputs = [self.graphs(name, function, part) for part in parts]
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]

@@ -1,7 +1,7 @@
-"""Find the device that works by running a tiny product on it, and say what is lacking where it fails.
+"""Find a device that works by running a tiny matrix product on it, and explain why others do not.
 
-`torch.cuda.is_available()` is not taken at its word: it knows nothing of a card too old for this build of
-torch, nor of one that has failed, and where it says no, a card may be there that lacks a driver or a build.
+`torch.cuda.is_available()` is not enough: it is true for a card that is too old for this build of torch or
+has failed, and false for a card that only lacks a driver or another build of torch.
 """
 
 import gc
@@ -17,14 +17,14 @@ from ..errors import is_out_of_memory
 QUERY = ["--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
 SMI_SECONDS = 20.0
 INSTALL = "pip install --force-reinstall torch=={} --index-url https://download.pytorch.org/whl/{}"
-DRIVER, OLD_DRIVER = 580, 525  # the oldest drivers for builds of torch with CUDA 13 and with CUDA 12.6
-OLDEST, NEWEST_OF_OLD_BUILD = (7, 5), (9, 0)  # compute capabilities: CUDA 13's first, CUDA 12.6's last
+DRIVER, OLD_DRIVER = 580, 525  # oldest drivers for builds of torch with CUDA 13 and with CUDA 12.6
+OLDEST, NEWEST_OF_OLD_BUILD = (7, 5), (9, 0)  # compute capabilities: lowest of CUDA 13, highest of CUDA 12.6
 KINDS = ("cpu", "cuda", "mps")
-SIDE = 8  # of the tiny product's matrices
+SIDE = 8  # of the matrices in the tiny product
 
 
 class DeviceError(ValueError):
-    """A device cannot be used; the message says why and what to do."""
+    """A device cannot be used; the message says why, and what to do."""
 
 
 class NoSuchDevice(DeviceError):
@@ -33,14 +33,14 @@ class NoSuchDevice(DeviceError):
 
 @dataclass(frozen=True)
 class Card:
-    """An NVIDIA card as its driver describes it."""
+    """An NVIDIA card as reported by its driver."""
 
     name: str
     driver: str
     capability: tuple[int, int]
 
     @property
-    def driver_is(self) -> int:
+    def driver_major(self) -> int:
         """The driver's major version; 0 if it is unknown."""
         major = self.driver.split(".")[0]
         return int(major) if major.isdecimal() else 0
@@ -50,17 +50,18 @@ class Card:
         version = torch.__version__.split("+")[0]
         old_build = INSTALL.format(version, "cu126")
         if self.capability < OLDEST:
-            driver = "" if self.driver_is >= OLD_DRIVER else f"Update its driver to {OLD_DRIVER} or newer. "
+            is_new = self.driver_major >= OLD_DRIVER
+            driver = "" if is_new else f"Update its driver to {OLD_DRIVER} or newer. "
             return f"{driver}Install torch's build for older cards: {old_build}"
-        if self.driver_is >= DRIVER:
+        if self.driver_major >= DRIVER:
             return f"Install torch's build for it: {INSTALL.format(version, 'cu130')}"
         also = f", or install torch's build for older drivers: {old_build}"
-        has_old_build = self.capability <= NEWEST_OF_OLD_BUILD and self.driver_is >= OLD_DRIVER
+        has_old_build = self.capability <= NEWEST_OF_OLD_BUILD and self.driver_major >= OLD_DRIVER
         return f"Update its driver, {self.driver}, to {DRIVER} or newer{also if has_old_build else ''}"
 
 
 def find_card() -> Card | None:
-    """Return the first card that `nvidia-smi` lists, None where there is none or no driver."""
+    """Return the first card that `nvidia-smi` lists, None if there is no card or no driver."""
     program = shutil.which("nvidia-smi")
     if program is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # hidden on purpose
         return None
@@ -76,10 +77,10 @@ def find_card() -> Card | None:
 
 
 def run_tiny_product(device: str | torch.device) -> None:
-    """Multiply two small matrices in half precision on a device and look at the result.
+    """Multiply two small matrices in half precision on a device and check the result.
 
     Raises:
-        RuntimeError: the device does not compute, or not what it should.
+        RuntimeError: the product failed or is wrong.
     """
     ones = torch.ones(SIDE, SIDE, dtype=torch.float16, device=device)
     total = (ones @ ones).sum().item()
@@ -88,10 +89,10 @@ def run_tiny_product(device: str | torch.device) -> None:
 
 
 def check_device(device: str | torch.device) -> None:
-    """Check that a device computes.
+    """Check that a device works.
 
     Raises:
-        DeviceError: it does not; the message says what to do.
+        DeviceError: it does not; the message says why, and what to do.
     """
     kind, index = parse_device(device)
     if kind == "cuda" and not torch.cuda.is_available():
@@ -99,10 +100,10 @@ def check_device(device: str | torch.device) -> None:
     if kind == "cuda" and index is not None and index != (current := torch.cuda.current_device()):
         raise DeviceError(
             f"The device cuda:{index} is not cuda:{current}, on which CUDA graphs are captured here. "
-            f"Set CUDA_VISIBLE_DEVICES={index} and take the device 'cuda'."
+            f"Set CUDA_VISIBLE_DEVICES={index} and choose the device 'cuda'."
         )
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise NoSuchDevice("There is no GPU of Apple's here that torch can use (MPS): take another device.")
+        raise NoSuchDevice("There is no Apple GPU here that torch can use (MPS): choose another device.")
     try:
         run_tiny_product(device)
     except RuntimeError as error:
@@ -112,8 +113,8 @@ def check_device(device: str | torch.device) -> None:
         if kind == "cuda" and (card := find_card()) is not None and not is_built_for(card.capability):
             major, minor = card.capability
             raise DeviceError(
-                f"The {card.name} (compute capability {major}.{minor}) is none that this build of torch has "
-                f"kernels for: {', '.join(torch.cuda.get_arch_list())}. {card.advice()}"
+                f"This torch build has no kernels for the {card.name} (compute capability {major}.{minor}), "
+                f"only for {', '.join(torch.cuda.get_arch_list())}. {card.advice()}"
             ) from None
         raise DeviceError(
             f"The device {device} is there but does not compute: {first_line}. Restart the machine; if that "
@@ -125,7 +126,7 @@ def parse_device(device: str | torch.device) -> tuple[str, int | None]:
     """Return the kind of a device and its index, None if it has none.
 
     Raises:
-        DeviceError: there is no such kind, or it is none that a model runs on.
+        DeviceError: there is no such kind, or models do not run on it.
     """
     try:
         parsed = torch.device(device)
@@ -137,13 +138,13 @@ def parse_device(device: str | torch.device) -> tuple[str, int | None]:
 
 
 def missing_cuda(card: Card | None) -> DeviceError:
-    """Return why torch finds no CUDA GPU, where the driver reports this card."""
+    """Return an error that says why torch finds no CUDA GPU although the driver reports `card`, if any."""
     if card is None:
         return NoSuchDevice("There is no CUDA GPU here that torch can use.")
     build = torch.version.cuda
     if build is None:
         problem = f"This machine has an {card.name}, but this build of torch is without CUDA"
-    elif card.driver_is < (DRIVER if int(build.split(".")[0]) >= 13 else OLD_DRIVER):
+    elif card.driver_major < (DRIVER if int(build.split(".")[0]) >= 13 else OLD_DRIVER):
         problem = f"The driver of the {card.name} is too old for this build of torch (CUDA {build})"
     else:
         return DeviceError(
@@ -154,7 +155,7 @@ def missing_cuda(card: Card | None) -> DeviceError:
 
 
 def is_built_for(capability: tuple[int, int]) -> bool:
-    """Return whether this build of torch has kernels that a card of this compute capability runs."""
+    """Return whether this build of torch has kernels for a card of this compute capability."""
     for name in torch.cuda.get_arch_list():  # sm_86 runs on 8.6 to 8.9; compute_86 from 8.6 on
         kind, _, digits = name.rstrip("af").partition("_")
         built = int(digits[:-1]), int(digits[-1])
@@ -164,7 +165,7 @@ def is_built_for(capability: tuple[int, int]) -> bool:
 
 
 def best_device() -> tuple[str, str]:
-    """Return the fastest kind of device that works, and why it is not the GPU that is there, or ""."""
+    """Return the fastest kind of device that works, and why a GPU that is present does not, or ""."""
     problems = []
     for device in ("cuda", "mps"):
         try:
@@ -178,7 +179,7 @@ def best_device() -> tuple[str, str]:
 
 
 def is_lost(device: torch.device) -> bool:
-    """Return whether a device that worked does not any more: errors of CUDA can stick."""
+    """Return whether a device no longer works: some errors of CUDA are permanent for the process."""
     if device.type == "cpu":
         return False
     try:
@@ -189,7 +190,7 @@ def is_lost(device: torch.device) -> bool:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Return the bytes that a GPU has left for tensors, None for a CPU."""
+    """Return the free bytes of a GPU's memory, None for a CPU."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
@@ -198,7 +199,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def release_memory() -> None:
-    """Return memory that nothing uses any more to the device; call it outside of `except`."""
+    """Return unused memory to the device; call it outside of `except`, where a traceback keeps tensors."""
     gc.collect()
     torch.cuda.empty_cache()
     if torch.backends.mps.is_available():

@@ -1,7 +1,7 @@
-"""Linear layers in 8-bit floats (e4m3) on GPUs that multiply these twice as fast as 16-bit ones.
+"""Linear layers in 8-bit floats (e4m3), for GPUs that multiply these twice as fast as 16-bit floats.
 
-Each row of the input and of the weight has a scale of its own, so a viewer's frame does not depend on others
-in the batch. Query, key and value are not among them: their weights are parts of one tensor already.
+Each row of the input and of the weight has its own scale, so a viewer's frame does not depend on others in
+the batch. Query, key and value are left out, as `projections` has packed their weights.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from ..model.unet import StreamUNet
 
 DTYPE = torch.float8_e4m3fn
 LARGEST = 448.0
-CAPABILITY = (8, 9)  # of the first cards that have such products
-MULTIPLE = 16  # of rows and columns of a weight
+CAPABILITY = (8, 9)  # the lowest compute capability with such products
+MULTIPLE = 16  # which the rows and columns of a weight must be
 
 
 def has_float8(device: torch.device) -> bool:
@@ -28,13 +28,13 @@ def has_float8(device: torch.device) -> bool:
 
 
 def scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Convert `[M, K]` to 8-bit floats and the scales of the rows, float32 `[M, 1]`."""
+    """Convert `[M, K]` to 8-bit floats; return them and the scales of the rows, float32 `[M, 1]`."""
     scales = rows.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-12) / LARGEST
     return (rows.float() / scales).to(DTYPE), scales
 
 
 def multiply(layer: Any, weight: Tensor, weight_scales: Tensor, x: Tensor) -> Tensor:
-    """As `nn.Linear.forward`, with the weight as `scaled` gives it."""
+    """Compute `nn.Linear.forward` with a weight from `scaled`."""
     rows, scales = scaled(x.flatten(0, -2))
     by_row = functional.ScalingType.RowWise  # pyright: ignore[reportPrivateImportUsage]
     out = functional.scaled_mm(
@@ -45,7 +45,7 @@ def multiply(layer: Any, weight: Tensor, weight_scales: Tensor, x: Tensor) -> Te
 
 
 class Float8Linears:
-    """The layers of a UNet's feed-forwards, and their weights in 8 bits."""
+    """The linear layers of a UNet's feed-forwards, with their weights in 8 bits."""
 
     def __init__(self, unet: StreamUNet) -> None:
         parents = [module for module in unet.modules() if isinstance(module, FeedForward)]
@@ -54,7 +54,7 @@ class Float8Linears:
         self._written = self._versions()
 
     def forwards(self) -> dict[nn.Module, Callable[..., Tensor]]:
-        """Return the forwards of the layers."""
+        """Return the forward of each layer."""
         return {layer: partial(multiply, layer, *weight) for layer, weight in self._weights.items()}
 
     @torch.no_grad()
@@ -71,5 +71,5 @@ class Float8Linears:
 
 
 def is_aligned(layer: nn.Linear) -> bool:
-    """Return whether a layer's weight has a shape that GPUs multiply in 8 bits."""
+    """Return whether GPUs can multiply a layer's weight in 8 bits, by its shape."""
     return layer.in_features % MULTIPLE == 0 and layer.out_features % MULTIPLE == 0

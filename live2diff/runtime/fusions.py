@@ -1,7 +1,7 @@
 """Group norms, gated activations and the tiny VAE's blocks with fewer kernels than PyTorch's own operations.
 
 PyTorch's group norm takes three kernels and transposes a channels-last image before and after. Each operation
-has a plain form for the CPU; `tests/runtime/test_fusions.py` holds the kernels to these.
+has a plain form for the CPU, with which `tests/runtime/test_fusions.py` compares the kernels.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.bit.modeling_bit import BitGroupNormActivation
 
-ELEMENTS = 2048  # of a block of a group norm
-GATED = 1024  # elements of a program of a gated activation
+ELEMENTS = 2048  # per block of a group norm
+GATED = 1024  # elements per program of a gated activation
 WARPS = 4
 ACTIVATIONS = ("", "silu", "relu")
 SILU, RELU = tl.constexpr(1), tl.constexpr(2)
@@ -31,7 +31,7 @@ def group_norm_kernel(
     C: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, BLOCK: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Normalize one group of channels of one image, `[pixels, C]` in memory, and activate it."""
+    """Normalise one group of channels of one image, `[pixels, C]` in memory, and activate it."""
     first, image = tl.program_id(0) * GROUP, tl.program_id(1).to(tl.int64)
     d = tl.arange(0, GROUP_PADDED)
     of_group, channel = d < GROUP, first + d
@@ -78,7 +78,7 @@ def geglu_kernel(x, out, size, C: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def norm_layout(channels: int, groups: int) -> dict[str, int]:
-    """Return the constants of a group norm's kernel."""
+    """Return the constants of the group norm kernel."""
     group = channels // groups
     padded = triton.next_power_of_2(group)
     return {"C": channels, "GROUP": group, "GROUP_PADDED": padded, "BLOCK": max(1, ELEMENTS // padded)}
@@ -99,7 +99,7 @@ def launch_group_norm(
 
 @torch.library.custom_op("live2diff::group_norm", mutates_args=(), device_types="cuda")
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, activation: str) -> Tensor:
-    """Normalize groups of channels of `[n, C, h, w]` and activate them; the result is channels last."""
+    """Normalise groups of channels of `[n, C, h, w]` and activate them; the result is channels last."""
     return launch_group_norm(x, weight, bias, groups, eps, activation)
 
 
@@ -137,7 +137,7 @@ def plain_geglu(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("live2diff::conv_relu", mutates_args=(), device_types="cuda")
 def conv_relu(x: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None) -> Tensor:
-    """Convolve 3 x 3 with a border of one, add a tensor if there is one, and cut off what is negative."""
+    """Apply a 3 x 3 convolution with zero padding of one, add `added` if given, and apply a ReLU."""
     ones = [1, 1]
     if added is None:
         return torch.cudnn_convolution_relu(x, weight, bias, ones, ones, ones, 1)
@@ -171,54 +171,54 @@ def conv_relu_shape(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
 
 
 def norm(module: nn.GroupNorm, x: Tensor, activation: str = "") -> Tensor:
-    """Normalize and activate."""
+    """Compute `GroupNorm.forward` and an activation."""
     return group_norm(x, module.weight, module.bias, module.num_groups, module.eps, activation)
 
 
-def norm_of_depth(module: BitGroupNormActivation, x: Tensor) -> Tensor:
-    """As the module's `forward`."""
+def bit_norm(module: BitGroupNormActivation, x: Tensor) -> Tensor:
+    """Compute `BitGroupNormActivation.forward`."""
     return norm(module, x, "relu" if isinstance(module.activation, nn.ReLU) else "")
 
 
 def resnet(module: Any, x: Tensor, embedding: Tensor) -> Tensor:
-    """As `ResnetBlock2D.forward`, for blocks as Stable Diffusion has them."""
+    """Compute `ResnetBlock2D.forward`, for a block that `is_plain`."""
     y = module.conv1(norm(module.norm1, x, "silu"))
     y = norm(module.norm2, y + module.time_emb_proj(embedding)[:, :, None, None], "silu")
     return (x if module.conv_shortcut is None else module.conv_shortcut(x)) + module.conv2(y)
 
 
 def gated(module: GEGLU, x: Tensor) -> Tensor:
-    """As `GEGLU.forward`."""
+    """Compute `GEGLU.forward`."""
     return geglu(module.proj(x))
 
 
 def tiny_block(module: Any, x: Tensor) -> Tensor:
-    """As `AutoencoderTinyBlock.forward`."""
+    """Compute `AutoencoderTinyBlock.forward`."""
     first, _, second, _, last = module.conv
     y = conv_relu(conv_relu(x, first.weight, first.bias, None), second.weight, second.bias, None)
     return conv_relu(y, last.weight, last.bias, module.skip(x))
 
 
 def is_plain(block: Any) -> bool:
-    """Return whether `resnet` computes what a block of diffusers does."""
+    """Return whether `resnet` computes the same as a block's own `forward`."""
     plain = block.upsample is None and block.downsample is None and block.output_scale_factor == 1.0
     plain = plain and block.time_emb_proj is not None and block.time_embedding_norm == "default"
     return plain and block.skip_time_act and isinstance(block.nonlinearity, nn.SiLU) and not block.training
 
 
 def fused_forward(module: nn.Module) -> Callable[..., Tensor] | None:
-    """Return what computes a module's `forward`, called with the module first; None where nothing does."""
+    """Return a faster `forward` of a module, to be called with the module first; None if there is none."""
     if type(module) is ResnetBlock2D:
         return resnet if is_plain(module) else None
     if type(module) is AutoencoderTinyBlock:
-        pads = module.conv[0].padding_mode  # cuDNN's pad with zeros
+        pads = module.conv[0].padding_mode  # cuDNN pads with zeros
         return tiny_block if isinstance(module.conv[1], nn.ReLU) and pads == "zeros" else None
     found: dict[type, Callable[..., Tensor]] = {nn.GroupNorm: norm, GEGLU: gated}
-    return (found | {BitGroupNormActivation: norm_of_depth}).get(type(module))
+    return (found | {BitGroupNormActivation: bit_norm}).get(type(module))
 
 
 def fused_forwards(*networks: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
-    """Return the forwards of the modules that have a faster one."""
+    """Return the faster forwards of all modules that have one."""
     modules = [module for network in networks for module in network.modules()]
     found = {module: fused_forward(module) for module in modules}
     return {module: partial(function, module) for module, function in found.items() if function}

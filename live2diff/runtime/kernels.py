@@ -1,7 +1,7 @@
-"""The temporal attention to one new frame as a single Triton kernel, the write to the cache included.
+"""The temporal attention of one new frame as a single Triton kernel, with the write to the cache.
 
-PyTorch's own operations read the cache several times over. `model.attention` has the plain form, which is the
-reference: `tests/runtime/test_kernels.py` holds this to it, interpreted on a CPU and compiled for GPUs.
+PyTorch's own operations read the cache several times. `model.attention` is the reference, with which
+`tests/runtime/test_kernels.py` compares this, interpreted on a CPU and compiled for GPUs.
 """
 
 from typing import Any
@@ -18,9 +18,9 @@ from ..model.kv_cache import KVCache
 from .projections import pack
 
 CACHE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
-ELEMENTS = 1024  # of a head's keys in one program: 16 for each thread of 2 warps
+ELEMENTS = 1024  # of a head's keys per program: 16 for each thread of 2 warps
 WARPS = 2
-ROUNDING = tl.constexpr(1.5 * 2**23)  # added to a small float32 and taken away again, it rounds half to even
+ROUNDING = tl.constexpr(1.5 * 2**23)  # added to a small float32 and subtracted, it rounds half to even
 LARGEST = tl.constexpr(127.0)  # of int8
 LEAST = tl.constexpr(1e-30)  # scale, as in `model.kv_cache.quantise`
 WARMUP = tl.constexpr(WARMUP_FRAMES)
@@ -30,13 +30,13 @@ ENTRIES = tl.constexpr(WINDOW)
 
 @triton.jit
 def store_entry(entry, to, scale_to, mask, inside, SCALED: tl.constexpr):
-    """Store keys or values of a frame, `[BLOCK, D]`; return what the cache then holds, in float32."""
+    """Store keys or values of a frame, `[BLOCK, D]`; return the stored values in float32."""
     if not SCALED:
         tl.store(to, entry, mask=mask)
         return entry.to(tl.float32)
     full = entry.to(tl.float32)
     scale = tl.maximum(tl.div_rn(tl.max(tl.abs(full), axis=1), LARGEST), LEAST)
-    bits = scale.to(tl.int32, bitcast=True)  # rounded to bfloat16 by hand: Triton's interpreter truncates
+    bits = scale.to(tl.int32, bitcast=True)  # round to bfloat16 by hand, as Triton's interpreter truncates
     bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
     scale = bits.to(tl.float32, bitcast=True)
     scales = tl.broadcast_to(scale[:, None], full.shape)
@@ -48,7 +48,7 @@ def store_entry(entry, to, scale_to, mask, inside, SCALED: tl.constexpr):
 
 @triton.jit
 def load_entry(entry, own, at, scale_at, table, is_own, mask, read, reads, SCALED: tl.constexpr):
-    """Return an entry's keys or values with their position, float32 `[BLOCK, D]`."""
+    """Return keys or values of an entry plus those of its position, float32 `[BLOCK, D]`."""
     loaded = tl.load(entry + at, mask=read, other=0.0).to(tl.float32)
     if SCALED:
         loaded *= tl.load(scale_at, mask=reads, other=0.0).to(tl.float32)[:, None]
@@ -61,7 +61,7 @@ def attend_kernel(
     C: tl.constexpr, H: tl.constexpr, D: tl.constexpr, D_PADDED: tl.constexpr, BLOCK: tl.constexpr,
     SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Attend from BLOCK pixels of one head of one new frame to its window; arguments as `attend`'s."""
+    """Attend from BLOCK pixels of one head of one new frame to its window; arguments as for `attend`."""
     head, frame = tl.program_id(0), tl.program_id(2)
     pixel, d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D_PADDED)
     inside, of_head, channel = pixel < pixels, d < D, head * D + d
@@ -90,7 +90,7 @@ def attend_kernel(
         number = tl.full([], entry, tl.int32)
         age = (slot - number + 2 * RECENT) % RECENT
         is_seen, is_own = (age <= before) | (number < WARMUP), slot == number
-        # The frame's own entry, which is on its way to memory, and those of no frame are not read.
+        # Neither the frame's own entry, which is still being written, nor empty entries are read.
         reads = pixel < tl.where(is_seen & (slot != number), pixels, 0)
         read = reads[:, None] & of_head[None, :]
         at_entry, at_scale = number * pixels * C + at, scales + 2 * number * pixels * H + scale_at
@@ -109,7 +109,7 @@ def attend_kernel(
 
 
 def layout(channels: int) -> dict[str, int]:
-    """Return the kernel's constants for so many channels."""
+    """Return the kernel's constants for a number of channels."""
     head = channels // TEMPORAL_HEADS
     padded = triton.next_power_of_2(head)
     block = max(1, ELEMENTS // padded)
@@ -126,12 +126,12 @@ def attend(
     values: Tensor,
     scales: Tensor | None,
 ) -> Tensor:
-    """Store the entries of one new frame a row and attend from it to its window, `[B, 1, P, C]`.
+    """Store keys and values of one new frame per row and attend from it to its window, `[B, 1, P, C]`.
 
     Args:
         new: queries, keys and values of the new frames without their positions, `[B, 1, P, 3 * C]`.
         tables: what the 16 positions add to query, key and value, `[3, 16, C]`.
-        index: the rows of the frames in what follows, int64 `[B]`; no two are the same.
+        index: the row of each frame in the following tensors, int64 `[B]`; no two are the same.
         count: frames that each row has streamed, int64 `[rows]`.
         keys: of the cache, `[rows, 16, P, C]`.
         values: as `keys`.
@@ -141,7 +141,7 @@ def attend(
     out = new.new_empty(frames, 1, pixels, channels)
     constants = layout(channels)
     grid = TEMPORAL_HEADS, triton.cdiv(pixels, constants["BLOCK"]), frames
-    scaled = keys if scales is None else scales  # not read where there are none
+    scaled = keys if scales is None else scales  # not read if there are none
     attend_kernel[grid](
         new, tables, index, count, keys, values, scaled, out,
         keys.stride(0), scaled.stride(0), pixels, **constants, SCALED=scales is not None, num_warps=WARPS,  # pyright: ignore
@@ -156,13 +156,13 @@ def attend_shape(new: Tensor, *others: Tensor | None) -> Tensor:
 
 
 class FusedAttention:
-    """The temporal attentions of a UNet through the kernel; `KVCache.attend`.
+    """The temporal attentions of a UNet by the kernel, for `KVCache.attend`.
 
-    The weights of the three projections of each become parts of one tensor, `weights`, so that they are one
-    product. What is written to them later is written to it.
+    The weights of each attention's three projections become views of one tensor in `weights`, so that they
+    are one product; later writes to them reach this tensor.
     """
 
-    window = Window(*[torch.empty(1, 1)] * 4)  # one frame a row: the kernel finds the rest by the count
+    window = Window(*[torch.empty(1, 1)] * 4)  # only says one frame per row: the kernel uses the count
 
     def __init__(self, unet: nn.Module) -> None:
         self.weights: dict[Any, Tensor] = {}  # `[3 * C, C]`
@@ -173,12 +173,12 @@ class FusedAttention:
                 self.weights[module] = pack(module.to_q, module.to_k, module.to_v)
 
     def takes(self, cache: KVCache) -> bool:
-        """True if the kernel knows how the cache stores numbers."""
+        """Return whether the kernel supports the precision of the cache."""
         return cache.keys[0].dtype in CACHE_DTYPES
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Compute what positions add to queries, keys and values, in place, if the weights have changed."""
+        """Update in place what positions add to queries, keys and values, if the weights have changed."""
         parts = [(m.to_q.weight, m.to_k.weight, m.to_v.weight) for m in self.weights]
         written = [weight._version for of_module in parts for weight in of_module]
         if written == self._written:
@@ -190,7 +190,7 @@ class FusedAttention:
         self._written = written
 
     def __call__(self, module: nn.Module, x: Tensor, cache: KVCache, layer: int) -> Tensor:
-        """As `model.kv_cache.FusedAttention`; the cache has an `index`."""
+        """Compute `model.kv_cache.FusedAttention.__call__`; the cache must have an `index`."""
         assert cache.index is not None
         scales = None if cache.scales is None else cache.scales[layer]
         keys, values = cache.keys[layer], cache.values[layer]

@@ -1,7 +1,7 @@
-"""Apple's GPUs: spatial attention of many rows, one row after the other.
+"""Compute spatial attention row by row on Apple's GPUs, to save memory.
 
-Their attention is not fused: the 8 rows of a warmup at 512 x 512 would take some 9 GB at once, as each row's
-scores are 4,096 x 4,096 for each head.
+Their attention is not fused: the 8 rows of a warmup at 512 x 512 would take about 9 GB at once, as a row has
+4,096 x 4,096 scores for each head.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from ..model.unet import StreamUNet
 
 
 class RowByRow(AttnProcessor2_0):
-    """diffusers' attention, one row at a time where there are more than one stream's denoising steps."""
+    """diffusers' attention, one row at a time if there are more rows than denoising steps of a stream."""
 
     def __call__(
         self,
@@ -25,7 +25,7 @@ class RowByRow(AttnProcessor2_0):
         *arguments: Any,
         **options: Any,
     ) -> Tensor:
-        """Attend in rows `[rows, tokens, channels]` to themselves or to as many rows of the prompt's."""
+        """Attend from `[rows, pixels, C]` to itself or to the prompt, `[rows, tokens, dim]`."""
         attend = super().__call__
         if len(hidden_states) <= MAX_DENOISING_STEPS:
             return attend(attn, hidden_states, encoder_hidden_states, *arguments, **options)
@@ -36,5 +36,5 @@ class RowByRow(AttnProcessor2_0):
 
 
 def spare_memory(unet: StreamUNet) -> None:
-    """Have a UNet attend row by row."""
+    """Make a UNet compute its spatial attention row by row."""
     unet.set_attn_processor(RowByRow())

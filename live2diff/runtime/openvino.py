@@ -1,8 +1,8 @@
 """Compute a model's frames with OpenVINO on a CPU, in place of PyTorch's own kernels.
 
-A compiled graph has its weights packed once, joins small kernels, and computes most layers in 8 bits where
-the processor can. `accelerate` traces the graphs once for a model and keeps them on the disk; they are
-compiled, in about a second, for each working size and number of steps. The warmup is left to PyTorch.
+A compiled graph has packed weights and fused operations, and computes most layers in 8 bits if the processor
+can. `accelerate` traces the graphs of a model once and keeps them on disk; they are compiled, in about a
+second, for each working size and number of steps. The warmup is left to PyTorch.
 """
 
 import hashlib
@@ -41,22 +41,22 @@ from .openvino_graphs import (
 )
 
 OPTIONS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-MOST_SHAPES = 8  # more than the visitors and clips that take turns on a CPU, each with sizes of their own
-KEPT_SECONDS = 30 * 24 * 3600.0  # graphs that no start has used for so long are deleted
+MOST_SHAPES = 8  # more than the viewers and clips that take turns on a CPU, each with its own size
+KEPT_SECONDS = 30 * 24 * 3600.0  # graphs unused for longer are deleted
 
 PACKAGE = Path(__file__).parents[1]
-TRACED_CODE = ("config.py", "model/*.py", "runtime/openvino*.py")  # what shapes the graphs
+TRACED_CODE = ("config.py", "model/*.py", "runtime/openvino*.py")  # the code that the graphs depend on
 TRACING_LIBRARIES = ("torch", "diffusers", "transformers", "openvino")
 
 
 class CompiledPart:
-    """One graph, compiled for each shape of inputs that it meets; the latest few are kept.
+    """One graph, compiled for each new shape of inputs; the latest few are kept.
 
-    Tensors go in and come out as PyTorch's, in float32 or int64. Thread-safe.
+    Inputs and outputs are PyTorch tensors in float32 or int64. Thread-safe.
     """
 
     def __init__(self, path: Path):
-        self._graph = ov.Core().read_model(path)  # read now: the file may be deleted while this is in use
+        self._graph = ov.Core().read_model(path)  # read now, as the file may be deleted while this is in use
         self._lock = threading.Lock()
         self._request = lru_cache(MOST_SHAPES)(self._compile)
 
@@ -71,7 +71,7 @@ class CompiledPart:
             return [torch.tensor(output.data) for output in request.output_tensors]
 
     def forget(self) -> None:
-        """Free what was compiled."""
+        """Free the compiled graphs."""
         with self._lock:
             self._request.cache_clear()
 
@@ -83,38 +83,38 @@ class CompiledPart:
 
 
 class OpenVINORuntime:
-    """The parts of a model, compiled: a pipeline that has it as `runtime` calls it for each frame."""
+    """The networks of a model as OpenVINO graphs in the folder of `write_graphs`, for `pipeline.runtime`."""
 
-    def __init__(self, folder: Path):  # which `write_graphs` made
+    def __init__(self, folder: Path):
         self._parts = {file.stem: CompiledPart(file) for file in folder.glob("*.xml")}
 
     def encode(self, images: Tensor) -> Tensor:
-        """As `Live2DiffPipeline.encode`."""
+        """Compute `Live2DiffPipeline.encode`."""
         return self._parts["encode"](images)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """As `Live2DiffPipeline.decode`, without the content filter."""
+        """Compute `Live2DiffPipeline.decode`, without the content filter."""
         return self._parts["decode"](latents)[0]
 
     def apply_filter(self, content_filter: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """As `content_filter(images)`."""
+        """Compute `content_filter(images)`."""
         return content_filter(images)
 
     def inverse_depth(self, images: Tensor) -> Tensor:
-        """As `Live2DiffPipeline.inverse_depth`."""
+        """Compute `Live2DiffPipeline.inverse_depth`."""
         return self._parts["depth"](images)[0]
 
     def takes(self, window: Window, cache: KVCache) -> bool:
-        """True if `predict` can be called: one frame a row, keys and values in float32, rows in place."""
+        """Return whether `predict` can be called: for one frame per row and a float32 cache without index."""
         return window.frames == 1 and cache.keys[0].dtype == torch.float32 and cache.index is None
 
     def forget(self) -> None:
-        """Free what was compiled for the sizes so far."""
+        """Free the graphs compiled so far."""
         for part in self._parts.values():
             part.forget()
 
     def predict(self, *inputs: Any) -> Tensor:
-        """As `StreamUNet.forward`; the new keys and values are written to the cache."""
+        """Compute `StreamUNet.forward`, and write the new keys and values to the cache."""
         *tensors, window, cache = inputs
         prediction, *written = self._parts["denoise"](*tensors, cache.count, *entries_of(cache))
         for layer, (key, value) in enumerate(zip(written[::2], written[1::2], strict=True)):
@@ -123,7 +123,7 @@ class OpenVINORuntime:
 
 
 def entries_of(cache: KVCache) -> list[Tensor]:
-    """Return key, value, key, ... of each attention, as the UNet's graph takes them."""
+    """Return key, value, key, value, ... of all attentions, as inputs of the UNet's graph."""
     return [tensor for pair in zip(cache.keys, cache.values, strict=True) for tensor in pair]
 
 
@@ -133,10 +133,10 @@ def accelerate(
     cache_folder: str | Path | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Give a float32 pipeline on the CPU, whose weights stay, its runtime; trace the graphs if they are new.
+    """Add this runtime to a float32 pipeline on the CPU whose weights do not change; trace new graphs.
 
-    `ranges` are those of the inputs of layers that may be computed in 8 bits. `cache_folder` holds the graphs
-    of all models, by default beside the Hub's cache. `report` gets a sentence before work that takes a while.
+    `ranges` are input ranges of the layers that may be computed in 8 bits. `cache_folder` holds the graphs of
+    all models, by default beside the Hub's cache. `report` is called with a line before work that takes long.
 
     Raises:
         OSError: the graphs cannot be written.
@@ -145,8 +145,8 @@ def accelerate(
     ranges = ranges if ranges and computes_in_8_bits() else {}
     folder = cache_folder / f"openvino-{digest(pipeline, ranges)}"
     if folder.is_dir():
-        with suppress(OSError):  # a cache that is shared and read-only
-            os.utime(folder)  # it is in use: not to be deleted yet
+        with suppress(OSError):  # the cache may be shared and read-only
+            os.utime(folder)  # keeps `delete_unused` from deleting it
     else:
         report("Preparing the model for this processor; this is done once and takes some seconds")
         write_graphs(pipeline, ranges, folder)
@@ -155,16 +155,16 @@ def accelerate(
 
 
 def computes_in_8_bits() -> bool:
-    """True if the processor multiplies and adds up bytes in one instruction.
+    """Return whether the processor multiplies and adds bytes in one instruction (VNNI).
 
-    Without that, 8 bits gain less, and sums of products of full 8 bits may overflow.
+    Without it, 8 bits are less of a gain, and sums of products of full 8 bits may overflow.
     """
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_vnni", False) or has.get("avx_vnni", False))
 
 
 def digest(pipeline: Live2DiffPipeline, ranges: Ranges, package: Path = PACKAGE) -> str:
-    """Hash all that the graphs depend on: weights, configuration, libraries, and the code in `package`."""
+    """Hash everything that the graphs depend on: weights, configuration, libraries, code in `package`."""
     versions = {name: version(name) for name in TRACING_LIBRARIES}
     borders = pipeline.config["replicate_borders"]
     result = hashlib.sha256(json.dumps([ranges, versions, platform.machine(), borders]).encode())
@@ -180,7 +180,7 @@ def digest(pipeline: Live2DiffPipeline, ranges: Ranges, package: Path = PACKAGE)
 
 @torch.no_grad()
 def write_graphs(pipeline: Live2DiffPipeline, ranges: Ranges, folder: Path) -> None:
-    """Trace the parts and write their graphs into a new `folder`, all or nothing."""
+    """Trace the networks and write their graphs to a new `folder`, all or nothing."""
     height, width = pipeline.working_size(3, 4)
     images = torch.rand(2, 3, height, width) * 2 - 1
     latents = pipeline.encode(images)[:1]
@@ -204,13 +204,13 @@ def write_graphs(pipeline: Live2DiffPipeline, ranges: Ranges, folder: Path) -> N
         try:
             os.replace(Path(unfinished) / "graphs", folder)
         except OSError:
-            if not folder.is_dir():  # else another process was quicker
+            if not folder.is_dir():  # else another process was faster
                 raise
 
 
 def delete_unused(cache_folder: Path) -> None:
-    """Delete graphs, finished or not, that no start has used for 30 days."""
+    """Delete graphs, finished or not, that have not been used for 30 days."""
     for folder in cache_folder.glob("openvino-*"):
-        with suppress(OSError):  # another process was quicker
+        with suppress(OSError):  # another process may be faster
             if time.time() - folder.stat().st_mtime > KEPT_SECONDS:
                 shutil.rmtree(folder)

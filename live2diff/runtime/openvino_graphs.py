@@ -1,6 +1,6 @@
-"""Trace the parts of a model as OpenVINO graphs, most of their layers in 8 bits.
+"""Trace the networks of a model as OpenVINO graphs, with most layers in 8 bits.
 
-Why `quantise` and not NNCF: NNCF calibrates with sample frames on every machine that makes graphs. Here the
+Why `quantise` and not NNCF: NNCF calibrates with sample frames on every machine that traces graphs. Here the
 ranges are measured once, at the end of training, and shipped as a file; the layers that stay in 32 bits were
 chosen by how much finished clips flicker (NOTES.md). That is 25 lines, no dependency, the same everywhere.
 """
@@ -21,13 +21,13 @@ from ..config import TEMPORAL_HEADS, WINDOW
 from ..model.attention import TemporalAttention, Window
 from ..model.kv_cache import Pieces
 
-# Of a layer, by the name of its module: the lowest and the highest input after each channel is divided by its
-# scale, and these scales (SmoothQuant, Xiao et al., 2023: one large channel takes no levels from the others).
+# For each layer, by the name of its module: the lowest and the highest input after division by the scale of
+# its channel, and these scales (SmoothQuant, Xiao et al., 2023: large channels take no levels from others).
 Ranges = dict[str, tuple[float, float, list[float]]]
 
 
 class TracedPart(nn.Module):
-    """Wrap a function of a pipeline's module; the graph's layers are named `name.path.of.the.layer`."""
+    """A function of a pipeline's module, to be traced; layers are named `name.path.of.the.layer`."""
 
     def __init__(self, name: str, module: nn.Module, function: Callable[..., Any]):
         super().__init__()
@@ -40,20 +40,20 @@ class TracedPart(nn.Module):
 
 
 class ReadOnlyCache:
-    """A cache that collects new entries instead of storing them: a graph that wrote to it would copy it."""
+    """A cache that collects new entries and does not store them, as a graph that writes would copy it."""
 
     def __init__(self, entries: Sequence[Tensor], count: Tensor):
         self.window = self.window_of(count)
         self._entries = entries  # key, value, key, ... of each attention, `[B, 16, P, C]`
-        self.written: list[Tensor] = []  # the same of the new frame, `[B, 1, P, C]`
+        self.written: list[Tensor] = []  # the same for the new frame, `[B, 1, P, C]`
 
     def write(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> tuple[Pieces, Pieces]:
-        """Return the past entries with the new one as a 17th beside them."""
+        """Collect the new entry; return the past entries with it as the 17th."""
         self.written += [key, value]
         return [self._entries[2 * layer], key], [self._entries[2 * layer + 1], value]
 
     def attend(self, module: nn.Module, x: Tensor, cache: Any, layer: int) -> Tensor:
-        """As `model.kv_cache.FusedAttention`; sums over a head are products with ones and zeros."""
+        """Compute `FusedAttention.__call__`; sums over heads are products with ones and zeros."""
         assert isinstance(module, TemporalAttention)
         window, channels = self.window, x.shape[-1]
         query = module.to_q(x + module.positions[window.own][:, :, None])
@@ -79,7 +79,7 @@ class ReadOnlyCache:
 
     @staticmethod
     def window_of(count: Tensor) -> Window:
-        """`Window.stream` with the new frame as the 17th entry; the entry that it will evict is masked."""
+        """Return `Window.stream` with the new frame as the 17th entry; the entry that it evicts is masked."""
         stream = Window.stream(count)
         evicted = torch.arange(WINDOW) == stream.slots[:, :, None]
         return Window(
@@ -91,7 +91,7 @@ class ReadOnlyCache:
 
 
 def denoising_step(unet: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Run the UNet for one new frame a row: the prediction, then the keys and values to be written."""
+    """Run the UNet for one new frame per row; return the prediction and the keys and values to write."""
     sample, timestep, prompt_embeds, depth_latents, count, *entries = inputs
     cache = ReadOnlyCache(entries, count)
     prediction = unet(sample, timestep, prompt_embeds, depth_latents, cache.window, cache)
@@ -101,16 +101,16 @@ def denoising_step(unet: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
 def trace(part: TracedPart, *example: Tensor) -> ov.Model:
     """Convert a part to a graph for inputs of any size."""
     with warnings.catch_warnings():
-        # Tracing warns at each comparison of sizes; here they come out the same for all sizes.
+        # Tracing warns at each comparison of sizes, which here have the same result for all sizes.
         warnings.simplefilter("ignore")
         return ov.convert_model(part.eval(), example_input=example)
 
 
 def simplify_group_norms(graph: ov.Model) -> None:
-    """Write group norms as two sums over each channel and one pass of `a x + b`, which later layers can join.
+    """Rewrite group norms as two sums over each channel and `a x + b`, which later layers can be fused with.
 
-    OpenVINO's own (2026.4) ends the process on the UNet: on processors without AVX-512, and on all where
-    small operations are joined.
+    OpenVINO's own (2026.4) crashes the process on the UNet: on processors without AVX-512, and on all if
+    small operations are fused.
     """
     for node in graph.get_ordered_ops():
         if node.get_type_name() != "GroupNormalization":
@@ -137,9 +137,9 @@ def simplify_group_norms(graph: ov.Model) -> None:
 
 
 def merge_upsampling(graph: ov.Model, ranges: Ranges) -> None:
-    """Write a nearest-neighbour doubling and the 3 x 3 convolution after it as one transposed convolution.
+    """Rewrite nearest-neighbour doubling and the 3 x 3 convolution after it as one transposed convolution.
 
-    It computes the same with 4 products for each 9. Layers in `ranges` stay, as 8 bits gain more.
+    It gives the same with 4 products instead of 9. Layers in `ranges` are unchanged, as 8 bits gain more.
     """
     for node in graph.get_ordered_ops():
         if node.get_type_name() != "Convolution" or layer_of(node) in ranges:
@@ -162,7 +162,7 @@ def merge_upsampling(graph: ov.Model, ranges: Ranges) -> None:
             for down, right in product((0, 1), repeat=2)
         )
         entering, cut = before.input_value(0), [1, 1]
-        if replicated:  # the outermost pixels once more, which are two after the doubling
+        if replicated:  # pad before the doubling, which makes two border pixels of each
             edge, cut = operations.constant(np.array([0, 0, 1, 1])), [3, 3]
             entering = operations.pad(entering, edge, edge, "edge")
         merged = operations.convolution_backprop_data(
@@ -174,14 +174,14 @@ def merge_upsampling(graph: ov.Model, ranges: Ranges) -> None:
 
 
 def is_replicated(node: Any) -> bool:
-    """Return whether a node repeats the outermost pixels around an image."""
+    """Return whether a node pads an image with its border pixels."""
     return node.get_type_name() == "Pad" and node.get_attributes()["pad_mode"] == "edge"
 
 
 def quantise(graph: ov.Model, ranges: Ranges) -> None:
-    """Round inputs and weights of the layers in `ranges` to 8 bits, for processors that compute in them.
+    """Round inputs and weights of the layers in `ranges` to 8 bits, for processors with VNNI.
 
-    Each input channel is divided by its scale first, and the weights are multiplied by it.
+    Each input channel is divided by its scale first, and its weights are multiplied by it.
     """
     for node in graph.get_ordered_ops():
         if node.get_type_name() not in ("Convolution", "MatMul") or (name := layer_of(node)) not in ranges:
@@ -201,5 +201,5 @@ def quantise(graph: ov.Model, ranges: Ranges) -> None:
 
 
 def layer_of(node: ov.Node) -> str:
-    """Return `unet.conv_in` of `__module.unet.conv_in/aten::_convolution/Convolution`."""
+    """Return the layer's name: `unet.conv_in` for `__module.unet.conv_in/aten::_convolution/Convolution`."""
     return node.get_friendly_name().split("/")[0].removeprefix("__module.")

@@ -1,4 +1,4 @@
-"""Other forwards of modules, in use only while a function runs."""
+"""Replace the forwards of modules while a function runs."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,14 +9,14 @@ from torch import nn
 
 
 class Overrides:
-    """Forwards by module. Those of another one may be in use around them."""
+    """Replacement forwards by module; several `Overrides` can be nested."""
 
     def __init__(self, forwards: Mapping[nn.Module, Callable[..., Any]]) -> None:
         self.forwards = forwards
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Have the modules use these forwards inside the block."""
+        """Replace the forwards of the modules inside the block."""
         before = {module: vars(module).get("forward") for module in self.forwards}
         for module, forward in self.forwards.items():
             module.forward = forward
@@ -30,7 +30,7 @@ class Overrides:
                     module.forward = forward
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function during which they are in use."""
+        """Wrap a function so that the forwards are replaced while it runs."""
 
         @wraps(function)
         def call(*arguments: Any, **options: Any) -> Any:

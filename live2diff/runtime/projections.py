@@ -1,4 +1,4 @@
-"""The products of attentions that have one input as a single product each."""
+"""Merge projections of spatial attentions that have the same input into a single product."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,12 +13,12 @@ from ..model.unet import SpatialAttention, StreamUNet
 
 
 def pack(*linears: nn.Linear) -> Tensor:
-    """Make the weights of layers parts of one tensor, which is returned; they share its memory.
+    """Move the weights of layers into one tensor, whose memory they then share, and return it.
 
-    Layers that are such parts already stay so: what was returned before is still theirs.
+    If they have been packed before, that tensor is returned.
     """
     weights = [linear.weight.detach() for linear in linears]
-    packed = packed_already(weights)
+    packed = find_packed(weights)
     if packed is not None:
         return packed
     packed = torch.cat(weights)
@@ -27,8 +27,8 @@ def pack(*linears: nn.Linear) -> Tensor:
     return packed
 
 
-def packed_already(weights: Sequence[Tensor]) -> Tensor | None:
-    """Return the tensor that consists of these weights, in order; None if they lie apart."""
+def find_packed(weights: Sequence[Tensor]) -> Tensor | None:
+    """Return the tensor that consists of exactly these weights, in order; None if there is none."""
     memory, end = weights[0].untyped_storage(), 0
     for weight in weights:
         is_next = weight.is_contiguous() and weight.storage_offset() == end
@@ -42,28 +42,29 @@ def packed_already(weights: Sequence[Tensor]) -> Tensor | None:
 
 
 class PackedAttention:
-    """The spatial attentions of a UNet with fewer products.
+    """Forwards of a UNet's spatial attentions with fewer matrix products.
 
-    Query, key and value of a self-attention are one; keys and values of the prompt are one for all layers.
+    Query, key and value of a self-attention are one product; keys and values of the prompt are one for all
+    layers together.
     """
 
     def __init__(self, unet: StreamUNet) -> None:
         self.forwards: dict[nn.Module, Callable[..., Tensor]] = {}
-        of_prompt: list[Any] = []
+        prompt_linears: list[Any] = []
         for module in unet.modules():
             if not isinstance(module, Attention):
                 continue
             linears: list[Any] = [module.to_q, module.to_k, module.to_v]
             if module.is_cross_attention:
-                first = sum(len(linear.weight) for linear in of_prompt)
+                first = sum(len(linear.weight) for linear in prompt_linears)
                 self.forwards[module] = partial(attend_across, module, first)
-                of_prompt += linears[1:]
+                prompt_linears += linears[1:]
             else:
                 self.forwards[module] = partial(attend, module, pack(*linears))
-        self._weight = pack(*of_prompt)
+        self._weight = pack(*prompt_linears)
 
     def around(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Return a UNet's forward that is called with prompt embeddings and gets their products."""
+        """Wrap a UNet's forward to receive keys and values of the prompt in place of its embeddings."""
 
         def call(sample: Tensor, timestep: Tensor, embeds: Tensor, *others: Any) -> Tensor:
             return forward(sample, timestep, functional.linear(embeds, self._weight), *others)
@@ -72,12 +73,12 @@ class PackedAttention:
 
 
 def attend(attention: Any, weight: Tensor, x: Tensor, **_: Any) -> Tensor:
-    """Attend from `[rows, pixels, C]` to itself; `weight` is that of query, key and value."""
+    """Attend from `[rows, pixels, C]` to itself with the packed `weight` of query, key and value."""
     return SpatialAttention.attend(attention, *functional.linear(x, weight).chunk(3, dim=-1))
 
 
 def attend_across(attention: Any, first: int, x: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
-    """Attend from `[rows, pixels, C]` to the prompt's keys and values, which begin at `first`."""
+    """Attend from `[rows, pixels, C]` to the prompt, whose keys and values begin at channel `first`."""
     length = len(attention.to_k.weight)
     parts = encoder_hidden_states[..., first : first + 2 * length].chunk(2, dim=-1)
     return SpatialAttention.attend(attention, attention.to_q(x), *parts)

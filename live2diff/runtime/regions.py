@@ -1,8 +1,8 @@
-"""Compile the repeated blocks of the networks: a compiler makes few kernels of many small operations.
+"""Compile the repeated blocks of the networks, which fuses many small operations into few kernels.
 
-Compiling whole networks takes minutes, and again for each shape. Blocks of one kind are compiled once, for
-all sizes: norms with their activations, gated activations, residuals. Only what is captured as a CUDA graph
-uses them; the warmup stays eager.
+Compiling whole networks takes minutes for each shape. Blocks of one kind are compiled once for all sizes:
+norms with their activations, gated activations, residuals. Only CUDA graphs use compiled blocks; the warmup
+is computed eagerly.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from ..model.attention import TemporalTransformer
 from ..model.unet import DepthMapping
 
 BACKEND = "inductor"
-MOST_KINDS = 64  # of one class, by channels and strides
+MOST_KINDS = 64  # of blocks of one class, by channels and strides
 BLOCKS = (ResnetBlock2D, Transformer2DModel, TemporalTransformer, DepthMapping, AutoencoderTinyBlock)
 DEPTH_BLOCKS = ("BitBottleneckLayer", "DPTPreActResidualLayer")  # names in transformers
 
@@ -27,9 +27,9 @@ DEPTH_BLOCKS = ("BitBottleneckLayer", "DPTPreActResidualLayer")  # names in tran
 def compiled_forwards(
     *networks: nn.Module, fused: Callable[[nn.Module], Callable[..., Any] | None] = lambda module: None
 ) -> dict[nn.Module, Callable[..., Any]]:
-    """Return forwards of the blocks of some networks that are compiled when they are first called.
+    """Return forwards for the blocks of some networks, which are compiled at their first call.
 
-    `fused` returns what to compile in place of a block's own `forward`, called with the block first.
+    `fused` returns a function to compile instead of a block's own `forward`; its first argument is the block.
     """
     compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
     forwards: dict[nn.Module, Callable[..., Any]] = {}
@@ -42,7 +42,7 @@ def compiled_forwards(
 
 
 def compile_block(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function of blocks of one class, for all sizes."""
+    """Compile the forward of one class of blocks for all sizes."""
     compiled = torch.compile(function, backend=BACKEND, dynamic=True, fullgraph=True)
 
     def call(*arguments: Any, **options: Any) -> Any:
@@ -53,5 +53,5 @@ def compile_block(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_block(module: nn.Module) -> bool:
-    """Return whether a module is one of the repeated blocks that are compiled."""
+    """Return whether a module is one of the blocks that are compiled."""
     return isinstance(module, BLOCKS) or type(module).__name__ in DEPTH_BLOCKS

@@ -1,4 +1,4 @@
-"""Choose the fastest of the ways to compute frames on a CUDA GPU that give the right ones there."""
+"""Choose the fastest way to compute frames on a CUDA GPU that gives correct frames there."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -21,25 +21,25 @@ from .device import release_memory
 from .float8 import has_float8
 
 CAMERA = (480, 640)  # height, width of the frames of a trial
-ROUNDS = 4  # of one viewer, and then of all
-WAYS = {  # in which it may work, the fastest first
+ROUNDS = 4  # for one viewer, and then for all
+WAYS = {  # the fastest first, and the beginning of the message if it fails
     Way(attention=True, fused=True): "The kernels for group norms and the like do",
     Way(attention=True): "The attention kernel does",
     Way(): "CUDA graphs do",
 }
-LARGEST_DIFFERENCE = 2.0  # grey levels on average from eager code in float32
+LARGEST_DIFFERENCE = 2.0  # from eager code in float32, in grey levels on average
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Short clips of noise, translated in one way and another.
+    """A trial that translates short clips of noise in one way after the other.
 
     Args:
         pipeline: the model.
         frame: (height, width) of the frames.
-        size: working size, None for the model's own.
-        viewers: how many there are.
-        dtype: precision of what the frames are compared with.
+        size: working size, None for the model's default.
+        viewers: number of viewers.
+        dtype: precision of the reference frames.
         clock: returns seconds.
     """
 
@@ -51,15 +51,15 @@ class Trial:
     clock: Callable[[], float] = time.perf_counter
 
     def smaller(self) -> Iterator["Trial"]:
-        """Return this trial, then such as need less memory."""
+        """Yield this trial, then trials that need less memory."""
         short = short_trial(self.pipeline)
         yield from (self, replace(short, dtype=self.dtype), short)
 
     def run(self) -> tuple[np.ndarray, float]:
-        """Translate for one viewer, then for all together, with a full cache and one of 8 bits.
+        """Translate for one viewer, then for all together, with a full-precision cache and an 8-bit one.
 
         Returns:
-            The frames as float32, and the seconds that the last round took of each.
+            The frames as float32, and the seconds of the last round of each, in total.
         """
         shape = (WARMUP_FRAMES + 2 * ROUNDS, *self.frame, 3)
         clip, seconds = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), 0.0
@@ -80,12 +80,12 @@ class Trial:
         return np.stack(shown).astype(np.float32), seconds
 
     def reference(self) -> np.ndarray:
-        """Return the frames of eager code."""
+        """Return the frames of eager code, to compare with."""
         with precision(self.pipeline, self.dtype):
             return self.run()[0]
 
     def attempt(self, way: Way, expected: np.ndarray) -> tuple[CudaRuntime | None, float, str]:
-        """Translate in a way; return its runtime or None, the seconds of `run`, and what was wrong.
+        """Translate in one way; return its runtime or None, the seconds of `run`, and what went wrong.
 
         Raises:
             RuntimeError: out of memory.
@@ -94,7 +94,7 @@ class Trial:
             self.pipeline.runtime = runtime = CudaRuntime(self.pipeline, way)
             frames, seconds = self.run()
             difference = np.abs(frames - expected).mean()
-            runtime.forget()  # the graphs of the trial: the next one needs their memory
+            runtime.forget()  # the next attempt needs the memory of the graphs
         except kernel_errors() as error:  # from CUDA, a compiler, or a stream of nothing but NaN
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
@@ -106,7 +106,7 @@ class Trial:
         return runtime, seconds, ""
 
     def choose(self, compiled: bool, report: Callable[[str], None]) -> CudaRuntime | None:
-        """Return the fastest runtime that gives the right frames; `report` what does not.
+        """Return the fastest runtime that gives correct frames; `report` what does not.
 
         Raises:
             RuntimeError: out of memory.
@@ -134,7 +134,7 @@ class Trial:
 
 
 def short_trial(pipeline: Live2DiffPipeline) -> Trial:
-    """Return a trial of one viewer at the smallest size, compared with eager code in the same precision."""
+    """Return a trial for one viewer at the smallest size, compared with eager code in the same precision."""
     return Trial(pipeline, size=2 * pipeline.size_multiple, viewers=1, dtype=pipeline.unet.dtype)
 
 
@@ -144,11 +144,11 @@ def accelerate(
     report: Callable[[str], None] = lambda line: None,
     trial: Trial | None = None,
 ) -> None:
-    """Give a pipeline on a GPU its runtime after a trial; what fails is left out, and `report` says so.
+    """Add the fastest runtime that works to a pipeline on a GPU; `report` what does not work.
 
-    In each way the frames must be those of eager code in float32 within 2 grey levels on average: with CUDA
-    graphs and all kernels, else with that of the attention, else with none; then, if `compiled`, with
-    compiled blocks, and with feed-forwards in 8-bit floats, each of which is kept if it is faster.
+    Frames must differ from eager code in float32 by at most 2 grey levels on average. CUDA graphs are tried
+    with all kernels, else with that of the attention, else with none; then, if `compiled`, with compiled
+    blocks and with feed-forwards in 8-bit floats, each of which is kept if it is faster.
     """
     pipeline.runtime, problem = None, ""
     for smaller in (trial or Trial(pipeline)).smaller():
@@ -165,7 +165,7 @@ def accelerate(
 
 @contextmanager
 def precision(pipeline: Live2DiffPipeline, dtype: torch.dtype) -> Iterator[None]:
-    """Have the networks compute in another precision inside the block."""
+    """Convert the networks to another precision inside the block."""
     parts = (pipeline.vae, pipeline.text_encoder, pipeline.unet, pipeline.depth_estimator)
     own = pipeline.unet.dtype
     try:
@@ -178,7 +178,7 @@ def precision(pipeline: Live2DiffPipeline, dtype: torch.dtype) -> Iterator[None]
 
 
 def kernel_errors() -> tuple[type[Exception], ...]:
-    """Return what CUDA, and the compilers that Triton calls, may raise."""
+    """Return the errors that CUDA and the compilers called by Triton may raise."""
     errors: tuple[type[Exception], ...] = (RuntimeError, OSError, SubprocessError)
     if find_spec("triton"):
         import triton

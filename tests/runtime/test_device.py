@@ -57,7 +57,7 @@ FAILURES = [
     ({"card": RTX, "cuda": "12.6"}, ["does not find"]),
     (
         {"card": GTX, "available": True, "arch": CU130, "error": NO_KERNEL},
-        ["GTX 1080 (compute capability 6.1) is none", "sm_75, sm_80", "whl/cu126"],
+        ["GTX 1080 (compute capability 6.1), only for sm_75, sm_80", "whl/cu126"],
     ),
     (
         {"card": READY, "available": True, "arch": CU130, "error": RuntimeError("CUDA error: Xid\nmore")},
