@@ -31,17 +31,16 @@ class StreamClosed(RuntimeError):
 class ServerStopping(StreamClosed):
     """The server is shutting down and has closed its streams."""
 
-    def __init__(self) -> None:
-        super().__init__("The server is being stopped.")
+    WORDS = "The server is being stopped."
+
+    def __init__(self, words: str | None = None) -> None:
+        super().__init__(self.WORDS if words is None else words)
 
 
 class DeviceLost(ServerStopping):
     """The device has failed and every operation on it fails; the process has to exit."""
 
     WORDS = "The GPU of this server has failed, and the server ends. Try again after it has been restarted."
-
-    def __init__(self, words: str = WORDS) -> None:
-        StreamClosed.__init__(self, words)
 
 
 class StreamOutOfMemory(RuntimeError):

@@ -239,7 +239,7 @@ class Live2DiffPipeline(DiffusionPipeline):
         if isinstance(size, int):
             aspect = min(max(width / height, 1 / WIDEST_ASPECT), WIDEST_ASPECT)
             sides = size / math.sqrt(aspect), size * math.sqrt(aspect)
-        return max(1, round(sides[0] / multiple)) * multiple, max(1, round(sides[1] / multiple)) * multiple
+        return round(sides[0] / multiple) * multiple, round(sides[1] / multiple) * multiple
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """Return the (channels, height, width) of the latents of an image of `size` (height, width)."""

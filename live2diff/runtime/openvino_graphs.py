@@ -43,7 +43,14 @@ class ReadOnlyCache:
     """A cache that collects new entries and does not store them, as a graph that writes would copy it."""
 
     def __init__(self, entries: Sequence[Tensor], count: Tensor):
-        self.window = self.window_of(count)
+        stream = Window.stream(count)
+        evicted = torch.arange(WINDOW) == stream.slots[:, :, None]
+        self.window = Window(  # the new frame is the 17th entry, and the entry that it evicts is masked
+            torch.cat([stream.mask & ~evicted, torch.ones_like(evicted[..., :1])], dim=-1),
+            torch.cat([stream.positions, stream.own[..., None]], dim=-1),
+            stream.own,
+            stream.slots,
+        )
         self._entries = entries  # key, value, key, ... of each attention, `[B, 16, P, C]`
         self.written: list[Tensor] = []  # the same for the new frame, `[B, 1, P, C]`
 
@@ -76,18 +83,6 @@ class ReadOnlyCache:
             for weight, value, at in zip(weights, values, position_values, strict=True)
         ]
         return parts[0] + parts[1]
-
-    @staticmethod
-    def window_of(count: Tensor) -> Window:
-        """Return `Window.stream` with the new frame as the 17th entry; the entry that it evicts is masked."""
-        stream = Window.stream(count)
-        evicted = torch.arange(WINDOW) == stream.slots[:, :, None]
-        return Window(
-            torch.cat([stream.mask & ~evicted, torch.ones_like(evicted[..., :1])], dim=-1),
-            torch.cat([stream.positions, stream.own[..., None]], dim=-1),
-            stream.own,
-            stream.slots,
-        )
 
 
 def denoising_step(unet: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:

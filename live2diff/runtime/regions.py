@@ -25,7 +25,7 @@ DEPTH_BLOCKS = ("BitBottleneckLayer", "DPTPreActResidualLayer")  # names in tran
 
 
 def compiled_forwards(
-    *networks: nn.Module, fused: Callable[[nn.Module], Callable[..., Any] | None] = lambda module: None
+    *networks: nn.Module, fused: Callable[[nn.Module], Callable[..., Any] | None]
 ) -> dict[nn.Module, Callable[..., Any]]:
     """Return forwards for the blocks of some networks, which are compiled at their first call.
 

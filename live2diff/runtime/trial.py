@@ -96,7 +96,7 @@ class Trial:
             difference = np.abs(frames - expected).mean()
             runtime.forget()  # the next attempt needs the memory of the graphs
         except kernel_errors() as error:  # from CUDA, a compiler, or a stream of nothing but NaN
-            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             return None, 0.0, " ".join(str(error).split())
         finally:

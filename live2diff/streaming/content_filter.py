@@ -55,7 +55,7 @@ def hide(images: torch.Tensor) -> torch.Tensor:
     return torch.where(cross, 1.0, blurred).to(images.dtype)
 
 
-def load_content_filter(device: torch.device | str, dtype: torch.dtype, name: str = CHECKER) -> ContentFilter:
+def load_content_filter(device: torch.device | str, dtype: torch.dtype, name: str) -> ContentFilter:
     """Load the filter from a folder or a Hub name.
 
     Raises:

@@ -240,7 +240,7 @@ class Source:
                 count += packet.size > 0
         return count
 
-    def frames(self, cut: Cut = WHOLE) -> TimedImages:
+    def frames(self, cut: Cut) -> TimedImages:
         """Yield upright frames of one size with their times in the file, which strictly increase."""
         timed = self._timed()
         first, time = next(timed)
