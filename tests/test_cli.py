@@ -108,7 +108,7 @@ def test_the_size_is_an_option(clip: Path) -> None:
         (["CLIP", "out.mp4", "--steps", "7"], "1, 2, 3, 4"),
     ],
 )
-def test_bad_input_is_answered_in_one_line_and_code_2(
+def test_bad_input_gives_a_message_of_one_line_and_exit_code_2(
     clip: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
     paths = {"CLIP": str(clip), "README.md": str(ROOT / "README.md"), "out.mp4": str(tmp_path / "out.mp4")}
@@ -165,7 +165,7 @@ def test_only_options_that_are_given_become_settings(clip: Path, tmp_path: Path,
 
 @pytest.fixture
 def sigterms() -> Iterator[list[int]]:
-    """The signals that nobody else has handled, in place of the end of the tests."""
+    """Return the list of signals that would otherwise end the tests."""
     received: list[int] = []
     former = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     yield received
@@ -173,7 +173,7 @@ def sigterms() -> Iterator[list[int]]:
 
 
 def call_handler() -> None:
-    """Do what SIGTERM does in Python, without a signal that might end the process of the tests."""
+    """Call the handler of SIGTERM, without a signal that might end the tests."""
     handler: Any = signal.getsignal(signal.SIGTERM)
     handler(signal.SIGTERM, None)
 
@@ -231,7 +231,7 @@ def test_size_and_scene_cut_of_a_cue_file_hold_where_the_options_are_not_given(
     assert (settings.size, settings.scene_cut, settings.seed) == (size, scene_cut, 3)
 
 
-def test_paths_of_the_model_hold_in_another_working_folder(tmp_path: Path, monkeypatch) -> None:
+def test_paths_of_the_model_are_valid_in_another_working_directory(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("mine", "nano", "files", "sub"):
         (tmp_path / name).mkdir()

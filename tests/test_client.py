@@ -32,7 +32,7 @@ def server() -> Iterator[SimpleNamespace]:
 
 @pytest.fixture(autouse=True)
 def freed(server) -> Iterator[None]:
-    """Wait for the stream of the test before."""
+    """Wait until the stream of this test is freed."""
     yield
     wait_for(lambda: server.engine.stats()["streams"] == 0)
 
@@ -133,7 +133,7 @@ def test_a_stream_that_the_server_freed_is_opened_again(server):
         assert [answer(client, number).collected for number in (3, 4)] == [1, 2]
 
 
-def test_what_the_server_refuses_is_raised_with_its_sentence(server, address):
+def test_refusals_of_the_server_are_raised_with_its_message(server, address):
     with LiveClient(address, "no such style") as client, pytest.raises(LiveError, match="no such style"):
         client.receive()
     with LiveClient(server.address, "pencil") as client:
@@ -147,7 +147,7 @@ def test_what_the_server_refuses_is_raised_with_its_sentence(server, address):
             client.send(np.zeros((8, 8, 3), np.uint8))
 
 
-def test_a_model_that_stands_still_is_noticed_whatever_else_the_server_says():
+def test_a_stalled_model_is_noticed_whatever_else_the_server_sends():
     gate = threading.Event()
     engine = Engine(Identity(gate), capacity=1)
     demo = app.serve(engine, quiet=True, server_name="127.0.0.1")

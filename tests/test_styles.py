@@ -1,4 +1,4 @@
-"""The presets are the published ones; a style file is read, or refused with a line for each mistake."""
+"""Presets equal the published ones; a style file is read, or refused with a line for each mistake."""
 
 import json
 import pickle

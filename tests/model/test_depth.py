@@ -1,4 +1,4 @@
-"""The depth range follows a stream, slowly as a rule; what a frame does not change is computed once."""
+"""The depth range follows a stream, and weights are standardized once, not in each frame."""
 
 from copy import deepcopy
 
@@ -11,14 +11,14 @@ from live2diff.model.depth import RANGE_RATE, DepthRange, inverse_depth, standar
 
 
 def background(seed: int = 0) -> torch.Tensor:
-    """Depth `[1, 64, 64]` from 1 to 2."""
+    """Return depth `[1, 64, 64]` from 1 to 2."""
     depth = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(seed)) + 1
     depth[0, 0, 0], depth[0, -1, -1] = 1.0, 2.0
     return depth
 
 
 def followed(low: float, high: float, frames: torch.Tensor) -> tuple[float, float]:
-    """Follow each frame's extremes by a twentieth."""
+    """Move a range a twentieth towards each frame's, without widening it quickly."""
     for frame in frames:
         low = low + RANGE_RATE * (float(frame.min()) - low)
         high = high + RANGE_RATE * (float(frame.max()) - high)
@@ -30,8 +30,8 @@ def test_the_first_frames_fill_the_range():
     assert normalised.min() == -1 and normalised.max() == 1
 
 
-def test_what_comes_near_at_once_is_hardly_clamped_after_five_frames():
-    """An object in front of the background, up to 2, 3 and 9 times as near, and one that goes as far away."""
+def test_an_object_that_comes_close_suddenly_is_hardly_clamped_after_five_frames():
+    """The object exceeds the range of the background by 1, 2 and 8 times its width, on either side."""
     for nearest in (3.0, 4.0, 10.0):
         for sign in (1, -1):
             depth_range, depth = DepthRange(), sign * background()
@@ -49,8 +49,8 @@ def test_what_comes_near_at_once_is_hardly_clamped_after_five_frames():
             assert clamped == sorted(clamped, reverse=True)
 
 
-def test_noise_does_not_make_the_range_pump():
-    """Extremes that vary by 2 % of the range move it exactly as slowly as before it could widen quickly."""
+def test_noise_does_not_widen_the_range_quickly():
+    """Extremes that vary by 2 % of the range move it as slowly as those within it."""
     generator = torch.Generator().manual_seed(1)
     depth_range, depth = DepthRange(), background()
     depth_range.normalise(depth)

@@ -23,7 +23,7 @@ def test_indices_give_the_published_timesteps(scheduler):
     assert timesteps_of_indices(scheduler, [25, 30, 34, 36, 42, 43]) == [499, 399, 319, 279, 159, 139]
 
 
-def test_a_count_of_steps_spreads_from_the_first_to_the_last():
+def test_steps_are_spread_from_the_first_index_to_the_last():
     assert [spread_indices(30, 42, steps) for steps in (1, 2, 3, 4)] == [
         [30],
         [30, 42],
@@ -34,7 +34,7 @@ def test_a_count_of_steps_spreads_from_the_first_to_the_last():
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-def test_a_step_and_its_renoising_equal_the_scheduler_s(scheduler, prediction_type):
+def test_a_step_and_its_renoising_equal_those_of_the_scheduler(scheduler, prediction_type):
     scheduler.register_to_config(prediction_type=prediction_type)
     indices = [30, 36, 42]
     schedule = make_schedule(scheduler, timesteps_of_indices(scheduler, indices))

@@ -1,4 +1,4 @@
-"""Compiled and captured, a model gives what it gives without: emulated on a CPU, and on a GPU."""
+"""A compiled and captured model gives the frames of eager code: emulated on a CPU, and on a GPU."""
 
 from collections.abc import Iterator
 
@@ -28,7 +28,7 @@ def frames(seed: int, count: int = FRAMES) -> list[np.ndarray]:
 
 
 def near(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
-    """True if no pixel differs by more than two grey levels, and few by more than one."""
+    """Return whether no pixel differs by more than two grey levels, and few by more than one."""
     differing = np.abs(np.stack(first).astype(int) - np.stack(second))
     return differing.max() <= 2 and (differing > 1).mean() < 1e-3
 
@@ -38,7 +38,7 @@ WAYS = {"graphs": Way(), "attention": Way(True), "fused": Way(True, True), "comp
 
 @pytest.fixture(params=["graphs", "attention", "fused", pytest.param("compiled", marks=on_gpu)])
 def fast(request, on_cuda) -> Iterator[Live2DiffPipeline]:
-    """The pipeline with its runtime."""
+    """Return the pipeline with its runtime."""
     if request.param != "graphs":
         pytest.importorskip("triton", reason="on Linux only")
     on_cuda.runtime = CudaRuntime(on_cuda, WAYS[request.param])
@@ -67,7 +67,7 @@ def graphs(monkeypatch) -> Graphs:
 
 
 class TestEmulator:
-    """What a capture gets wrong is found without a GPU."""
+    """Mistakes in captures are found without a GPU."""
 
     def test_an_input_that_is_not_copied_in_is_stale(self, graphs):
         captured, factor = GraphCache(), torch.ones(1)

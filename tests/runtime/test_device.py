@@ -1,4 +1,4 @@
-"""A device is believed when it computes; each way to fail has a sentence with the way out."""
+"""A device is used if it computes; for each way to fail there is a message that says what to do."""
 
 import subprocess
 from types import SimpleNamespace
@@ -71,7 +71,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("state", "words"), FAILURES)
-def test_each_failure_has_its_sentence_and_the_cpu_is_taken_with_it(machine, state, words):
+def test_each_failure_has_its_message_and_the_cpu_is_used_with_it(machine, state, words):
     machine(**state)
     with pytest.raises(DeviceError) as error:
         check_device("cuda")
@@ -81,13 +81,13 @@ def test_each_failure_has_its_sentence_and_the_cpu_is_taken_with_it(machine, sta
     assert best_device() == ("cpu", str(error.value))
 
 
-def test_a_card_that_no_old_build_knows_is_not_sent_to_one(machine):
+def test_no_older_build_is_advised_for_a_card_that_it_does_not_support(machine):
     machine(card=BLACKWELL)
     with pytest.raises(DeviceError, match=r"to 580 or newer$"):
         check_device("cuda")
 
 
-def test_a_card_that_computes_is_taken_and_none_is_no_failure(machine):
+def test_a_card_that_computes_is_used_and_no_card_is_not_a_failure(machine):
     machine(card=READY, available=True)
     assert best_device() == ("cuda", "")
     machine()
@@ -154,7 +154,7 @@ def test_cards_are_read_from_nvidia_smi(monkeypatch, printed, card):
     assert find_card() is None, "it is hidden on purpose"
 
 
-def test_the_product_is_looked_at(monkeypatch):
+def test_the_result_of_the_product_is_checked(monkeypatch):
     run_tiny_product("cpu")
     check_device("cpu")
     monkeypatch.setattr(torch, "ones", lambda *size, **options: torch.zeros(*size, **options))
@@ -190,5 +190,5 @@ def test_a_device_is_lost_when_the_product_fails_too_but_not_when_memory_is_full
         (ValueError("MPS backend out of memory"), False),
     ],
 )
-def test_every_devices_out_of_memory_is_understood(error, is_full):
+def test_out_of_memory_of_every_device_is_recognised(error, is_full):
     assert is_out_of_memory(error) == is_full

@@ -1,4 +1,4 @@
-"""Linear layers in 8-bit floats: near enough, each row for itself, and of the weights as they are now."""
+"""Linear layers in 8-bit floats are accurate enough, row by row, and use the current weights."""
 
 from contextlib import closing
 
@@ -48,7 +48,7 @@ def test_weights_that_were_written_to_are_converted_again(tiny_pipeline):
 
 @torch.no_grad()
 def test_a_replayed_graph_uses_new_weights(on_cuda):
-    """As a change of style writes them; only a GPU of compute capability 8.9 has these products."""
+    """They are written as by a change of style. A GPU needs compute capability 8.9."""
     if on_cuda.unet.device.type == "cuda" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU has no 8-bit floats")
     frames = [frame.numpy() for frame in torch.randint(0, 256, (14, 64, 64, 3), dtype=torch.uint8)]
@@ -58,7 +58,7 @@ def test_a_replayed_graph_uses_new_weights(on_cuda):
         return max(abs(a.astype(float) - b).mean() for a, b in zip(shown, expected, strict=True))
 
     def stream(restyled: bool) -> list:
-        """Push all frames, the last four perhaps with other weights; return their images."""
+        """Push all frames, the last four with other weights if `restyled`; return their images."""
         with closing(on_cuda.stream(steps=1)) as stream:
             for frame in frames[:10]:
                 stream.push(frame)

@@ -1,4 +1,4 @@
-"""What one frame of the full model launches must not rise: counted on tensors without memory."""
+"""A frame of the full model launches no more kernels than before, counted on tensors without memory."""
 
 from collections.abc import Iterator
 

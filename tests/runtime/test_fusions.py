@@ -1,4 +1,4 @@
-"""The kernels for group norms and gated activations, and what uses them, give what PyTorch gives."""
+"""The kernels for group norms and gated activations, and what uses them, agree with PyTorch."""
 
 import pytest
 import torch
@@ -49,8 +49,8 @@ def test_the_kernel_of_a_gated_activation(dtype):
 
 
 @torch.no_grad()
-def test_the_forwards_are_those_of_the_modules(tiny_pipeline):
-    """Module by module, on what each gets in a frame; on a CPU with the plain forms of the kernels."""
+def test_fused_forwards_agree_with_those_of_the_modules(tiny_pipeline):
+    """Module by module, on the inputs of each in a frame; on a CPU with the plain forms of the kernels."""
     networks = tiny_pipeline.unet, tiny_pipeline.vae, tiny_pipeline.depth_estimator
     forwards = fusions.fused_forwards(*networks)
     seen = {}
@@ -91,7 +91,7 @@ def test_a_tiny_block_that_replicates_borders_keeps_its_own_forward():
     assert not fusions.fused_forwards(block)
 
 
-def test_overrides_come_back_after_an_error_and_nest():
+def test_overrides_are_undone_after_an_error_and_can_be_nested():
     module = torch.nn.Identity()
     outer, inner = Overrides({module: lambda x: x + 1}), Overrides({module: lambda x: x * 10})
     with outer.active():

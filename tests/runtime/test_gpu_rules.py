@@ -1,4 +1,4 @@
-"""What the path of a frame must keep to on a GPU, held on a CPU."""
+"""Rules for the path of a frame on a GPU, checked on a CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,14 +21,14 @@ HOST_READS = {"item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float_
 
 
 def frames(count: int, side: int = 64) -> list[np.ndarray]:
-    """Return a picture of coarse blocks that moves."""
+    """Return a moving image of coarse blocks."""
     blocks = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     image = blocks.repeat(side // 8, axis=0).repeat(side // 8, axis=1)
     return [np.roll(image, 2 * index, axis=1) for index in range(count)]
 
 
 class NoHostReads(TorchFunctionMode):
-    """Raises where a number leaves the device, while it is `on`: a GPU would have to catch up first."""
+    """Fail if a number is read from the device while this is `on`, which would wait for a GPU."""
 
     def __init__(self) -> None:
         self.on, self.calls = False, 0
@@ -42,7 +42,7 @@ class NoHostReads(TorchFunctionMode):
 
 @contextmanager
 def no_host_reads(pipeline: Live2DiffPipeline) -> Iterator[NoHostReads]:
-    """Forbid them from the first encode of a round to its decode."""
+    """Forbid such reads from the first encode of a round to its decode."""
     encode_images, decode_latents, mode = pipeline.encode, pipeline.decode, NoHostReads()
 
     def start(images: torch.Tensor) -> torch.Tensor:
@@ -73,7 +73,7 @@ def test_no_number_is_read_between_encode_and_decode(tiny_pipeline, viewers):
     assert mode.calls > 500
 
 
-def test_a_number_that_is_read_is_found(tiny_pipeline, monkeypatch):
+def test_a_read_of_a_number_is_found(tiny_pipeline, monkeypatch):
     stream = tiny_pipeline.stream(steps=1)
     for frame in frames(8):
         stream.push(frame)

@@ -1,4 +1,4 @@
-"""What Apple's GPUs need, tried on a CPU: no float64, and little memory for the warmup's attention."""
+"""Requirements of Apple's GPUs, checked on a CPU: no float64, little memory for the warmup's attention."""
 
 from collections.abc import Iterator
 
@@ -42,7 +42,7 @@ def test_the_warmup_attends_row_by_row_and_gives_the_same_frames(tiny_pipeline, 
     assert np.abs(np.stack(out).astype(int) - np.stack(expected)).max() <= 1
 
 
-def test_a_model_read_for_mps_spares_memory_and_others_do_not(monkeypatch):
+def test_only_a_model_read_for_mps_attends_row_by_row(monkeypatch):
     monkeypatch.setattr(Live2DiffPipeline, "to", lambda pipeline, *_: pipeline)
     for device in ("mps", "cpu"):
         pipeline = read_pipeline(NANO, device, torch.float32, lambda _: None)
@@ -51,7 +51,7 @@ def test_a_model_read_for_mps_spares_memory_and_others_do_not(monkeypatch):
 
 
 class NoDoubles(TorchDispatchMode):
-    """Fails where a number in 64 bits is computed, as MPS does."""
+    """Fail if a number in 64 bits is computed, as MPS does."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))

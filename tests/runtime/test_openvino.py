@@ -31,7 +31,7 @@ from live2diff.runtime.openvino_graphs import Ranges, TracedPart, merge_upsampli
 
 
 def frames(count: int, height: int = 64, width: int = 64) -> list[np.ndarray]:
-    """A bright square that moves over noise."""
+    """Return frames of a bright square that moves over noise."""
     rng = np.random.default_rng(0)
     still = rng.integers(0, 120, (height, width, 3), dtype=np.uint8)
     images = [still.copy() for _ in range(count)]
@@ -46,7 +46,7 @@ def translated(pipeline, images, **settings) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def cache_folder(tmp_path_factory) -> Path:
-    """Keeps the graphs, so that they are traced once for all tests."""
+    """Return a folder for the graphs, so that they are traced once for all tests."""
     return tmp_path_factory.mktemp("graphs")
 
 
@@ -58,7 +58,7 @@ def compiled_pipeline(tiny_pipeline, cache_folder):
 
 
 @pytest.mark.parametrize(("steps", "size"), [(1, (64, 64)), (3, (64, 96))])
-def test_compiled_is_eager(compiled_pipeline, steps, size, monkeypatch):
+def test_compiled_frames_equal_eager_ones(compiled_pipeline, steps, size, monkeypatch):
     predict = Mock(side_effect=compiled_pipeline.runtime.predict)
     monkeypatch.setattr(compiled_pipeline.runtime, "predict", predict)
     images = frames(20, *size)
@@ -114,7 +114,7 @@ def test_other_code_needs_new_graphs(tiny_pipeline, changed, tmp_path):
     assert digest(tiny_pipeline, {}, package=tmp_path) != digest(tiny_pipeline, {})
 
 
-def test_graphs_that_no_start_has_used_for_long_are_deleted(compiled_pipeline, cache_folder, tmp_path):
+def test_graphs_that_were_not_used_for_long_are_deleted(compiled_pipeline, cache_folder, tmp_path):
     (written,) = cache_folder.iterdir()
     for name in (written.name, "openvino-recent", "openvino-old", "openvino-unfinished-old", "other"):
         shutil.copytree(written, tmp_path / name)
@@ -150,7 +150,7 @@ def test_measuring_the_working_size_leaves_no_compiled_graphs(compiled_pipeline,
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory) -> tuple[Live2DiffPipeline, Ranges, Path]:
-    """The shipped model, its ranges, and the folder of its graphs in 8 bits."""
+    """Return the shipped model, its ranges, and the folder of its graphs in 8 bits."""
     pipeline, ranges = live2diff.load("nano", eager=True), json.loads((NANO / RANGES).read_text())
     folder = tmp_path_factory.mktemp("shipped") / "graphs"
     write_graphs(pipeline, ranges, folder)
@@ -224,7 +224,7 @@ def test_a_channel_that_is_much_larger_takes_no_precision_from_the_others():
 
 @pytest.mark.long
 def test_a_processor_without_avx512_gives_the_same(tmp_path):
-    """Most laptops have none; OpenVINO has other code for them, which once ended the process."""
+    """Most laptops lack it; OpenVINO's code for them has once crashed the process."""
     program = """
 import sys, numpy as np, live2diff
 from live2diff.runtime.openvino import accelerate

@@ -1,4 +1,4 @@
-"""Of the ways to compute frames on a GPU, the fastest that gives the right ones is taken."""
+"""The fastest way to compute frames on a GPU that gives correct frames is chosen."""
 
 from dataclasses import replace
 from itertools import count
@@ -59,12 +59,12 @@ def test_compiled_blocks_and_8_bit_floats_are_kept_if_they_are_faster(on_cuda, m
 
 @torch.no_grad()
 def turn_round(parameters: list[torch.nn.Parameter]) -> None:
-    """Write other weights in place, as `WeightSwapper` does; a second time, the first ones."""
+    """Reverse weights in place, as `WeightSwapper` writes them; a second call restores them."""
     for parameter in parameters:
         parameter.copy_(parameter.flip(0))
 
 
-def test_weights_written_later_reach_a_runtime_after_which_others_were_tried(on_cuda, monkeypatch):
+def test_weights_written_later_reach_the_chosen_runtime_after_others_were_tried(on_cuda, monkeypatch):
     pytest.importorskip("triton", reason="on Linux only")
     monkeypatch.setattr(regions, "compile_block", lambda function: function)
     times, clip = (number**2 for number in count()), frames(0, 14)  # each round takes longer than the last
@@ -129,7 +129,7 @@ def test_frames_are_compared_with_eager_ones_in_float32(on_cuda, monkeypatch):
             part.to(torch.float32)
 
 
-def test_a_trial_that_does_not_fit_is_a_smaller_one(on_cuda, monkeypatch):
+def test_a_trial_that_does_not_fit_into_memory_is_replaced_by_a_smaller_one(on_cuda, monkeypatch):
     tried, choose, reported = [], Trial.choose, []
 
     def small_memory(own: Trial, *arguments: object) -> object:

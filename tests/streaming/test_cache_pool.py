@@ -1,4 +1,4 @@
-"""Leases of a pool hold each stream's cache and nothing of another's."""
+"""Each lease of a pool holds the cache of its own stream only."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ LATENTS = (8, 8)
 
 
 class LimitedUNet:
-    """Makes caches as long as `memory_left`."""
+    """A UNet that can allocate caches while `memory_left`."""
 
     def __init__(self, unet) -> None:
         self.unet, self.memory_left = unet, True
@@ -41,7 +41,7 @@ def holds(cache, number: int) -> bool:
     return all(bool((tensor == number).all()) for tensor in cache.tensors)
 
 
-def test_leases_keep_their_place_and_what_they_hold(pool):
+def test_leases_keep_their_rows_and_contents(pool):
     taken = [pool.take() for _ in range(5)]
     for number, lease in enumerate(taken, start=1):
         fill(lease.cache, number)
@@ -53,7 +53,7 @@ def test_leases_keep_their_place_and_what_they_hold(pool):
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_the_next_lease_of_freed_rows_finds_nothing_in_them(pool, which):
+def test_freed_rows_are_zero_for_the_next_lease(pool, which):
     taken = [pool.take() for _ in range(3)]
     for lease in taken:
         fill(lease.cache, 7)
@@ -62,7 +62,7 @@ def test_the_next_lease_of_freed_rows_finds_nothing_in_them(pool, which):
     assert again.start == taken[which].start and holds(again.cache, 0)
 
 
-def test_growing_keeps_what_is_there_and_the_last_lease_frees_it_all(pool):
+def test_growing_keeps_contents_and_the_last_lease_frees_the_memory(pool):
     first = pool.take()
     fill(first.cache, 3)
     one = pool.cache.nbytes
@@ -76,7 +76,7 @@ def test_growing_keeps_what_is_there_and_the_last_lease_frees_it_all(pool):
     assert holds(pool.take().cache, 0)
 
 
-def test_without_memory_no_lease_is_lost_and_the_next_try_may_succeed(tiny_pipeline, monkeypatch):
+def test_out_of_memory_loses_no_lease_and_the_next_attempt_may_succeed(tiny_pipeline, monkeypatch):
     unet = LimitedUNet(tiny_pipeline.unet)
     pool = CachePool(unet, STEPS, LATENTS, most=6)
     unet.memory_left = False
@@ -109,7 +109,7 @@ def test_a_batch_is_the_rows_of_its_leases_in_order(pool):
     assert batch.counts.tolist() == [1, 0, 1, 1]
 
 
-def test_a_stream_alone_has_its_rows_in_place(tiny_pipeline):
+def test_a_single_stream_uses_its_rows_without_an_index(tiny_pipeline):
     pool = CachePool(tiny_pipeline.unet, STEPS, LATENTS)
     batch = pool.batch([pool.take()])
     assert batch.index is None and batch.keys[0].data_ptr() == pool.cache.keys[0].data_ptr()
@@ -141,7 +141,7 @@ def test_reserved_rows_are_shared_by_sizes_and_numbers_of_steps(tiny_pipeline, c
     assert take(1, (8, 8)).start == 3 and holds(first.cache, 1) and holds(third.cache, 3)
 
 
-def test_where_reserved_rows_do_not_suffice_there_are_others_until_memory_is_full(tiny_pipeline):
+def test_without_free_reserved_rows_others_are_allocated_until_memory_is_full(tiny_pipeline):
     pools, unet = CachePools(most=2), LimitedUNet(tiny_pipeline.unet)
     pools.reserve(unet, 4, {(64, 64): LATENTS})
     reserved = [pools.take(unet, steps, LATENTS, None) for steps in (1, 2)]
@@ -163,7 +163,7 @@ def test_where_reserved_rows_do_not_suffice_there_are_others_until_memory_is_ful
     assert again.pool is reserved[1].pool and holds(again.cache, 0)
 
 
-def test_a_size_that_is_not_reserved_has_memory_of_its_own(tiny_pipeline):
+def test_a_size_that_is_not_reserved_gets_its_own_memory(tiny_pipeline):
     pools, unet = CachePools(most=2), tiny_pipeline.unet
     pools.reserve(unet, 2, {(64, 64): (8, 8)})
     other = pools.take(unet, 2, (16, 16), None)
@@ -171,7 +171,7 @@ def test_a_size_that_is_not_reserved_has_memory_of_its_own(tiny_pipeline):
     assert holds(other.cache, 0)
 
 
-def test_frames_of_other_shapes_take_the_nearest_reserved_size(tiny_pipeline):
+def test_frames_of_other_shapes_get_the_nearest_reserved_size(tiny_pipeline):
     pools = CachePools(most=2)
     assert pools.nearest((448, 576)) == (448, 576)
     sizes = {(448, 576): (6, 8), (384, 704): (6, 8), (576, 448): (8, 6), (704, 384): (8, 6)}

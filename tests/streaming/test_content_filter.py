@@ -1,4 +1,4 @@
-"""The content filter hides what the checker objects to, here the real one at tiny width with set concepts."""
+"""The content filter hides what the checker flags, here the real one at tiny width with chosen concepts."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def content_filter() -> ContentFilter:
 
 
 def object_to(content_filter: ContentFilter, image: torch.Tensor) -> None:
-    """Make the checker object to this image and what is very much like it."""
+    """Make the checker flag this image and very similar ones."""
     seen: list[torch.Tensor] = []
     checker = content_filter.checker
     handle = checker.visual_projection.register_forward_hook(lambda *call: seen.append(call[-1]))
@@ -41,7 +41,7 @@ def test_flagged_images_are_hidden_and_no_others(content_filter):
     assert torch.equal(out[1], hide(images)[1])
 
 
-def test_a_square_image_is_prepared_as_clips_own_processor_does(content_filter):
+def test_a_square_image_is_preprocessed_as_by_clips_own_processor(content_filter):
     processor = CLIPImageProcessor(do_resize=False, do_center_crop=False)
     expected = processor(FRAME, return_tensors="pt").pixel_values
     image = torch.from_numpy(FRAME).permute(2, 0, 1)[None] / 127.5 - 1
@@ -58,7 +58,7 @@ def test_a_hidden_image_has_no_detail_and_a_cross_that_is_symmetric():
     assert out.shape == images.shape and out.dtype == images.dtype
 
 
-def test_a_stream_gives_out_what_the_filter_leaves(tiny_pipeline, content_filter, monkeypatch):
+def test_a_stream_returns_filtered_images(tiny_pipeline, content_filter, monkeypatch):
     monkeypatch.setattr(tiny_pipeline, "content_filter", content_filter)
     settings = {"style": "pencil", "seed": 1, "steps": 1}
 
@@ -77,7 +77,7 @@ def test_a_stream_gives_out_what_the_filter_leaves(tiny_pipeline, content_filter
     assert any(frame[0, 0].tolist() != [255] * 3 for frame in as_they_are)
 
 
-def test_it_is_loaded_with_the_model_if_asked_for_and_mentioned(tmp_path: Path):
+def test_it_is_loaded_with_the_model_on_request_and_mentioned(tmp_path: Path):
     tiny_checker().save_pretrained(tmp_path)
     pipe = load("nano", "cpu", eager=True, safety_checker=str(tmp_path))
     assert "content filter" in pipe.about

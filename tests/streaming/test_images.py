@@ -29,7 +29,7 @@ COLOUR = np.dstack([COLOUR, np.full((48, 64), 90, np.uint8)])
 
 
 def declare_size(jpeg: bytes, width: int, height: int) -> bytes:
-    """Return a JPEG whose header promises another size than its data holds."""
+    """Return a JPEG whose header declares another size than its data has."""
     start = jpeg.index(b"\xff\xc0") + 5  # marker, length, precision
     return jpeg[:start] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + jpeg[start + 4 :]
 
@@ -86,7 +86,7 @@ def test_a_large_jpeg_is_refused_by_its_header_alone():
         decode_jpeg(promising, 1280)
 
 
-def test_whatever_is_no_jpeg_is_a_value_error():
+def test_anything_but_a_jpeg_is_a_value_error():
     jpeg = encode_jpeg(COLOUR, 90)
     png = cv2.imencode(".png", COLOUR)[1].tobytes()
     for data in (b"", b"\xff", b"\xff\xd8\xff", png, b"GIF89a" + bytes(100), bytes(1000), jpeg[:200]):
@@ -102,7 +102,7 @@ def test_whatever_is_no_jpeg_is_a_value_error():
             pass
 
 
-def test_upload_and_download_are_each_other_s_inverse():
+def test_download_is_the_inverse_of_upload():
     tensor = upload([COLOUR, COLOUR[::-1]], (48, 64), torch.device("cpu"))
     assert tensor.shape == (2, 3, 48, 64) and tensor.aminmax().min >= -1 and tensor.aminmax().max <= 1
     for image, expected in zip(download(tensor, [(48, 64)] * 2), (COLOUR, COLOUR[::-1]), strict=True):

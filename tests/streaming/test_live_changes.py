@@ -38,7 +38,7 @@ def test_mixed_prompts_are_embeddings_interpolated(pipe, monkeypatch, mix_style)
     assert np.abs(np.stack(image).astype(int) - np.stack(outputs(pipe.stream(**PENCIL), CLIP[:12]))).max() > 1
 
 
-def test_without_a_share_the_second_prompt_does_nothing_and_with_all_of_it_the_first(pipe):
+def test_a_mix_of_0_ignores_the_second_prompt_and_a_mix_of_1_the_first(pipe):
     plain = outputs(pipe.stream(**PENCIL), CLIP[:12])
     unused = {"mix_style": "no such style", "mix_prompt": "a dog"}
     assert_same(outputs(pipe.stream(**PENCIL, **unused), CLIP[:12]), plain)
@@ -47,7 +47,7 @@ def test_without_a_share_the_second_prompt_does_nothing_and_with_all_of_it_the_f
     assert_same(outputs(whole, CLIP[:12]), outputs(second, CLIP[:12]))
 
 
-def test_a_share_that_changes_is_blended_over_frames(pipe):
+def test_a_change_of_the_mix_is_blended_over_frames(pipe):
     stream = pipe.stream(**PENCIL, steps=1)
     outputs(stream, CLIP[:10])
     stream.update(mix_style="neon", mix_prompt="a dog", mix=0.5, blend=4)
@@ -57,7 +57,7 @@ def test_a_share_that_changes_is_blended_over_frames(pipe):
         assert torch.allclose(stream.state.prompt.embeds, target, atol=1e-6) == (index >= 3)
 
 
-def test_a_bad_mixture_is_named_and_changes_nothing(pipe):
+def test_a_bad_mix_is_refused_by_name_and_changes_nothing(pipe):
     stream = pipe.stream(**PENCIL)
     for changes, words in (
         ({"mix": 1.5}, "mix is 1.5; it must be from 0 to 1"),
@@ -121,7 +121,7 @@ def reserved(pipe) -> CachePools:
     return pools
 
 
-def test_fewer_steps_need_no_memory_beside_the_rows_at_hand(pipe, reserved, monkeypatch):
+def test_fewer_steps_need_no_memory_beyond_the_present_rows(pipe, reserved, monkeypatch):
     monkeypatch.setattr(type(pipe.unet), "new_cache", out_of_memory)
     stream = pipe.stream(**PENCIL, steps=2, pools=reserved)
     outputs(stream, CLIP[:12])
@@ -132,7 +132,7 @@ def test_fewer_steps_need_no_memory_beside_the_rows_at_hand(pipe, reserved, monk
     stream.close()
 
 
-def test_steps_that_there_is_no_memory_for_leave_the_stream_as_after_a_restart(pipe, reserved, monkeypatch):
+def test_too_little_memory_for_more_steps_leaves_the_stream_as_after_a_restart(pipe, reserved, monkeypatch):
     changed, restarted = pipe.stream(**PENCIL, steps=2, pools=reserved), pipe.stream(**PENCIL, steps=2)
     out, expected = outputs(changed, CLIP[:12]), outputs(restarted, CLIP[:12])
     monkeypatch.setattr(type(pipe.unet), "new_cache", out_of_memory)
@@ -146,7 +146,7 @@ def test_steps_that_there_is_no_memory_for_leave_the_stream_as_after_a_restart(p
     changed.close()
 
 
-def test_a_stream_that_cannot_even_have_its_former_rows_again_is_closed(pipe, monkeypatch):
+def test_a_stream_that_cannot_get_its_former_rows_back_is_closed(pipe, monkeypatch):
     stream = pipe.stream(**PENCIL, steps=2)
     outputs(stream, CLIP[:12])
     pool = stream.pool
@@ -175,7 +175,7 @@ def test_an_error_in_the_last_steps_of_frames_in_flight_leaves_the_stream_as_it_
         each.close()
 
 
-def test_strength_changes_in_the_cache_at_hand_only_if_asked_to(pipe):
+def test_a_change_of_strength_keeps_the_cache_only_on_request(pipe):
     kept, filled = (pipe.stream(**PENCIL, steps=1, strength=0.3) for _ in range(2))
     for stream in (kept, filled):
         outputs(stream, CLIP[:12])

@@ -32,7 +32,7 @@ Recorded = dict[str, np.ndarray]
 
 
 class RecordedDepth(torch.nn.Module):
-    """The stand-in for the depth estimator; each frame's depth reaches from 0 to 1, so all ranges agree."""
+    """A stand-in for the depth estimator; each frame's depth is from 0 to 1, so that all ranges agree."""
 
     config = SimpleNamespace(image_size=384)
     dtype = torch.float32
@@ -44,7 +44,7 @@ class RecordedDepth(torch.nn.Module):
 
 
 class RecordedPipeline(Live2DiffPipeline):
-    """Answers with recorded prompt embeddings and keeps the latents that it decodes."""
+    """A pipeline that returns recorded prompt embeddings and keeps the latents that it decodes."""
 
     def encode_prompt(self, style: str | None, prompt: str) -> torch.Tensor:
         return self.prompt_embeds
@@ -117,7 +117,7 @@ def test_the_schedule_is_the_recorded_one(pipeline, recorded):
         np.testing.assert_allclose(ours.numpy(), recorded[name].ravel(), rtol=1e-6, atol=1e-7)
 
 
-def test_a_stream_alone_agrees_and_flushes_what_is_in_flight(pipeline, recorded):
+def test_a_single_stream_agrees_and_flushes_the_frames_in_flight(pipeline, recorded):
     stream, steps, count = (
         open_stream(pipeline, recorded),
         len(recorded["timesteps"]),
@@ -144,7 +144,7 @@ def test_a_flush_midway_gives_the_frames_that_were_to_come(pipeline, recorded):
     check_latents(pipeline.decoded, recorded)
 
 
-def test_a_stream_pushed_together_with_another_viewer_s_agrees(pipeline, recorded):
+def test_a_stream_pushed_together_with_another_agrees(pipeline, recorded):
     pools = CachePools(most=2)
     other = {**recorded, "frames": recorded["frames"][::-1], "noise": recorded["noise"][::-1]}
     streams = [open_stream(pipeline, case, pools) for case in (other, recorded)]

@@ -1,4 +1,4 @@
-"""Scene changes are detected, and nothing else is taken for one."""
+"""Scene changes are detected, and nothing else is."""
 
 from itertools import islice
 
@@ -24,18 +24,18 @@ def clips() -> dict[str, Images]:
 
 
 def changed(images: Images, change) -> Images:
-    """Each image after `change(image, number)`, as 8 bits again."""
+    """Apply `change(image, number)` to each image, and convert to 8 bits again."""
     return [np.clip(change(p.astype(np.float32), n), 0, 255).astype(np.uint8) for n, p in enumerate(images)]
 
 
 def wobbling(images: Images) -> Images:
-    """By up to 4 % of the image, each way, and each frame elsewhere."""
+    """Shift each image at random by up to 4 % each way."""
     shifts = np.random.default_rng(0).integers(-5, 6, (len(images), 2))
     return [np.roll(p, tuple(shift), axis=(0, 1)) for p, shift in zip(images, shifts, strict=True)]
 
 
 def pan(image: np.ndarray, frames_a_width: int) -> Images:
-    """The camera turns over a wide image for one and a half widths of what it sees."""
+    """Pan a camera over a wide image, by one and a half widths of its view."""
     large = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
     wide = np.concatenate([large, large[:, ::-1]], axis=1)
     height, width = image.shape[:2]
@@ -46,7 +46,7 @@ def pan(image: np.ndarray, frames_a_width: int) -> Images:
 
 
 def seen(images: Images, **options) -> tuple[list[int], list[int]]:
-    """The frames at which it saw a cut, and those at which it found a changed scene at rest."""
+    """Return the frames at which it detected a cut, and those at which a change had settled."""
     detector, cuts, settled = SceneChangeDetector(**options), [], []
     for number, image in enumerate(images):
         detector.see(image)

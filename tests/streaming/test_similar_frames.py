@@ -83,7 +83,7 @@ def test_a_stream_without_skipped_frames_gives_the_same_with_and_without_the_fil
     np.testing.assert_array_equal(np.stack(plain), np.stack(filtered))
 
 
-def test_after_skipped_frames_the_others_are_as_if_they_had_never_been(tiny_pipeline):
+def test_skipped_frames_do_not_change_the_others(tiny_pipeline):
     frames = [frame(number) for number in range(14)]
     plain = outputs(tiny_pipeline.stream(**SETTINGS), frames)
     stream = tiny_pipeline.stream(**SETTINGS, similar_frame_skip=0.98)

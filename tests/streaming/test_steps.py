@@ -1,4 +1,4 @@
-"""Streams pushed together give what each gives alone, also when memory runs out on the way."""
+"""Streams pushed together give what each gives alone, also if memory runs out."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ def alone(pipeline, frames: list[np.ndarray], **settings) -> np.ndarray:
 
 
 def check_same(images: list[np.ndarray], expected: np.ndarray) -> None:
-    """Check that images differ by the rounding of sums in another order at most."""
+    """Check that images differ by no more than the rounding of sums in another order."""
     differing = np.abs(np.stack(images).astype(int) - expected)
     assert differing.max() <= 1
     assert differing.mean() < 1e-2
@@ -31,7 +31,7 @@ def check_same(images: list[np.ndarray], expected: np.ndarray) -> None:
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_streams_pushed_together_give_what_each_gives_alone(tiny_pipeline, steps):
-    """One leaves, one pauses, one comes late: the others' images are theirs all the same."""
+    """One leaves, one pauses and one comes late, without changing the images of the others."""
     is_there = (lambda turn: turn < 14, lambda turn: turn % 4, lambda turn: turn > 1)
     pools, clips = CachePools(), [clip(seed, TURNS) for seed in range(3)]
     settings = [
@@ -75,7 +75,7 @@ def test_streams_of_other_sizes_or_steps_do_not_share_a_pool(tiny_pipeline):
 
 
 class Shortage:
-    """Calls a method of the pipeline; raises out-of-memory once, at a call that `applies`."""
+    """Call a method of the pipeline; raise out-of-memory once, at a call that `applies`."""
 
     def __init__(self, call, applies) -> None:
         self.call, self.applies, self.happened = call, applies, False

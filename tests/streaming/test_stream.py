@@ -17,7 +17,7 @@ from live2diff.video.translate import translate
 
 
 def clip(frames: int, height: int = 32, width: int = 32, seed: int = 0) -> list[np.ndarray]:
-    """A drifting coloured pattern, different for each seed."""
+    """Return a drifting coloured pattern, different for each seed."""
     random = np.random.default_rng(seed)
     picture = resize(random.integers(0, 256, (6, 6, 3), dtype=np.uint8), (height + frames, width + frames))
     return [np.ascontiguousarray(picture[t : t + height, t : t + width]) for t in range(frames)]
@@ -32,7 +32,7 @@ def test_streaming_with_the_cache_equals_one_forward_over_the_clip_under_the_mas
     check_streaming(tiny_pipeline.unet, steps)
 
 
-def test_a_unet_may_have_its_last_motion_module_alone(tiny_pipeline):
+def test_a_unet_may_have_only_its_last_motion_module(tiny_pipeline):
     whole = tiny_pipeline.unet
     unet = StreamUNet.from_config({**whole.config, "motion_module_last_only": True}).eval()
     kept = unet.state_dict().keys()
@@ -79,7 +79,7 @@ def check_streaming(unet: StreamUNet, steps: int) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_the_stream_batch_equals_denoising_the_clip_step_by_step(tiny_pipeline, steps):
-    """The whole of push and flush against: all frames at once, one denoising step after the other."""
+    """Compare push and flush with denoising all frames at once, one step after the other."""
     pipeline, frames, seed = tiny_pipeline, 20, 5
     source = clip(frames)
     stream = pipeline.stream(style="comic", prompt="a cat", seed=seed, steps=steps)
@@ -124,14 +124,14 @@ def test_two_streams_fed_in_turn_equal_the_same_two_alone(tiny_pipeline):
         np.testing.assert_array_equal(np.stack(a), np.stack(b))
 
 
-def test_the_seed_decides_everything(tiny_pipeline):
+def test_the_seed_determines_the_output(tiny_pipeline):
     first, again, other = (np.stack(run(tiny_pipeline.stream(seed=seed), clip(12))) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
 
 def test_the_same_frames_give_the_same_file_every_time(tmp_path):
-    """The encoder must add nothing of its own: x264's macroblock trees did, in one file of fifty."""
+    """The encoder must be deterministic too: with macroblock trees, x264 differed in one file of fifty."""
     source, target = tmp_path / "in.mp4", tmp_path / "out.mp4"
     with av.open(str(source), "w") as container:
         video = container.add_stream("libx264", rate=10, options={"qp": "0"})
@@ -299,7 +299,7 @@ def with_fixed_noise(tiny_pipeline):
     tiny_pipeline.register_to_config(fixed_noise=False)
 
 
-def test_frames_alike_give_outputs_alike_where_the_noise_is_fixed(with_fixed_noise):
+def test_with_fixed_noise_equal_frames_give_equal_outputs(with_fixed_noise):
     frame = np.full((32, 32, 3), 90, np.uint8)
     stream = with_fixed_noise.stream(steps=1, size=32)
     outputs = [out for _ in range(40) for out in stream.push(frame)]

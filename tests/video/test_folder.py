@@ -1,4 +1,4 @@
-"""Folders of clips: what is left to do, one clip's failure, the summary."""
+"""Folders of clips: those without a result, the failure of one clip, the summary."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from live2diff.video.folder import ClipJob, attempt, find_jobs, report
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three clips, of which `b` is broken, and what is no clip."""
+    """Write three clips, of which `b` is broken, and files that are not clips."""
     folder = tmp_path / "in"
     (folder / "more.mp4").mkdir(parents=True)
     write_clip(folder / "a.mp4", 3)
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_clips_are_those_whose_name_says_so_in_order(folder: Path, tmp_path: Path):
+def test_clips_are_found_by_their_suffix_in_order(folder: Path, tmp_path: Path):
     jobs, skipped = find_jobs(folder, tmp_path / "out")
     assert [(job.source.name, job.target.name) for job in jobs] == [
         ("a.mp4", "a.mp4"),
@@ -34,7 +34,7 @@ def test_clips_are_those_whose_name_says_so_in_order(folder: Path, tmp_path: Pat
     assert skipped == 0 and (tmp_path / "out").is_dir()
 
 
-def test_a_broken_clip_costs_itself_and_the_next_run_does_what_is_left(folder: Path, tmp_path: Path, capsys):
+def test_a_broken_clip_fails_alone_and_the_next_run_does_the_rest(folder: Path, tmp_path: Path, capsys):
     out = tmp_path / "out"
     with pytest.raises(ClipError, match="1 of 3 clips failed"):
         jobs, skipped = find_jobs(folder, out)
@@ -70,7 +70,7 @@ def test_an_interrupted_clip_is_not_done_and_the_summary_says_how_many_are_left(
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("out of\nmemory"), OSError("disk")])
-def test_errors_of_the_model_and_the_disk_cost_one_clip(error: BaseException, tmp_path: Path):
+def test_errors_of_the_model_and_the_disk_fail_one_clip_only(error: BaseException, tmp_path: Path):
     def failing(_: ClipJob):
         raise error
         yield
@@ -88,7 +88,7 @@ def test_errors_of_the_code_are_not_hidden(tmp_path: Path):
         attempt(ClipJob(tmp_path / "a.mp4", tmp_path / "out.mp4"), wrong)
 
 
-def test_folders_that_cannot_be_used_are_refused_in_words(folder: Path, tmp_path: Path):
+def test_folders_that_cannot_be_used_are_refused_with_a_message(folder: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ClipError, match=r"no clip in it.*\.mp4"):
         find_jobs(tmp_path / "empty", tmp_path / "out")
@@ -104,7 +104,7 @@ def test_folders_that_cannot_be_used_are_refused_in_words(folder: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_what_killed_processes_left_behind_is_removed(folder: Path, tmp_path: Path, capsys):
+def test_unfinished_results_of_killed_processes_are_removed(folder: Path, tmp_path: Path, capsys):
     out = tmp_path / "out"
     jobs, _ = find_jobs(folder, out)
     others = [".a-mine.part.mp4", ".aa-0123abcd.part.mp4"]

@@ -1,4 +1,4 @@
-"""Clips go in and come out whole: frames, times, colours and sound."""
+"""Translated clips keep their frames, times, colours and sound."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from live2diff.video.translate import translate
 
 @dataclass
 class Late:
-    """The smallest thing that keeps a stream's promise: its input, gathered 8 at first, then n - 1 late."""
+    """A minimal stream that returns its input: the first 8 frames together, later ones n - 1 pushes late."""
 
     late: int = 2
     gathered: int = 8
@@ -168,7 +168,7 @@ def test_8k_frames_can_be_read(tmp_path: Path) -> None:
 
 
 def broken_clip(folder: Path, kind: str) -> Path:
-    """A file that is no good clip."""
+    """Write a file that is not a valid clip."""
     path = folder / f"{kind}.mp4"
     if kind == "text":
         path.write_text("not a video\n" * 200)
@@ -291,7 +291,7 @@ def test_a_cut_without_frames_is_refused(tmp_path: Path) -> None:
 
 
 class Breaks(Late):
-    """Fails at its 20th frame, as a stream does that was closed meanwhile."""
+    """A stream that fails at its 20th frame, like one that was closed meanwhile."""
 
     def push(self, frame: np.ndarray) -> list[np.ndarray]:
         if self.taken == 19:

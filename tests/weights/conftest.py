@@ -1,4 +1,4 @@
-"""The published model in exactly its layouts at tiny width, converted, and styles with weights for it."""
+"""The published model in its exact layouts at tiny width, also converted, and styles with weights for it."""
 
 import json
 from pathlib import Path
@@ -17,13 +17,13 @@ from live2diff.weights.convert import Sources
 
 @pytest.fixture(scope="session")
 def sources(base, tmp_path_factory) -> Sources:
-    """Every part of the published model, as it is published."""
+    """Write every part of the published model in its published layout."""
     return write_sources(base, tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(scope="session")
 def model(sources, tmp_path_factory) -> Path:
-    """The same, converted."""
+    """Convert these parts to a model."""
     model = tmp_path_factory.mktemp("converted") / "model"
     convert(model, sources, torch.float32)
     return model
@@ -31,7 +31,7 @@ def model(sources, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def styles(base, tmp_path_factory) -> dict[str, Style]:
-    """One style with a base in one file and a LoRA, one with a base in a folder, one with a LoRA alone."""
+    """Write a style with a base file and a LoRA, one with a base in a folder, and one with a LoRA alone."""
     folder = tmp_path_factory.mktemp("styles")
     loaded = load_base(base, base / "depth")
     other = UNet2DConditionModel.from_pretrained(base, subfolder="unet")

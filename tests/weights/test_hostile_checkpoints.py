@@ -1,4 +1,4 @@
-"""Checkpoints and LoRAs of strangers: truncated, lying or damaged, each is read or refused by name."""
+"""Untrusted checkpoints and LoRAs, truncated, invalid or damaged, are read or refused by name."""
 
 import json
 import random
@@ -14,8 +14,8 @@ from live2diff.weights.checkpoints import read_tensors
 from live2diff.weights.lora import read_lora
 
 
-def lying_safetensors() -> dict[str, bytes]:
-    """Files of which the header says what is not so."""
+def invalid_safetensors() -> dict[str, bytes]:
+    """Return files with headers that do not fit their data."""
 
     def file(header: object, data: bytes = bytes(64), length: int | None = None) -> bytes:
         text = header if isinstance(header, bytes) else json.dumps(header).encode()
@@ -41,10 +41,10 @@ def lying_safetensors() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("name", lying_safetensors())
-def test_a_checkpoint_with_a_lying_header_is_refused_by_name(tmp_path, name):
+@pytest.mark.parametrize("name", invalid_safetensors())
+def test_a_checkpoint_with_an_invalid_header_is_refused_by_name(tmp_path, name):
     path = tmp_path / f"{name}.safetensors"
-    path.write_bytes(lying_safetensors()[name])
+    path.write_bytes(invalid_safetensors()[name])
     with pytest.raises(ValueError, match=name):
         read_tensors(path)
 
@@ -73,7 +73,7 @@ def damaged_checkpoints(folder: Path, count: int, seed: int) -> Iterator[Path]:
 
 
 def read_all(paths: Iterator[Path]) -> dict[str, int]:
-    """How many could be read and how many were refused; anything else fails."""
+    """Return how many could be read and how many were refused; fail for anything else."""
     counts = {"read": 0, "refused": 0}
     for path in paths:
         try:
@@ -143,7 +143,7 @@ def test_a_lora_may_be_of_fewer_bits(tiny_pipeline, tmp_path, dtype):
         read_lora(path, {"unet": tiny_pipeline.unet})
 
 
-def test_a_lora_that_unfolds_from_a_few_bytes_is_refused_before_it_is_read(tiny_pipeline, tmp_path):
+def test_a_lora_that_expands_from_a_few_bytes_is_refused_before_it_is_read(tiny_pipeline, tmp_path):
     path, prefix, rank = tmp_path / "style.pt", "lora_unet_" + ATTENTION.replace(".", "_"), 2**50
     one = torch.ones(1, 1)  # and not 64 petabytes
     parts = {"lora_down.weight": one.expand(rank, 16), "lora_up.weight": one.expand(16, rank)}

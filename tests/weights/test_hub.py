@@ -116,7 +116,7 @@ def hub() -> Iterator[Hub]:
 
 
 def ask(home: Path, names: list[str], **settings: str) -> list[str]:
-    """What `find` gives for each name, in a fresh process."""
+    """Return the result of `find` for each name, in a fresh process."""
     known = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     settings = {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} | settings
     done = subprocess.run(

@@ -70,7 +70,7 @@ def test_a_style_with_a_missing_file_in_a_folder_is_not_offered(model, tmp_path)
     assert "ink" in live2diff.load(str(model), "cpu", styles=style, checkpoints=tmp_path).styles
 
 
-def test_of_two_first_starts_at_once_the_slower_one_uses_the_folder_of_the_other(monkeypatch, tmp_path):
+def test_of_two_conversions_at_once_the_slower_uses_the_folder_of_the_faster(monkeypatch, tmp_path):
     folder = tmp_path / "model"
 
     def another_is_faster(out: Path, *_: object, **__: object) -> None:
@@ -120,7 +120,7 @@ class Crowded:
         return self.read(*arguments)
 
 
-def test_where_the_full_model_does_not_fit_auto_goes_on_with_nano(monkeypatch):
+def test_auto_continues_with_nano_if_the_full_model_does_not_fit(monkeypatch):
     reported: list[str] = []
     crowded = Crowded(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
     monkeypatch.setattr(loading, "read_pipeline", crowded)
@@ -147,6 +147,6 @@ def test_a_trial_of_graphs_that_runs_out_of_memory_leaves_the_model_eager(tiny_p
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there_is_refused_in_a_sentence():
+def test_a_missing_device_is_refused_with_a_message():
     with pytest.raises(ValueError, match="There is no CUDA GPU here that torch can use"):
         live2diff.load("nano", "cuda")

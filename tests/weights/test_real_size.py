@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not os.environ.get("REAL_SIZE"), reason="large: 
 
 
 class PeakMemory(threading.Thread):
-    """The most memory of its own that this process has had, in bytes; mapped files do not count."""
+    """Record the peak of this process's own memory in bytes, without mapped files."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -42,7 +42,7 @@ class PeakMemory(threading.Thread):
 
 
 def write_published(folder: Path) -> Sources:
-    """The parts as they are published, with random weights."""
+    """Write the parts in their published layouts, with random weights."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(cross_attention_dim=768)
     unet.save_pretrained(folder / "base" / "unet")
