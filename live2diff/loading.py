@@ -139,7 +139,7 @@ def assemble(
 
 
 def read_pipeline(folder: Path, device: str, dtype: torch.dtype | None, report: Report) -> Live2DiffPipeline:
-    """Read the pipeline in `folder` and move it to `device`, without styles and a faster runtime yet."""
+    """Read the pipeline in `folder` and move it to `device`, without styles or a faster runtime yet."""
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.float16
     options = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
@@ -293,7 +293,7 @@ def convert(
 
 
 def choose_model(device: str, sources: Sources, report: Report, problem: str = "") -> tuple[str, str]:
-    """Return the model to load for "auto", and why; `problem` says why a GPU is not used, if there is one."""
+    """Return the model to load for "auto", and why; `problem` is what keeps a GPU from being used."""
     if torch.device(device).type != "cuda":
         if problem:
             return "nano", f"Model: nano, the small one. {problem}"

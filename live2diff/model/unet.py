@@ -74,7 +74,7 @@ class SpatialAttention:
 
 
 class StreamUNet(UNet2DConditionModel):
-    """`UNet2DConditionModel` plus `motion_modules` in every down and up block and `flow_conv_in`.
+    """`UNet2DConditionModel` plus `motion_modules` in down and up blocks and `flow_conv_in`.
 
     Takes the stock model's configuration and three more entries: `depth_channels` of the depth mapping;
     `motion_module_resolutions`, the downsampling factors (1, 2, 4, 8 in SD 1.5) at which there are motion

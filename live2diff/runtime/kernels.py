@@ -126,7 +126,7 @@ def attend(
     values: Tensor,
     scales: Tensor | None,
 ) -> Tensor:
-    """Store keys and values of one new frame per row and attend from it to its window, `[B, 1, P, C]`.
+    """Store one new frame per row and attend from it to its window, `[B, 1, P, C]`.
 
     Args:
         new: queries, keys and values of the new frames without their positions, `[B, 1, P, 3 * C]`.

@@ -102,7 +102,7 @@ def trace(part: TracedPart, *example: Tensor) -> ov.Model:
 
 
 def simplify_group_norms(graph: ov.Model) -> None:
-    """Rewrite group norms as two sums over each channel and `a x + b`, which later layers can be fused with.
+    """Rewrite group norms as two sums per channel and `a x + b`, which can be fused with later layers.
 
     OpenVINO's own (2026.4) crashes the process on the UNet: on processors without AVX-512, and on all if
     small operations are fused.

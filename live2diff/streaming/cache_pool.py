@@ -65,7 +65,7 @@ class CachePool:
     """Cache rows for streams of one working size and number of denoising steps.
 
     When all rows are leased, the allocation doubles, up to `most` leases; it is freed with the last lease.
-    With `reserved` rows, those are used instead and never grow: check `ReservedRows.suffice` before. Freed
+    With `reserved` rows, those are used instead and never grow: check `ReservedRows.suffice` first. Freed
     rows are zeroed, so the next stream sees nothing of the last. `size` is (height, width) of the latents.
     """
 
@@ -197,10 +197,10 @@ class CachePools:
         self.working_sizes = list(sizes)
 
     def nearest(self, size: Size) -> Size:
-        """Return the reserved working size of the aspect ratio nearest to `size`.
+        """Return the reserved working size with the aspect ratio nearest to that of `size`.
 
-        So cameras of different shapes share a batch. If no reserved size has about as many pixels, `size` is
-        returned, as viewers may choose one.
+        So cameras of different shapes share a batch. If no reserved size has about as many pixels, as when a
+        viewer chose another size, `size` is returned.
         """
 
         def distance(other: Size) -> float:

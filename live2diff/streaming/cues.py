@@ -51,7 +51,7 @@ class Cue(StreamSettings):
         return self.model_dump(include=self.model_fields_set & set(LIVE_FIELDS))
 
     def apply(self, stream: Stream) -> None:
-        """Make the change; raises as `Stream.update`."""
+        """Make the change; raise as `Stream.update`."""
         stream.update(blend=0 if self.refill else self.blend, **self.changes)
         if self.refill:
             stream.restart()
@@ -118,7 +118,7 @@ class CuedStream:
         self.stream, self.due = stream, list(sheet.cues)
 
     def push(self, frame: np.ndarray) -> list[np.ndarray]:
-        """Apply the cues of this frame and push it; raises as `Stream.update` and `Stream.push`."""
+        """Apply the cues of this frame and push it; raise as `Stream.update` and `Stream.push`."""
         while self.due and (self.due[0].frame or 0) <= self.stream.frames_in:
             self.due.pop(0).apply(self.stream)
         return self.stream.push(frame)

@@ -1,4 +1,4 @@
-"""Check, resize, compress, upload and download images; torch is imported only in functions on tensors."""
+"""Check, resize, compress, upload and download images. Only functions on tensors import torch."""
 
 from __future__ import annotations
 

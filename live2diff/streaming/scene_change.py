@@ -7,7 +7,7 @@ import numpy as np
 
 from ..config import WARMUP_FRAMES
 
-SCENE_CUT = 0.45  # between the largest difference within a scene and the smallest of a cut: see NOTES.md
+SCENE_CUT = 0.45  # above the largest difference within a scene, below the smallest of a cut: see NOTES.md
 THUMBNAIL = (18, 24)  # rows, columns
 LARGEST_SHIFT = 3  # pixels of the thumbnail by which an image may move and still be the same
 LEAST_DETAIL = 3.0  # standard deviation in grey levels below which there is nothing to correlate

@@ -25,7 +25,7 @@ class FrameNetworks(Protocol):
 
     encode: Callable[[torch.Tensor], torch.Tensor]  # images to latents
     decode: Callable[[torch.Tensor], torch.Tensor]  # latents to images
-    inverse_depth: Callable[[torch.Tensor], torch.Tensor]  # images to depth
+    inverse_depth: Callable[[torch.Tensor], torch.Tensor]  # images to inverse depth
     predict: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Window, KVCache], torch.Tensor]
 
 

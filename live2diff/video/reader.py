@@ -127,7 +127,7 @@ def probe(path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE) -> Clip
 
 
 def read_frames(path: str | Path, limits: Limits = Limits(), cut: Cut = WHOLE) -> TimedImages:
-    """Yield the frames of a clip, or of a `cut` of it, in display order, with seconds since the first one.
+    """Yield the frames of a clip, or a `cut` of it, in display order, with seconds since the first.
 
     Times strictly increase. All frames have the size of the first one. Transparency is blended with white.
     Damaged packets are skipped, as in a player; if most are damaged, `ClipError` is raised.

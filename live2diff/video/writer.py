@@ -23,7 +23,7 @@ ENCODER_OPTIONS = {"preset": "veryfast", "mbtree": "0"}
 QUALITY = 18  # x264's crf: visually almost lossless
 COPIED_SOUND = ("aac", "mp3")  # every browser plays these in an mp4; other sound is converted to AAC
 SOUND_RATES = (48_000, 44_100, 32_000, 24_000, 22_050, 16_000)
-CODER_DELAY = Fraction(1, 5)  # seconds; sound that starts at most this early is delayed by its coder only
+CODER_DELAY = Fraction(1, 5)  # seconds; sound that starts so little before the first frame is coder delay
 
 
 def check_target(source: str | Path, target: str | Path) -> None:

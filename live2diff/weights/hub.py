@@ -109,6 +109,6 @@ def download(repository: str, file: str = "") -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether every part of the model in `folder` has weights, or `folder` itself without parts."""
+    """Return whether each part of the model in `folder` has weights; without parts, `folder` itself."""
     parts = [folder / part for part in PARTS if (folder / part).is_dir()] or [folder]
     return all(any(file.suffix in (".safetensors", ".bin") for file in part.iterdir()) for part in parts)
