@@ -110,7 +110,7 @@ class Translator:
             with closing(self.pipe.stream(settings)) as stream:
                 if stream.ignored_words != self.ignored_words:
                     self.ignored_words = stream.ignored_words
-                    words = f"live2diff: the prompt is too long; not read: {stream.ignored_words}"
+                    words = f"live2diff: the prompt is too long; ignored: {stream.ignored_words}"
                     print(words, file=sys.stderr)
                 cued = CuedStream(stream, self.sheet)
                 with closing(translate(cued, job.source, job.target, size=frame_size)) as steps:

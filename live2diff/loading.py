@@ -314,7 +314,7 @@ def check_gpu_memory(device: str) -> None:
     if free < GPU_BYTES:
         raise ValueError(
             f"The GPU has {free / 2**30:.1f} GiB of free memory, and the full model needs about "
-            f"{GPU_BYTES / 2**30:.0f}. Close what else uses it, or take --model nano."
+            f"{GPU_BYTES / 2**30:.0f}. Close other programs that use it, or choose --model nano."
         )
 
 

@@ -130,7 +130,7 @@ def describe_mistake(entries: dict[Any, Any], name: int | str, field: int | str 
     if field is None:
         return f"style {name!r} must be an object with a title."
     if field not in known:
-        return f"style {name!r} has {field!r}; known are {', '.join(known)}."
+        return f"style {name!r} has an unknown field {field!r}; known are {', '.join(known)}."
     if field not in entries[name]:
         return f"style {name!r} has no {field}; it must be {known[field]['description']}."
     value = json.dumps(entries[name][field])[:60]

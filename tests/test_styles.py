@@ -96,7 +96,7 @@ def test_a_style_file_gets_a_line_for_every_mistake(tmp_path):
         read_styles(file)
     lines = str(caught.value).splitlines()
     assert len(lines) == 8
-    for words in ("'a': template", "'a': steps is 9", "'b' has no title", "'b': base is 3", "'b' has 'lora'"):
+    for words in ("'a': template", "'a': steps is 9", "'b' has no title", "'b': base is 3", "field 'lora'"):
         assert any(words in line for line in lines), words
     assert any("'c': loras" in line and "scales from -10 to 10" in line for line in lines)
     assert any("'c': t_index_list is [40, 30]; it must be 1 to 4 increasing" in line for line in lines)

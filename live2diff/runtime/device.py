@@ -109,7 +109,7 @@ def check_device(device: str | torch.device) -> None:
     except RuntimeError as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         if is_out_of_memory(error):
-            raise DeviceError("The GPU's memory is full. Close what else uses it.") from None
+            raise DeviceError("The GPU's memory is full. Close other programs that use it.") from None
         if kind == "cuda" and (card := find_card()) is not None and not is_built_for(card.capability):
             major, minor = card.capability
             raise DeviceError(

@@ -34,9 +34,9 @@ def check_frame(frame: object) -> None:
         return
     advice = ""
     if frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 1):
-        advice = " Repeat its grey: np.repeat(frame.reshape(*frame.shape[:2], 1), 3, axis=2)."
+        advice = " Repeat its grey channel: np.repeat(frame.reshape(*frame.shape[:2], 1), 3, axis=2)."
     elif frame.ndim == 3 and frame.shape[2] == 4:
-        advice = " Leave out its alpha: frame[..., :3]."
+        advice = " Leave out its alpha channel: frame[..., :3]."
     elif frame.dtype == np.uint16:
         advice = " Take its upper 8 bits: (frame >> 8).astype(np.uint8)."
     elif np.issubdtype(frame.dtype, np.floating):

@@ -31,7 +31,7 @@ def non_finite_error(newest: Frame, latents: torch.Tensor) -> NonFiniteError:
     too_large = " (or too large for float16: load them as float32)" if latents.dtype == torch.float16 else ""
     return NonFiniteError(
         f"The model gave NaN or infinity in {part}, twice in a row. Its weights may be damaged{too_large}: "
-        "copy or download them again, or take another model or style."
+        "copy or download them again, or choose another model or style."
     )
 
 

@@ -25,7 +25,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # the check of a value
     "strength": (lambda x: 0 < x <= 1, "be above 0 and at most 1"),
     "mix": (lambda x: 0 <= x <= 1, "be from 0 to 1"),
     "lora_scale": (lambda x: 0 <= x <= 2, "be from 0 to 2"),
-    "depth_every": (lambda n: n >= 1, "be a whole number from 1 on"),
+    "depth_every": (lambda n: n >= 1, "be a whole number of at least 1"),
     "scene_cut": (lambda x: 0 < x < 1, "be between 0 and 1, or None for never"),
     "similar_frame_skip": (lambda x: 0 < x < 1, "be between 0 and 1, or None for never"),
 }

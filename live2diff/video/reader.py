@@ -202,7 +202,7 @@ class Source:
         self.track, self.sound = videos[0], next(iter(sounds), None)
         decoder = self.track.codec_context
         if decoder is None:
-            raise ClipError(f"{self.name} is coded in a way that cannot be read here: save it as H.264 mp4.")
+            raise ClipError(f"{self.name} has a codec that cannot be read here: save it as an H.264 mp4.")
         self._check_pixels(decoder.width, decoder.height)
         decoder.thread_type = "AUTO"
         decoder.options = {"max_pixels": str(self.limits.max_pixels)}  # in case the header is wrong

@@ -69,7 +69,7 @@ def read_tensors(file: str | Path) -> Tensors:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
     except pickle.UnpicklingError:
         raise ValueError(
-            f"{file} holds more than tensors, or is no checkpoint. Code from a file is never run: get it as "
+            f"{file} holds more than tensors, or is no checkpoint. Code in a file is never run: get it as "
             ".safetensors."
         ) from None
     except (SafetensorError, *BROKEN_PICKLE) as error:
@@ -84,7 +84,7 @@ def read_tensors(file: str | Path) -> Tensors:
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     for name in tensors:
         if not isinstance(name, str):
-            raise ValueError(f"{file} has a tensor under {name!r} and not under a name: it is no checkpoint.")
+            raise ValueError(f"{file} has a tensor under {name!r}, which is not a name: it is no checkpoint.")
     if not tensors:
         raise ValueError(f"{file} holds no named tensors.")
     return tensors
@@ -111,7 +111,7 @@ def split_single_file(tensors: Tensors, unet_config: dict, source: str | Path) -
             "A LoRA goes under loras, not under base."
         )
     known = (*PREFIXES.values(), *UNUSED, *SCHEDULE)
-    check_names([name for name in tensors if not name.startswith(known)], "has, unknown here,", source)
+    check_names([name for name in tensors if not name.startswith(known)], "has unknown parameters", source)
     return {
         "unet": convert_ldm_unet_checkpoint(tensors, unet_config),
         "vae": convert_ldm_vae_checkpoint(tensors, SD_VAE),
@@ -145,7 +145,7 @@ def is_added(name: str) -> bool:
 def check_fits(expected: Mapping[str, torch.Tensor], tensors: Tensors, source: str | Path) -> None:
     """Raise a `ValueError` that names what is missing in `tensors`, unknown, or of another shape."""
     check_names(expected.keys() - tensors.keys(), "lacks", source)
-    check_names(tensors.keys() - expected.keys(), "has, unknown here,", source)
+    check_names(tensors.keys() - expected.keys(), "has unknown parameters", source)
     for name, tensor in expected.items():
         if tensor.shape != tensors[name].shape:
             raise ValueError(
@@ -159,4 +159,4 @@ def check_names(wrong: Iterable[str], problem: str, source: str | Path) -> None:
     names = sorted(wrong)
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise ValueError(f"{source} {problem} {', '.join(names[:3])}{more}: it is no model of this kind.")
+        raise ValueError(f"{source} {problem} {', '.join(names[:3])}{more}: it is not a model of this kind.")

@@ -107,7 +107,7 @@ def load_components(
         )
         stock, found = loaded
         check_names(found["missing_keys"], "lacks", base)
-        check_names(found["unexpected_keys"], "has, unknown here,", base)
+        check_names(found["unexpected_keys"], "has unknown parameters", base)
         text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", dtype=dtype)
         tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
     with reading(vae_folder):

@@ -87,11 +87,11 @@ def read_lora(file: str | Path, parts: Mapping[str, nn.Module]) -> Layers:
             unknown.append(name)
     if not layers:
         raise ValueError(
-            f"No layer of {file} matches this model (it has, for instance, {sorted(tensors)[0]!r}). It is no "
-            "LoRA, one for another model than Stable Diffusion 1.x, or of a kind that is not supported, like "
-            "LoHa."
+            f"No layer of {file} matches this model (it has, for instance, {sorted(tensors)[0]!r}). It is "
+            "not a LoRA, or one for another model than Stable Diffusion 1.x, or of an unsupported kind, "
+            "like LoHa."
         )
-    check_names(unknown, "has, beside layers that fit,", file)
+    check_names(unknown, "has, besides layers that fit,", file)
     changes = {}
     for (part, name), found in layers.items():
         shape = parts[part].get_parameter(name).shape
@@ -121,12 +121,10 @@ def check_factors(tensors: Tensors, shape: Sequence[int], name: str, file: str |
             f"{list(down.shape)}: it was made for another model."
         )
     if rank == 0:
-        raise ValueError(f"{file} changes {name} by matrices of rank 0: it holds nothing.")
+        raise ValueError(f"{file} changes {name} by matrices of rank 0: it is empty.")
     most = max(shape[0], math.prod(shape[1:]))
     if rank > most:  # a small file can declare tensors of any size
-        raise ValueError(
-            f"{file} changes {name} by matrices of rank {rank}, and no more than {most} has a use."
-        )
+        raise ValueError(f"{file} changes {name} by matrices of rank {rank}; more than {most} is of no use.")
     if alpha is not None and alpha.numel() != 1:
         raise ValueError(f"{file} has {alpha.numel()} numbers for one alpha, that of {name}.")
     scale = float(rank if alpha is None else alpha) / rank

@@ -159,4 +159,4 @@ def weights_file(folder: Path) -> Path:
         for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
             if (folder / (stem + ending)).is_file():
                 return folder / (stem + ending)
-    raise FileNotFoundError(f"{folder} holds no weights, like diffusion_pytorch_model.safetensors.")
+    raise FileNotFoundError(f"{folder} holds no weights, such as diffusion_pytorch_model.safetensors.")

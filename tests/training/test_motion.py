@@ -289,7 +289,7 @@ def test_weights_that_do_not_fit_are_named(base, pipeline, tmp_path):
     weights = {name: weight.detach().clone() for name, weight in added_weights(pipeline.unet).items()}
     for change, message in (
         (lambda w: w.pop("flow_conv_in.conv_in.bias"), "lacks flow_conv_in.conv_in.bias"),
-        (lambda w: w.update({"flow_conv_in.grid": torch.zeros(1)}), "unknown here, flow_conv_in.grid"),
+        (lambda w: w.update({"flow_conv_in.grid": torch.zeros(1)}), "unknown parameters flow_conv_in.grid"),
         (lambda w: w.update({"flow_conv_in.conv_in.bias": torch.zeros(3)}), r"has the shape \[3\]"),
     ):
         wrong = dict(weights)
@@ -306,5 +306,5 @@ def test_weights_that_do_not_fit_are_named(base, pipeline, tmp_path):
     with pytest.raises(ValueError, match=r"lacks conv_in\.weight: it is"):
         load_base(str(broken), str(base / "depth"))
     save_file(weights | {"conv_in.scale": torch.ones(1)}, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"unknown here, conv_in\.scale"):
+    with pytest.raises(ValueError, match=r"has unknown parameters conv_in\.scale"):
         load_base(str(broken), str(base / "depth"))

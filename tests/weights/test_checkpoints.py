@@ -34,7 +34,7 @@ def test_the_published_file_is_read_in_each_layout_and_a_wrong_name_is_named(sou
     depth = base / "depth"
     whole = load_base(base, depth, added=plain | {"conv_in.bias": torch.full([32], 7.0)}).unet
     assert whole.conv_in.bias.eq(7).all()  # keys of the base are honoured
-    with pytest.raises(ValueError, match=r"file.ckpt has, unknown here, mid_block.motion"):
+    with pytest.raises(ValueError, match=r"file.ckpt has unknown parameters mid_block.motion"):
         load_base(base, depth, added=plain | {"mid_block.motion": torch.ones(3)}, motion="file.ckpt")
     name = next(iter(plain))
     short = {key: tensor for key, tensor in plain.items() if key != name}

@@ -148,12 +148,12 @@ def test_a_lora_that_expands_from_a_few_bytes_is_refused_before_it_is_read(tiny_
     one = torch.ones(1, 1)  # and not 64 petabytes
     parts = {"lora_down.weight": one.expand(rank, 16), "lora_up.weight": one.expand(16, rank)}
     torch.save({f"{prefix}.{name}": part for name, part in parts.items()}, path)
-    with pytest.raises(ValueError, match=f"by matrices of rank {rank}, and no more than 16 has a use"):
+    with pytest.raises(ValueError, match=f"by matrices of rank {rank}; more than 16 is of no use"):
         read_lora(path, {"unet": tiny_pipeline.unet})
 
 
 @pytest.mark.parametrize("content", [{0: torch.ones(2)}, {"a": torch.ones(2), 1: torch.ones(2)}], ids=str)
 def test_tensors_without_names_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "numbered.pt")
-    with pytest.raises(ValueError, match=r"numbered\.pt has a tensor under [01] and not under a name"):
+    with pytest.raises(ValueError, match=r"numbered\.pt has a tensor under [01], which is not a name"):
         read_tensors(tmp_path / "numbered.pt")

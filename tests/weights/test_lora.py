@@ -58,7 +58,7 @@ def test_a_lora_of_motion_modules_is_refused(full, tmp_path):
     with pytest.raises(ValueError, match=r"No layer of .*motion.safetensors matches"):
         read_lora(write(motion, tmp_path / "motion.safetensors"), parts_of(full))
     both = peft_lora(random_lora(LAYERS)) | motion
-    with pytest.raises(ValueError, match=r"has, beside layers that fit,.*motion_modules"):
+    with pytest.raises(ValueError, match=r"has, besides layers that fit,.*motion_modules"):
         read_lora(write(both, tmp_path / "both.safetensors"), parts_of(full))
 
 
