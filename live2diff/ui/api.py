@@ -1,4 +1,4 @@
-"""The named endpoints for programs, which `--mcp` makes MCP tools as well."""
+"""The named endpoints for programs; with `--mcp` they are MCP tools as well."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from .video_tab import CLIP_ERRORS, address_of, clip_key, explain, kept_frames, 
 
 
 def without_folder(name: str) -> str:
-    """Return the name of a weight file without this machine's folders."""
+    """Strip this machine's folders from the name of a weight file."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
@@ -106,10 +106,10 @@ def add_endpoints(engine: EngineProtocol, jobs: ClipQueue) -> None:
         ]
 
     def health() -> dict[str, Any]:
-        """Report the state of the server: "ok", or that its device has failed and that it ends.
+        """Report the state of the server: "ok", or the failure of its device, after which it ends.
 
-        Model and device, live streams, clips and capacity now, dropped frames since the start, and over the
-        last seconds frames per second and the delay of a frame in the server (median, 95th percentile; s).
+        Also model and device; live streams, clips and capacity now; frames dropped since the start; over the
+        last seconds, frames per second and a frame's seconds in the server (median and 95th percentile).
         """
         about = {"state": engine.failure or "ok", "model": engine.about, "device": engine.device}
         return about | engine.stats()

@@ -9,22 +9,22 @@ from ..serving.sessions import EngineProtocol
 from .theme import STATIC, file_url
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"  # only in the repository
-RESULTS_BY = "nano"  # the model that made examples/results
+RESULTS_BY = "nano"  # the model that examples/results were rendered with
 
 
 def presets() -> list[dict]:
-    """Return the clips in examples/ with a style, a prompt and a seed each."""
+    """Read the clips in examples/, each with a style, a prompt and a seed; none outside the repository."""
     path = EXAMPLES / "presets.json"
     return json.loads(path.read_text()) if path.exists() else []
 
 
 def result_of(preset: dict) -> Path:
-    """Return the path of a preset's finished result, which examples/render.py makes."""
+    """Return the path of a preset's result, which examples/render.py renders."""
     return EXAMPLES / "results" / f"{Path(preset['clip']).stem}-{preset['style']}.mp4"
 
 
 def example_wall(engine: EngineProtocol, offered: list[dict]) -> gr.HTML:
-    """Create the wall of examples, which play their results beside the originals; `select` has the index."""
+    """Create the wall of examples, each with original and result; its `select` event has the index."""
     examples = []
     for preset in offered:
         clip, result = EXAMPLES / preset["clip"], result_of(preset)

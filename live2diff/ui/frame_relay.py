@@ -1,4 +1,4 @@
-"""The path of live frames between one viewer's socket and the engine; README.md has it as a figure."""
+"""Relay live frames between one viewer's socket and the engine; README.md has a figure."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ jpeg_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="jpeg")
 
 @dataclass(frozen=True)
 class CameraFrame:
-    """A JPEG or VP9 frame as it came from the socket, at `arrived` seconds on the monotonic clock."""
+    """A JPEG or VP9 frame from the socket, received at `arrived` seconds on the monotonic clock."""
 
     data: bytes
     number: int
@@ -40,10 +40,10 @@ class PendingFrame:
 
 
 class FrameRelay:
-    """Relays one stream's camera frames to the engine and its results to the socket, in order.
+    """Relay one stream's camera frames to the engine and its results to the socket, in order.
 
-    The newest frame is kept as it came and decoded only when the engine has room for it: a JPEG that is
-    replaced under overload costs nothing, a VP9 frame little. After an error of VP9, JPEGs are used until the
+    The newest frame is kept compressed and decoded only when the engine has room for it: a JPEG that is
+    replaced under overload costs nothing, a VP9 frame little. After a VP9 error, JPEGs are used until the
     stream ends.
     """
 
@@ -56,28 +56,28 @@ class FrameRelay:
         self.arrived = asyncio.Event()
         self.in_engine = asyncio.Semaphore(FRAMES_IN_ENGINE)
         self.pending: asyncio.Queue[PendingFrame] = asyncio.Queue()
-        self.last_result = 0.0  # when it was sent
-        self.frames_in = 0  # of the stream, as of the last result
+        self.last_result = 0.0  # when the last one was sent, on the monotonic clock
+        self.frames_in = 0  # frames that the stream had received at the last result
         self.decoder: CameraDecoder | None = CameraDecoder()  # None: VP9 has failed
         self.encoder: ResultEncoder | None = None  # None: results are JPEGs
 
     @property
     def codecs(self) -> list[str]:
-        """Return what a page may send and ask for besides JPEGs."""
+        """Return the codecs that a client may use besides JPEG."""
         return [] if self.engine.takes_jpegs else ["vp9"]
 
     def set_result_rate(self, rate: int | None) -> None:
-        """Send the results as VP9 at so many bits a second, or as JPEGs."""
+        """Send results as VP9 at `rate` bits a second, or as JPEGs if it is None."""
         if rate is not None and self.encoder is not None:
             self.encoder.rate = rate
         else:
             self.encoder = None if rate is None else ResultEncoder(rate)
 
     def put(self, frame: CameraFrame) -> None:
-        """Keep a frame, instead of one that still waits; of those from before a cut, all.
+        """Keep a frame in place of one that still waits; frames from before a cut are all kept.
 
         Raises:
-            ValueError: no page sends such a VP9 frame.
+            ValueError: the VP9 frame is too large, or several in one.
         """
         if frame.number == EARLIER:
             self.earlier.append(frame)
@@ -91,7 +91,7 @@ class FrameRelay:
         self.arrived.set()
 
     async def run(self) -> None:
-        """Relay until the stream ends or this is cancelled.
+        """Relay frames until the stream ends or the task is cancelled.
 
         Raises:
             StreamClosed: the engine has closed the stream.
@@ -106,7 +106,7 @@ class FrameRelay:
                 task.cancel()
 
     async def push_frames(self) -> None:
-        """Decode the newest frame whenever the engine has room, and push it."""
+        """Decode and push the newest frame whenever the engine has room."""
         last: PendingFrame | None = None
         while True:
             await self.in_engine.acquire()
@@ -129,7 +129,7 @@ class FrameRelay:
                 self.pending.put_nowait(last)
 
     async def image(self, frame: CameraFrame) -> np.ndarray | bytes | None:
-        """Decode a frame, unless the engine takes JPEGs; if VP9 fails, ask for JPEGs and return None."""
+        """Decode a frame, unless the engine takes JPEGs; if VP9 fails, request JPEGs and return None."""
         loop = asyncio.get_running_loop()
         if self.engine.takes_jpegs:
             return frame.data
@@ -143,8 +143,8 @@ class FrameRelay:
         await self.send('{"codec": "jpeg"}')
 
     def encode(self, image: np.ndarray) -> bytes:
-        """Encode a result that is sent."""
-        encoder = self.encoder  # may be replaced meanwhile
+        """Encode a result as VP9 if it is in use, else or after an error as JPEG."""
+        encoder = self.encoder  # may be replaced by another thread
         if encoder is not None:
             try:
                 return encoder.encode(image)
@@ -153,15 +153,15 @@ class FrameRelay:
         return encode_jpeg(image, JPEG_QUALITY)
 
     async def push_earlier(self) -> None:
-        """Push the frames from before a cut, one after the other: none is replaced, and none has a result."""
+        """Push the frames from before a cut one by one: none is replaced, and no result is sent for them."""
         while self.earlier:
             frame = self.earlier.popleft()
             result = self.engine.push(self.key, await self.image(frame), tag=EARLIER)
-            if not self.engine.needs_gpu_session:  # else the engine keeps the last ones until there is a GPU
+            if not self.engine.needs_gpu_session:  # else the engine keeps them until a GPU session begins
                 await asyncio.wrap_future(result)
 
     async def send_results(self) -> None:
-        """Send the engine's results to the page, in order."""
+        """Send the engine's results to the client, in order."""
         loop = asyncio.get_running_loop()
         while True:
             pending = await self.pending.get()
@@ -176,7 +176,7 @@ class FrameRelay:
                 self.in_engine.release()
 
     def header(self, result: FrameResult, frame: CameraFrame) -> bytes:
-        """Pack the header of a result, and note when it is sent."""
+        """Pack the header of a result, and record when it is sent."""
         now = time.monotonic()
         seconds = now - frame.arrived, now - max(frame.arrived, self.last_result)
         self.last_result, self.frames_in = now, result.frames_in

@@ -1,7 +1,7 @@
 """The messages of the Live tab's socket; README.md describes them.
 
 From the page: `Start` to `Echo` as JSON texts, and camera frames as `FRAME` and a JPEG or VP9 frame.
-To the page: JSON texts, and results as `RESULT` and a JPEG or VP9 frame; nothing where there is no image yet.
+To the page: JSON texts, and results as `RESULT` and a JPEG or VP9 frame, empty while there is no image yet.
 """
 
 import json
@@ -17,7 +17,7 @@ from ..streaming.settings import BLEND_FRAMES, Blend, StreamSettings
 
 PATH = "/live-socket"
 FRAME = struct.Struct("<I")  # number of the frame
-EARLIER = 0  # the number of frames from before a cut
+EARLIER = 0  # number of all frames from before a cut
 # Number of the frame shown, 0 without an image; number of the newest frame taken in; microseconds from that
 # frame's arrival to this result; microseconds from the later of that arrival and the previous result; frames
 # collected for the warmup, 0 when it is complete.
@@ -61,7 +61,7 @@ class Codec(BaseModel):
 
 
 class Echo(BaseModel):
-    """Send this message back at once: the page measures the network by it."""
+    """Send this message back at once, for the page to measure the network."""
 
     echo: Annotated[float, Field(allow_inf_nan=False)]
 
@@ -71,10 +71,10 @@ MESSAGES: TypeAdapter[Message] = TypeAdapter(Message)
 
 
 def parse_message(text: str) -> Message:
-    """Parse a text message from the page, of which nothing is trusted.
+    """Parse a text message from the page; nothing in it is trusted.
 
     Raises:
-        ValueError: too long, not JSON, not a message of the page, or a bad setting.
+        ValueError: too long, not JSON, an unknown message, or a bad setting.
     """
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"The message has {len(text)} characters, the limit is {LONGEST_TEXT}.")
@@ -83,16 +83,16 @@ def parse_message(text: str) -> Message:
         return MESSAGES.validate_python(json.loads(text))
     except ValidationError as error:
         bad_settings = [each.get("ctx", {}).get("error") for each in error.errors()]
-        raise next(filter(None, bad_settings), ValueError("The page sends no message like this.")) from None
+        raise next(filter(None, bad_settings), ValueError("The message is unknown.")) from None
     except (ValueError, RecursionError):
         raise ValueError("The message is not JSON.") from None
 
 
 def parse_frame(data: bytes) -> tuple[int, bytes]:
-    """Split a binary message into the frame's number and its JPEG or VP9 frame.
+    """Split a binary message into the frame's number and its JPEG or VP9 data.
 
     Raises:
-        ValueError: there is no frame in it.
+        ValueError: the message has no frame data.
     """
     if len(data) <= FRAME.size:
         raise ValueError("The camera frame is empty.")
@@ -101,7 +101,7 @@ def parse_frame(data: bytes) -> tuple[int, bytes]:
 
 
 def is_same_origin(headers: Headers, hosts: Iterable[str]) -> bool:
-    """Return whether the request comes from a page of this server; programs send no `Origin`."""
+    """Return whether a request comes from a page of this server; programs send no `Origin`."""
     origin = headers.get("origin")
     if origin is None:
         return True

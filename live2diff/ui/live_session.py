@@ -1,10 +1,10 @@
-"""The server's side of the Live tab: one WebSocket per viewer, whose stream ends with it.
+"""The server's side of the Live tab: one WebSocket per viewer; its stream ends with it.
 
 Why a WebSocket and not WebRTC (FastRTC):
 - WebRTC needs a TURN server on Spaces and behind many firewalls; a WebSocket passes wherever the page does.
-- Each result names its frame, so the page shows it beside exactly the original that it was made from.
+- Each result carries its frame's number, so the page shows exactly the original that it was made from.
 - The waiting line, settings and errors share the connection with the frames, in one order.
-- It is fast enough: the whole way there and back adds 14 ms (median, tests/measure/delay.py).
+- It is fast enough: the round trip adds 14 ms (median, tests/measure/delay.py).
 """
 
 import asyncio
@@ -28,13 +28,13 @@ from .live_protocol import Codec, Echo, Restart, Start, Stop, Update, parse_fram
 from .live_visits import Visit, Visits
 from .video_codec import is_vp9
 
-OPEN_SECONDS = 0.3  # at least, between two streams of one viewer
+OPEN_SECONDS = 0.3  # minimum between two streams of one viewer
 POLL_SECONDS = 1.0  # between updates of the queue position and of the time left
-FETCH_SECONDS = 0.5  # a style whose files take longer is announced to the page
-ALIVE_SECONDS = 2.0  # between messages by which the page knows that the network is not dead
-VIDEO_FRAME_BYTES = int(BYTES_A_SECOND / 70)  # charged at least: each costs time, dropped ones too
-REJECTED, RESTARTING = 1008, 1012  # codes that close a socket; after the second the page tries again
-# Codes of a socket after which the page connects again: cut (1005 by uvicorn), lost ping, nothing heard.
+FETCH_SECONDS = 0.5  # a download that takes longer is announced to the page
+ALIVE_SECONDS = 2.0  # between keep-alive messages to the page
+VIDEO_FRAME_BYTES = int(BYTES_A_SECOND / 70)  # minimum charge: VP9 frames are decoded even if dropped
+REJECTED, RESTARTING = 1008, 1012  # close codes; after the second the page connects again
+# Close codes after which the page connects again: cut (1005 is uvicorn's), ping timeout, silence.
 CUT = {1005, 1006, 1011, RESTARTING, 4000}
 
 log = logging.getLogger(__name__)
@@ -42,26 +42,26 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class RateBudget:
-    """What one socket may send: so many messages and bytes a second, and a burst."""
+    """Limit the messages and bytes a second of one socket, and allow a burst."""
 
     clock: Callable[[], float] = time.monotonic
     paid_until: float = 0.0
 
     def charge(self, size: int) -> float:
-        """Charge a message of `size` bytes; return how many seconds to wait before reading the next."""
+        """Charge a message of `size` bytes; return the seconds to wait before reading the next."""
         now = self.clock()
         cost = max(1 / MESSAGES_A_SECOND, size / BYTES_A_SECOND)
         self.paid_until = max(self.paid_until, now - BURST_SECONDS) + cost
         return max(0.0, self.paid_until - now)
 
     async def spend(self, size: int) -> None:
-        """Charge a message of `size` bytes, and wait until it is paid for."""
+        """Charge a message of `size` bytes, and wait until the next one may be read."""
         await asyncio.sleep(self.charge(size))
 
 
 @dataclass(eq=False)
 class LiveSession:
-    """One socket of a visit, with its stream, which ends with it."""
+    """Serve one socket of a visit and its stream, which ends with the socket."""
 
     socket: WebSocket
     engine: EngineProtocol
@@ -80,7 +80,7 @@ class LiveSession:
 
     @property
     def key(self) -> str:
-        """Return the key of the visit in engine and line."""
+        """Return the key of the visit in the engine and the waiting line."""
         return self.visit.key
 
     @property
@@ -89,7 +89,7 @@ class LiveSession:
         return self.visits.line
 
     async def run(self) -> None:
-        """Serve the socket until it closes; if it was cut, hold the place for the next one."""
+        """Serve the socket until it closes; after a cut, hold the place for the next connection."""
         self.visit.connection = self
         was_cut = False
         try:
@@ -100,12 +100,12 @@ class LiveSession:
                 self.cancel_tasks()
         finally:
             self.cancel_tasks()
-            if self.visit.connection is self:  # no other has taken over
+            if self.visit.connection is self:  # no other connection has taken over
                 self.close_stream()
                 (self.visits.hold if was_cut else self.visits.end)(self.visit)
 
     def drop(self) -> None:
-        """Close the connection and its stream at once: another connection takes over the visit."""
+        """Close the connection and its stream at once, as another connection takes over the visit."""
         self.cancel_tasks()
         self.close_stream()
         self.abort()
@@ -118,20 +118,20 @@ class LiveSession:
         self.line.leave(self.key)
 
     def cancel_tasks(self) -> None:
-        """Cancel the tasks of the stream, but not the one that calls this."""
+        """Cancel the tasks of the stream, except the calling one."""
         for task in (self.session_task, self.update_task):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
         self.session_task = self.update_task = None
 
     async def send_alive(self) -> None:
-        """Send a message now and then: without any, the page takes the network for dead."""
+        """Send keep-alive messages, without which the page would give up the connection."""
         while True:
             await asyncio.sleep(ALIVE_SECONDS)
             await self.send_json(alive=True)
 
     def close_stream(self) -> None:
-        """Close the stream and keep the place."""
+        """Close the stream, and keep the place in line."""
         self.relay = None
         self.engine.close(self.key)
 
@@ -159,7 +159,7 @@ class LiveSession:
                     number, image = parse_frame(data)
                     if is_vp9(image):
                         size = max(size, VIDEO_FRAME_BYTES)
-                    if self.relay is not None:  # else sent before the page knew that there is no stream
+                    if self.relay is not None:  # else the frame was sent before the page knew
                         self.relay.put(CameraFrame(image, number, time.monotonic()))
             except ValueError as error:
                 await self.reject(error)
@@ -167,7 +167,7 @@ class LiveSession:
             await self.rate_budget.spend(size)
 
     async def reject(self, error: ValueError) -> None:
-        """Send an error and close the socket, after a message that the page never sends."""
+        """Send an error and close the socket, after an invalid message or frame."""
         self.end()
         await self.send_json(error=str(error))
         await self.close_socket(REJECTED)
@@ -199,7 +199,7 @@ class LiveSession:
                 await self.send_json(echo=echo)
 
     def start(self) -> None:
-        """Open a stream with the present settings, at the place of this viewer or in line."""
+        """Open a stream with the current settings, after waiting in line if need be."""
         if self.session_task is not None:
             self.session_task.cancel()
         if self.relay is not None:
@@ -207,12 +207,12 @@ class LiveSession:
         self.session_task = self.tasks.create_task(self.stream_in_turns())
 
     def sync_settings(self) -> None:
-        """Apply the present settings to the stream, if it has others."""
+        """Apply the current settings to the stream if they differ from its own."""
         if self.relay is not None and self.update_task is None and self.settings != self.applied_settings:
             self.update_task = self.tasks.create_task(self.apply_settings())
 
     async def apply_settings(self) -> None:
-        """Update the stream until it has the settings last requested."""
+        """Update the stream until it has the last requested settings."""
         while self.relay is not None and self.settings != self.applied_settings:
             settings, refill = self.settings, self.last_update.refill
             blend = 0 if refill else self.last_update.blend
@@ -231,10 +231,10 @@ class LiveSession:
                 break  # the next frame opens another stream, with these settings
             except (ValueError, OSError) as error:
                 if settings != self.settings:
-                    continue  # others were chosen before these were refused
+                    continue  # others were requested meanwhile
                 self.settings = kept = self.applied_settings
-                look = kept.model_dump(mode="json", exclude_none=True)
-                await self.send_json(refused=str(error), style=kept.style, settings=look)
+                values = kept.model_dump(mode="json", exclude_none=True)
+                await self.send_json(refused=str(error), style=kept.style, settings=values)
             except RuntimeError as error:
                 await self.fail_in_model(error)
         self.update_task = None
@@ -254,12 +254,12 @@ class LiveSession:
             fetched.cancel()
 
     async def stream_in_turns(self) -> None:
-        """Wait for a place, open the stream, relay its frames until the turn is over; again and again."""
+        """Wait for a place, open the stream and relay its frames until the turn is over; repeat."""
         await self.send_json(resume=self.visits.new_token(self.visit))
         while True:
             settings = self.settings
             try:
-                await self.fetch(settings.style)  # first: a place in line is kept for seconds only
+                await self.fetch(settings.style)  # first: a free place is held for seconds only
                 while (place := self.line.join(self.key)).position > 0:
                     await self.send_json(waiting=place.position, seconds=place.seconds)
                     await asyncio.sleep(POLL_SECONDS)
@@ -291,7 +291,7 @@ class LiveSession:
         refusal, is_over = "", False
         try:
             is_over = await self.watch_turn(task)
-            if task.done() or not is_over:  # freed after a silence: the next frame raises StreamClosed
+            if task.done() or not is_over:  # closed as idle: the next frame raises StreamClosed
                 await task
         except StreamClosed as error:
             if not isinstance(error, GpuSessionOver):
@@ -316,7 +316,7 @@ class LiveSession:
         return True
 
     async def watch_turn(self, task: asyncio.Task[None]) -> bool:
-        """Send the time left until the stream has ended; return whether the turn was over."""
+        """Send the time left until the stream has ended; return whether that was the end of the turn."""
         left = None
         while not task.done() and self.key in self.engine.session_keys():
             before, left = left, self.line.time_left(self.key)
@@ -326,7 +326,7 @@ class LiveSession:
         return left is not None and left <= 2 * POLL_SECONDS
 
     async def fail_in_model(self, error: RuntimeError) -> None:
-        """Log an error of the model and end the stream with it."""
+        """Log a model error and end the stream with it."""
         log.error("a live stream failed", exc_info=error)
         await self.fail(f"The model failed: {(str(error).splitlines() or ['no reason given'])[0]}")
 
@@ -340,7 +340,7 @@ class LiveSession:
         await self.send(json.dumps(message))
 
     async def send(self, data: str | bytes) -> None:
-        """Send to the page; drop the connection if it takes nothing."""
+        """Send to the page; drop the connection if the page does not receive."""
         try:
             async with asyncio.timeout(TAKEN_SECONDS):
                 if isinstance(data, str):

@@ -1,4 +1,4 @@
-"""The Live tab: a component of our own, camera in and translated images out.
+"""The Live tab: a custom component, camera frames in and translated images out.
 
 The browser's side is `static/*.js`; `live_session` is the server's.
 """
@@ -29,19 +29,19 @@ LIVE_SCRIPTS = ("camera.js", "screen.js", "recorder.js", "link.js", "cues.js", "
 SCRIPTS = (*LIVE_SCRIPTS, "live.js", "command.js")  # one scope, in this order
 WORKER_SCRIPTS = ("codec.js", "worker.js")
 SMALLEST_SIDE = 384  # pixels; the browser sends no smaller frames, however small the working size
-RESUME = "live2diff.resume"  # the protocol of a socket that goes on after a cut; offered with it: the token
-PING_SECONDS = 5.0  # a dead network is noticed after this and as long again
+RESUME = "live2diff.resume"  # subprotocol that resumes a visit; the client offers its token beside it
+PING_SECONDS = 5.0  # interval and timeout of pings: a dead network is noticed within twice this
 
 
 def page_script() -> str:
-    """Join the scripts of the page; the worker's source is a string in them."""
+    """Join the scripts of the page, with the worker's source as a string constant."""
     worker = json.dumps("\n".join((STATIC / name).read_text() for name in WORKER_SCRIPTS))
     scripts = [(STATIC / name).read_text() for name in SCRIPTS]
     return "\n".join([f"const WORKER_SOURCE = {worker};", *scripts])
 
 
 def style_entry(name: str, style: Style, default_style: str) -> dict[str, str | int]:
-    """Return what live.html shows of a style; "" for an image that does not exist."""
+    """Return the fields of a style for live.html; "" for an image that does not exist."""
     sample = SAMPLES / f"{Path(name).name}.jpg"
     return {
         "name": name,
@@ -78,7 +78,7 @@ def live_view(engine: EngineProtocol, limits: VisitorLimits) -> gr.HTML:
 def live_route(
     demo: gr.Blocks, engine: EngineProtocol, line: WaitingLine, limits: VisitorLimits
 ) -> WebSocketRoute:
-    """Create the socket's route, for `demo.launch(app_kwargs={"routes": [route]})`."""
+    """Create the WebSocket's route, for `demo.launch(app_kwargs={"routes": [route]})`."""
     visits = Visits(Counts(limits.visits, "live visits"), line)
     open_sockets = 0
 
@@ -88,7 +88,7 @@ def live_route(
         hosts = {urlsplit(address).netloc for address in addresses if address}
         hosts.add(os.environ.get("SPACE_HOST", ""))
         if not is_same_origin(socket.headers, hosts) or open_sockets >= SOCKETS_AT_ONCE:
-            return await socket.close(1008)  # before it is accepted: the browser reads a refusal
+            return await socket.close(1008)  # before it is accepted: an HTTP 403
         open_sockets += 1
         try:
             offered = [*socket.scope["subprotocols"], "", ""]
@@ -107,21 +107,21 @@ def live_route(
     return WebSocketRoute(PATH, serve)
 
 
-# Gradio gives no public way to the options of its server's sockets, nor to a connection. `demo.server` is a
+# Gradio has no public access to the socket options of its server, nor to a connection. `demo.server` is a
 # uvicorn server; tests/ui/test_socket_limits.py fails if that or one of these names changes.
 
 
 def configure_sockets(demo: gr.Blocks) -> None:
-    """Set what a launched page's server reads for each new socket."""
+    """Set the WebSocket options of a launched page's server; they hold for new sockets."""
     config = demo.server.config
-    config.ws_per_message_deflate = False  # images do not get smaller
+    config.ws_per_message_deflate = False  # images are compressed already
     config.ws_max_size = LARGEST_FRAME + FRAME.size
     config.ws_ping_interval = config.ws_ping_timeout = PING_SECONDS
 
 
 def abort(demo: gr.Blocks, socket: WebSocket) -> None:
-    """Drop a connection whose other side takes nothing: an ordinary close would wait until it does."""
+    """Drop a connection whose client does not receive: an ordinary close would wait for it."""
     connections: list[Any] = list(demo.server.server_state.connections)
     for connection in connections:
-        if connection.scope and connection.scope["headers"] == socket.scope["headers"]:  # with its random key
+        if connection.scope and connection.scope["headers"] == socket.scope["headers"]:  # has a random key
             connection.transport.abort()

@@ -1,6 +1,6 @@
-"""Camera frames and results as VP9, a third of the bytes of JPEGs; README.md says when.
+"""Decode camera frames and encode results as VP9, a third of the bytes of JPEGs; README.md says when.
 
-VP9 and not H.264: the same pictures take fewer bytes than in the baseline H.264 that is fast enough, and
+VP9 and not H.264: the same images take fewer bytes than in the baseline H.264 that is fast enough, and
 every build of Chromium has it. A chunk is one frame; its first two bits differ from those of a JPEG.
 """
 
@@ -17,8 +17,8 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from ..streaming.images import LARGEST_FRAME, LONGEST_SIDE
 
-MOST_WAITING = 32  # chunks; a page has at most 16 frames on the way
-RATE_STEP = 1.3  # a bit rate that differs by less is not changed: the next frame would have to be a key frame
+MOST_WAITING = 32  # chunks; a page has at most 16 frames in flight
+RATE_STEP = 1.3  # a smaller change of the bit rate is not worth the key frame it costs
 MILLISECONDS = Fraction(1, 1000)
 COLOURS = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.JPEG}
 TO_PLANES: dict[str, Any] = {"format": "yuv420p", "interpolation": Interpolation.AREA, **COLOURS}
@@ -26,9 +26,9 @@ OPTIONS = {
     "deadline": "realtime",
     "cpu-used": "8",
     "lag-in-frames": "0",
-    "qmin": "10",  # of 63: not better than the JPEGs, however much the network carries
+    "qmin": "10",  # of 63: never finer than the JPEGs
     "qmax": "58",
-    "max-intra-rate": "400",  # percent of a frame's share: a larger key frame would hold up those behind it
+    "max-intra-rate": "400",  # percent of a frame's share: a larger key frame would delay the next frames
 }
 
 
@@ -37,14 +37,14 @@ class VideoError(Exception):
 
 
 def is_vp9(data: bytes) -> bool:
-    """Return whether this is a VP9 frame, and not a JPEG."""
+    """Return whether a frame is VP9, not JPEG."""
     return data[0] >> 6 == 0b10
 
 
 class CameraDecoder:
-    """Decodes the VP9 frames of one stream: all and in order, as each is needed for the next.
+    """Decode the VP9 frames of one stream: all of them in order, as each refers to the one before.
 
-    They are decoded when the newest is asked for, and only that becomes an image.
+    They are decoded once the newest is needed; only that one becomes an image.
     """
 
     def __init__(self) -> None:
@@ -58,8 +58,8 @@ class CameraDecoder:
         """Keep a chunk until it is decoded.
 
         Raises:
-            VideoError: too many wait, of which none can be left out.
-            ValueError: too large, or several frames in one chunk, which take longer than their bytes say.
+            VideoError: too many are waiting, and none can be left out.
+            ValueError: too large, or several frames in one chunk: they take more time than their size says.
         """
         if len(chunk) > LARGEST_FRAME or chunk[-1] >> 5 == 0b110:
             raise ValueError(f"The camera frame is no single VP9 frame of at most {LARGEST_FRAME} bytes.")
@@ -69,7 +69,7 @@ class CameraDecoder:
             raise VideoError("More VP9 frames wait than a page sends at once.")
 
     def take(self) -> list[bytes]:
-        """Return the chunks that wait, for `decode`."""
+        """Remove the waiting chunks and return them, for `decode`."""
         chunks = list(self._waiting)
         self._waiting.clear()
         self._bytes = 0
@@ -88,14 +88,14 @@ class CameraDecoder:
                     if max(frame.width, frame.height) > LONGEST_SIDE:
                         raise VideoError(f"A side has more than {LONGEST_SIDE} pixels.")
             if frame is None:
-                raise VideoError("The VP9 frame is not shown.")
+                raise VideoError("The VP9 frame has no image.")
             return frame.to_ndarray(format="rgb24")
         except FFmpegError as error:
             raise VideoError("The VP9 frame cannot be decoded.") from error
 
 
 class ResultEncoder:
-    """Encodes the results of one stream that are sent, each as one chunk, at a bit rate that can change."""
+    """Encode the results of one stream, each as one chunk, at a bit rate that can change."""
 
     def __init__(self, rate: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.rate = rate  # bits a second
@@ -106,7 +106,7 @@ class ResultEncoder:
         """Encode a uint8 RGB image `[height, width, 3]`, as a key frame if the size or the rate has changed.
 
         Raises:
-            VideoError: the library cannot.
+            VideoError: the library refuses the image or the rate.
         """
         frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(**TO_PLANES)
         frame.time_base = MILLISECONDS

@@ -32,10 +32,10 @@ ANY_LENGTH = Limits(max_frames=10**9, max_seconds=1e9)
 PREVIEW_SECONDS = 0.3  # between two previews
 PREVIEW_SIDE = 480  # pixels
 PREVIEW_QUALITY = 75
-CLIPS_WAITING = 8  # that hold a thread each; more wait in Gradio's queue
+CLIPS_WAITING = 8  # clips that hold a thread each; further ones wait in Gradio's queue
 NO_CLIP = "Choose a clip first: upload one, record one, or pick an example."
-UNEXPECTED = "The translation failed for a reason that the server's log names. Try again, or another clip."
-CLIP_ERRORS = (ValueError, OSError, RuntimeError, gr.Error)  # gr.Error: no GPU is to be had
+UNEXPECTED = "The translation failed; the server's log says why. Try again, or try another clip."
+CLIP_ERRORS = (ValueError, OSError, RuntimeError, gr.Error)  # gr.Error: no GPU is available
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # of event listeners
 
@@ -44,29 +44,23 @@ StageValue = dict[str, Any]
 
 
 def stage_value(state: str, text: str = "", **more: Any) -> StageValue:
-    """Return what the stage shows; static/stage.js reads it."""
-    return {
-        "state": state,
-        "text": text,
-        "progress": None,
-        "preview": None,
-        "path": None,
-        "offset": 0.0,
-    } | more
+    """Return a value of the stage, as static/stage.js reads it."""
+    empty = {"progress": None, "preview": None, "path": None, "offset": 0.0}
+    return {"state": state, "text": text, **empty, **more}
 
 
 def clip_key(request: gr.Request) -> str:
-    """Return the key of this viewer's clips in the engine."""
+    """Return the key of a viewer's clips in the engine."""
     return f"{request.session_hash or secrets.token_urlsafe(16)}/clip"
 
 
 def address_of(request: gr.Request) -> str | None:
-    """Return the address that the limits count this viewer's clips for."""
+    """Return the address for which the limits count a viewer's clips."""
     return visitor_address(request.headers, request.client and request.client.host)
 
 
 def time_left(progress: Progress) -> str:
-    """Format the progress: `45 of 110 frames, about 12 s left`, without a time during the warmup."""
+    """Format progress as `45 of 110 frames, about 12 s left`; without a time during the warmup."""
     text = f"{progress.done} of {progress.total} frames"
     seconds = progress.seconds_left
     if seconds is None or progress.done <= WARMUP_FRAMES:
@@ -85,7 +79,7 @@ def parse_inputs(
     steps: float | None,
     strength: float | None,
 ) -> tuple[StreamSettings, Cut]:
-    """Return the settings of the stream and the part to translate; 0 or None means the default."""
+    """Convert inputs to stream settings and the part to translate; 0 or None stands for the default."""
     settings = StreamSettings(
         style=style,
         prompt=prompt or "",
@@ -97,7 +91,7 @@ def parse_inputs(
 
 
 def explain(error: Exception) -> str:
-    """Describe one of CLIP_ERRORS in a sentence; log it if the model failed."""
+    """Describe one of CLIP_ERRORS in a sentence; log a failure of the model."""
     if isinstance(error, gr.Error):
         return error.message
     if isinstance(error, (ClipStopped, ValueError, OSError)):
@@ -107,16 +101,16 @@ def explain(error: Exception) -> str:
 
 
 def kept_frames(result: Result) -> str:
-    """Describe the partial result of a clip that ended early, "" for none."""
+    """Describe the partial result of a clip that ended early; "" if there is none."""
     return f" The {result.frames} frames made by then are kept, with their sound." if result.frames else ""
 
 
 def stage_values(
     jobs: ClipQueue, clip: str, settings: StreamSettings, cut: Cut, request: gr.Request
 ) -> Iterator[StageValue]:
-    """Translate a clip and yield what the stage shows.
+    """Translate a clip and yield the values of the stage.
 
-    The last value holds all that was made, however the clip ends; only then is an unexpected error raised.
+    The last value has all frames made, however the clip ends; only after it is an unexpected error raised.
     """
     result, notes, shown = jobs.new_result(), [], -PREVIEW_SECONDS
     state, text, is_complete = "error", UNEXPECTED, False
@@ -151,7 +145,7 @@ def stage_values(
 
 
 def trim_fields() -> tuple[gr.Number, gr.Number]:
-    """Create the fields of the part in seconds, which can also be set to the player's position."""
+    """Create the fields of start and end in seconds, each with a button for the player's position."""
     position = "() => Number((document.querySelector('#clip video')?.currentTime ?? 0).toFixed(2))"
     with gr.Accordion("Trim", open=False), gr.Row():
         fields = []
@@ -178,7 +172,7 @@ def style_choice(engine: EngineProtocol) -> gr.Radio:
 
 @dataclass(frozen=True)
 class Controls:
-    """The components of the tab; `stage` shows the preview and the result."""
+    """The components of the tab; `stage` shows previews and the result."""
 
     clip: gr.Video
     start: gr.Number
@@ -199,7 +193,7 @@ class Controls:
         return [*first, self.start, self.end, self.steps, self.strength]
 
     def buttons(self, is_running: bool = False) -> dict[Component, Any]:
-        """Return the updates of the two buttons."""
+        """Return the updates of Translate and Cancel."""
         return {
             self.begin: gr.update(interactive=not is_running),
             self.cancel: gr.update(interactive=is_running),
@@ -258,7 +252,7 @@ def lay_out(engine: EngineProtocol, jobs: ClipQueue) -> Controls:
 
 
 def wire(controls: Controls, jobs: ClipQueue) -> Dependency:
-    """Connect the components with what they do; return the event of a translation."""
+    """Attach the event listeners; return the event of a translation."""
 
     def run(inputs: dict[Component, Any], request: gr.Request) -> Iterator[dict[Component, Any]]:
         clip, *values = (inputs[component] for component in controls.inputs)
@@ -276,40 +270,39 @@ def wire(controls: Controls, jobs: ClipQueue) -> Dependency:
             yield {controls.stage: stage_value("error", str(error))}
 
     def change_clip(clip: str | None) -> tuple[StageValue, None, float | None]:
-        """Reset what belongs to the clip before, and trim to the end of this one."""
+        """Reset the trim fields; the end becomes that of the new clip."""
         jobs.tidy()
         try:
             seconds = None if clip is None else probe(clip, ANY_LENGTH).duration
         except ClipError as error:
             return stage_value("error", str(error)), None, None
-        # In hundredths, rounded up, so that a cut that ends with the clip loses no frame.
+        # In hundredths, rounded up: else a cut that ends with the clip would lose a frame.
         return gr.skip(), None, seconds and math.ceil(round(100 * seconds, 3)) / 100
 
     def stop(request: gr.Request) -> None:
         jobs.stop(clip_key(request))
 
     queue: dict[str, Any] = {"concurrency_limit": CLIPS_WAITING, "concurrency_id": "clips"}
-    outputs = [controls.stage, controls.begin, controls.cancel]
-    event = controls.begin.click(run, set(controls.inputs), outputs, **queue, **PRIVATE)
+    buttons = [controls.begin, controls.cancel]
+    event = controls.begin.click(run, set(controls.inputs), [controls.stage, *buttons], **queue, **PRIVATE)
     for after in (event.then, event.failure):  # `then` alone does not follow an error
-        after(controls.buttons, None, [controls.begin, controls.cancel], queue=False, **PRIVATE)
+        after(controls.buttons, None, buttons, queue=False, **PRIVATE)
     controls.cancel.click(stop, queue=False, **PRIVATE)
     clip = controls.clip
     changes = [clip.upload, clip.clear, clip.stop_recording]
-    # In the browser, at once: an answer of the server might come when the next translation has begun.
+    # In the browser, at once: the server's answer might come after the next translation has begun.
     empty = f"() => ({json.dumps(stage_value('empty'))})"
     gr.on(changes, None, None, controls.stage, js=empty, **PRIVATE)
-    # And the translation of the clip before ends: its images would come to the stage of this one.
-    buttons = [controls.begin, controls.cancel]
+    # The previous clip's translation is cancelled: its images would reach the stage of this clip.
     gr.on(changes, controls.buttons, None, buttons, cancels=event, queue=False, **PRIVATE)
     trim = [controls.stage, controls.start, controls.end]
-    # By default, Gradio drops a change that comes before the last one is answered.
+    # By default, Gradio drops an event that comes before the last one is answered.
     gr.on(changes, change_clip, clip, trim, trigger_mode="always_last", **PRIVATE)
     return event
 
 
 def wire_examples(wall: gr.HTML, offered: list[dict], controls: Controls, translation: Dependency) -> None:
-    """Fill in the clip and its settings on a click, and show the result that was made before."""
+    """Fill in a clip and its settings on a click, and show its finished result."""
 
     def pick(event: gr.SelectData) -> dict[Component, Any]:
         preset = offered[event.index]

@@ -23,19 +23,16 @@ log = logging.getLogger(__name__)
 
 
 class Device(Protocol):
-    """What is called of a `pyvirtualcam.Camera`."""
+    """The methods of a `pyvirtualcam.Camera` that are used."""
 
     def send(self, frame: np.ndarray) -> None:
         """Show a frame, uint8 `[HEIGHT, WIDTH, 3]` RGB."""
-        ...
 
     def sleep_until_next_frame(self) -> None:
-        """Wait as long as the frame rate asks for."""
-        ...
+        """Wait until the next frame is due."""
 
     def close(self) -> None:
         """Close the device."""
-        ...
 
 
 def open_device() -> Device:
@@ -55,7 +52,7 @@ def open_device() -> Device:
 
 
 def letterbox(image: np.ndarray) -> np.ndarray:
-    """Fit a uint8 image `[height, width, 3]` into `[HEIGHT, WIDTH, 3]` in its aspect, on black."""
+    """Fit a uint8 image `[height, width, 3]` into `[HEIGHT, WIDTH, 3]`, with black bars."""
     height, width = image.shape[:2]
     scale = min(HEIGHT / height, WIDTH / width)
     image = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))))
@@ -65,22 +62,22 @@ def letterbox(image: np.ndarray) -> np.ndarray:
 
 
 class VirtualCamera:
-    """Writes the newest result of one live session to a device, at the device's rate; black without one.
+    """Write the newest result of one live session to a device, at the device's rate; black without one.
 
-    The first session has the camera until it ends, then the next that sends a frame.
+    The first session owns the camera until it ends, then the next one that sends a frame.
     """
 
     def __init__(self, engine: EngineProtocol, device: Device) -> None:
         self._engine, self._device = engine, device
         self._push, engine.push = engine.push, self._push_and_watch
-        self._key: str | None = None  # of the session that has the camera
-        self._newest: tuple[str, np.ndarray] | None = None  # its key and newest result; replaced as one
+        self._key: str | None = None  # of the session that owns the camera
+        self._newest: tuple[str, np.ndarray] | None = None  # its key and newest result, replaced at once
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="virtual camera", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Close the device, and leave the engine as it was."""
+        """Close the device, and restore the engine's `push`."""
         self._engine.push = self._push
         self._stopped.set()
         self._thread.join()
@@ -94,7 +91,7 @@ class VirtualCamera:
         return result
 
     def _take(self, key: str, result: Future[FrameResult]) -> None:
-        if key != self._key:  # late, of a former owner
+        if key != self._key:  # a late result of the former owner
             return
         if not result.cancelled() and result.exception() is None and result.result().frames:
             image = result.result().frames[-1]
