@@ -64,10 +64,10 @@ function feed(track, video, worker) {
     return () => own.stop();
   }
   let ended = false;
-  let announced = false; // WebKitGTK has the method that announces frames, and may never call it
+  let announced = false; // by requestVideoFrameCallback, which WebKitGTK has but may never call back
   const send = async (now, metadata) => {
     const captured = performance.timeOrigin + (metadata?.captureTime ?? now);
-    const frame = await createImageBitmap(video).catch(() => null); // between two cameras there is none
+    const frame = await createImageBitmap(video).catch(() => null); // there is none while cameras are switched
     if (frame && !ended) worker.postMessage({ frame, captured }, [frame]);
     else frame?.close();
   };

@@ -1,26 +1,26 @@
-// VP9 in place of JPEGs, both ways, where the browser can and the bytes of JPEGs take long: a part of worker.js, joined
-// before it. The first frames of a stream are JPEGs, by which the network is measured.
+// VP9 instead of JPEGs, both ways, where the browser has it and JPEGs take long to transfer: a part of worker.js, joined
+// before it. The first frames of a stream are JPEGs, with which the network is measured.
 
 const CODEC = "vp09.00.40.08"; // profile 0, up to 2048 x 1152 pixels
 const SOFTWARE = { codec: CODEC, hardwareAcceleration: "prefer-software" }; // starts at once at any size
 const COLOURS = { primaries: "bt709", transfer: "iec61966-2-1", matrix: "bt709", fullRange: true }; // of the results
 const RATES = { least: 200_000, most: 4_000_000, camera: 2_000_000 }; // bits a second; `camera`: the most to the server
-const ENOUGH = 3; // frames measured: the first may wait for a connection that begins slowly
-const ON_TIME = 10; // milliseconds by which a frame takes longer than on the empty network: the rate may grow
-const LATE = 30; // the rate must fall
-const STEP = 1.3; // a smaller change of the rate is not worth the key frame
+const ENOUGH = 3; // frames to measure: the first may suffer from the slow start of a connection
+const ON_TIME = 10; // milliseconds longer than on the empty network: below this median the rate grows
+const LATE = 30; // above this one it falls
+const STEP = 1.3; // a smaller change of the rate is not worth the key frame it costs
 const TRIAL = 20; // frames, after which VP9 stays if they were shown no later than JPEGs
-const MOST_DROPPED = 5; // frames one after the other that the encoder does not return in time: it is too slow
+const MOST_DROPPED = 5; // frames in a row that the encoder does not return in time: it is too slow
 
 let video = null; // {encoder, decoder, rate, ...} while it is used
-let videoFailed = false; // in this visit
-let offered = false; // whether the server has it
-let quickest = Infinity; // milliseconds there and back of a message of a few bytes
-let lateness = []; // of the last frames
-let delays = []; // from camera to screen, of the last frames
+let videoFailed = false; // for the rest of the visit
+let offered = false; // whether the server has VP9
+let quickest = Infinity; // shortest round trip of a small message, in milliseconds
+let lateness = []; // milliseconds of the last frames beyond the empty network
+let delays = []; // milliseconds from camera to screen of the last frames
 let jpegBits = { up: 0, down: 0 }; // of the last frame and the last result
 
-const measureDistance = () => send({ echo: now() });
+const measureLatency = () => send({ echo: now() });
 
 const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
 
@@ -34,20 +34,20 @@ const canVideo = (async () => {
   return found.every(({ supported }) => supported);
 })();
 
-// Starts once JPEGs take long, then lets the rate follow the network. Called now and then.
+// Switches to VP9 once JPEGs take long, then adapts the rate to the network. Called twice a second.
 async function adaptCodec(network) {
   const late = median(lateness);
   const measured = lateness.length;
   lateness = video ? [] : lateness.slice(-ENOUGH);
   if (!video && offered && !videoFailed && flowing && (await canVideo)) {
-    measureDistance();
-    const takes = network - quickest; // the bytes, without the distance
+    measureLatency();
+    const takes = network - quickest; // milliseconds for the bytes, without the latency
     if (measured < ENOUGH || !(takes > options.slow)) return;
-    startVideo(clampRate((500 * (jpegBits.up + jpegBits.down)) / Math.max(1, takes))); // half of what it carries
+    startVideo(clampRate((500 * (jpegBits.up + jpegBits.down)) / Math.max(1, takes))); // half of what the network carries
   } else if (video && delays.length >= TRIAL && median(delays) > video.jpegDelay) {
     failVideo();
   } else if (video && measured) {
-    if (delays.length >= TRIAL) video.jpegDelay = Infinity; // passed: from now on the network may get slower
+    if (delays.length >= TRIAL) video.jpegDelay = Infinity; // the trial is passed: later delays are the network's
     video.wanted = clampRate(video.wanted * (late > LATE ? 0.75 : late < ON_TIME ? 1.15 : 1));
     const change = video.wanted / video.rate;
     if (change > STEP || change < 1 / STEP) setRate(video.wanted);
@@ -55,7 +55,7 @@ async function adaptCodec(network) {
 }
 
 function startVideo(rate) {
-  // A negative `slow` takes VP9 in any case.
+  // With a negative `slow`, VP9 is used in any case.
   const jpegDelay = options.slow < 0 ? Infinity : median(delays);
   const used = { wanted: rate, size: "", keyNext: true, done: null, dropped: 0, jpegDelay };
   delays = [];
@@ -73,7 +73,7 @@ function setRate(rate) {
   send({ codec: "vp9", rate: video.rate });
 }
 
-// Ends it with the stream, whose frames build on each other.
+// Ends VP9 with the stream: each frame refers to the one before.
 function stopVideo() {
   video?.done?.(null);
   for (const codec of [video?.encoder, video?.decoder]) if (codec && codec.state !== "closed") codec.close();
@@ -81,14 +81,14 @@ function stopVideo() {
   lateness = [];
 }
 
-// Uses JPEGs for the rest of the visit.
+// Falls back to JPEGs for the rest of the visit.
 function failVideo() {
   videoFailed = true;
   stopVideo();
   send({ codec: "jpeg" });
 }
 
-// The frame as VP9, null if the encoder returns none: the next is a key frame then.
+// Resolves to the frame as VP9, or to null if the encoder returns none in time.
 function encodeVideo(frame) {
   const used = video;
   const size = `${frame.displayWidth}x${frame.displayHeight}`;
@@ -100,7 +100,7 @@ function encodeVideo(frame) {
     };
     const timer = setTimeout(giveUp, options.encoding);
     used.done = (chunk) => {
-      if (chunk && chunk.timestamp !== frame.timestamp) return; // of one that was given up
+      if (chunk && chunk.timestamp !== frame.timestamp) return; // a frame that was given up
       clearTimeout(timer);
       used.done = null;
       if (chunk) used.dropped = 0;
@@ -126,7 +126,7 @@ function encodeVideo(frame) {
   });
 }
 
-// A JPEG begins with other bits. Every frame must be decoded, shown or not.
+// Every VP9 frame must be decoded, shown or not.
 function decodeVideo(number, bytes) {
   const type = bytes[0] & 0x0c ? "delta" : "key";
   try {
@@ -136,4 +136,5 @@ function decodeVideo(number, bytes) {
   }
 }
 
+// The first bits of a JPEG are 11.
 const isVideo = (bytes) => bytes[0] >> 6 === 2;

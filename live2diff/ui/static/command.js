@@ -1,4 +1,4 @@
-// Joins link.js, cues.js, meter.js and keys.js to the page.
+// Connects link.js, cues.js, meter.js and keys.js to the page.
 
 stage.addEventListener("input", () => debounceLook());
 stage.addEventListener("change", () => debounceLook());

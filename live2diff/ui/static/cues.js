@@ -1,13 +1,13 @@
-// Two prompts mixed, how changes are made, and cues: a list of changes that are stepped through, saved and loaded.
+// The mixture of two prompts, transitions, and cues: a list of settings to step through, save and load.
 
 const MOST_CUES = 200;
 const LARGEST_CUES = 1_000_000; // bytes of a file
 const CUE_FIELDS = ["style", "prompt", "mix_style", "mix_prompt", "mix", "steps", "strength", "lora_scale"];
 
-let cues = []; // {style, ..., blend, refill, frame: how many frames the stream had when it was last applied, or null}
+let cues = []; // {style, ..., blend, refill, frame: of the stream, when the cue was last applied, or null}
 let currentCue = -1;
-let cueToNote = null; // the one whose answer has not come yet
-let startSettings = null; // those that the last stream of the visit was opened with
+let cueToNote = null; // the applied cue that the server has not answered yet
+let startSettings = null; // of the visit's last stream, when it was opened
 
 function mixSettings() {
   return {
@@ -34,7 +34,7 @@ const only = (all, names) => Object.fromEntries(names.map((name) => [name, all[n
 // Called with each message of the server, before the page acts on it.
 function noteForCues(message) {
   if ("started" in message) {
-    // Frames of the stream before. 0 stands for a cue that was applied before the visit began.
+    // The numbers are of the previous stream, except 0: a cue that was applied before the visit began.
     for (const cue of cues) if (startSettings || cue.frame) cue.frame = null;
     startSettings = settings();
     showCues();
@@ -117,7 +117,7 @@ function saveCues() {
   save(new Blob([cueFile()], { type: "application/json" }), fileName("cues", "json"));
 }
 
-// The cues in the text of a file, of which nothing is trusted; raises an error with words for people.
+// Parses the text of an untrusted cue file; throws an Error with a message for the viewer.
 function parseCues(text, styles, present) {
   let sheet;
   try {

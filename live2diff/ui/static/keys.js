@@ -1,4 +1,4 @@
-// Keys, picture in picture, and the clean view: the translated picture alone, for other programs and second screens.
+// Keyboard shortcuts, picture in picture, and the clean view: the picture alone, for OBS and second screens.
 
 const isClean = new URLSearchParams(location.search).get("view") === "clean";
 
@@ -24,7 +24,7 @@ const KEYS = {
   ArrowUp: () => stepStyle(-1),
 };
 
-// Where a key has a meaning already, it keeps it: letters in fields of text, the others in every control.
+// Keys keep the meaning that the focused control gives them: letters in text fields, the others in every control.
 function onKey(event) {
   const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const isOurs = Object.hasOwn(KEYS, name) && !event.ctrlKey && !event.metaKey && !event.altKey && !event.defaultPrevented;

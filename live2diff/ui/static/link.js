@@ -1,10 +1,10 @@
-// The look (styles, prompts, steps, strength, seed, view, weight) in the page's address and in the browser's storage.
-// Nothing here touches the page before command.js calls it.
+// The look (styles, prompts, steps, strength, seed, view, weight) in the page's address and in local storage.
+// Nothing here touches the page until command.js calls it.
 
 const LOOK_KEY = "live2diff-look";
 const LONGEST_WORDS = 500; // characters, as the page's own fields take
 const LOOK_NUMBERS = {
-  // name: smallest, largest, whether it is a whole number, its name for people
+  // name: smallest, largest, whether it is a whole number, its name in messages
   mix: [0, 1, false, "share"],
   lora_scale: [0, 1.5, false, "style weight"],
   steps: [1, 4, true, "steps"],
@@ -13,8 +13,8 @@ const LOOK_NUMBERS = {
 };
 const UNCHANGED = { prompt: "", mix_style: null, mix_prompt: "", mix: 0, lora_scale: 1, steps: null, strength: null, seed: 0 };
 
-// The parts of `given` (of an address or a file, of which nothing is trusted) that can be used, and what is wrong with
-// the others, in a few words each. `styles`: the names of those that this model has.
+// Returns the valid values of `given` (from an address or a file, not trusted), clamped, and a short description of
+// each problem. `styles`: the names of the model's styles.
 function checkLook(given, styles) {
   const look = {};
   const problems = [];
@@ -43,7 +43,7 @@ function checkLook(given, styles) {
   return { look, problems };
 }
 
-// The text behind "#" of an address, without what is as it would be anyway.
+// The fragment of an address, without values that are the defaults.
 function lookText(look) {
   const parts = Object.entries(look).filter(([name, value]) => value !== (UNCHANGED[name] ?? null) && value !== null);
   return String(new URLSearchParams(parts.filter(([name, value]) => name !== "view" || value !== "result")));
@@ -59,7 +59,7 @@ function choose(radios, value) {
   find(`.${radios} input[value="${CSS.escape(value)}"]`).checked = true;
 }
 
-// Sets the page's controls; what `look` does not name becomes the default. A running stream follows.
+// Sets the page's controls; values that `look` lacks become the default, but style and view stay.
 function applyLook(look) {
   const all = { ...UNCHANGED, style: selected("styles"), view: selected("views"), ...look };
   choose("styles", all.style);
@@ -79,7 +79,7 @@ function applyLook(look) {
   showMix();
 }
 
-// Reads the look of the address, or else the last one of this browser.
+// Applies the look of the address, else the last one of this browser.
 function openLook() {
   const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   const isLink = "style" in given || Object.keys(given).some((name) => name in UNCHANGED || name === "view");

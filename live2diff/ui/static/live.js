@@ -1,5 +1,5 @@
-// The Live tab: its controls, states and messages. `element` is the component. Frames are handled in worker.js; the
-// server's side is live_session.py.
+// The Live tab: its controls, states and messages. `element` is the component. worker.js handles frames; the server's
+// side is live_session.py.
 
 const WARMUP_FRAMES = 8;
 const NOTICE_TIME = 4000; // milliseconds that a notice over the running picture stays
@@ -28,7 +28,7 @@ let recording = null;
 let isOpen = false; // whether the server has a stream for this page
 let paused = false;
 let deadline = null; // end of the turn
-let isDefaultStrength = true; // that of the style
+let isDefaultStrength = true; // the style's own
 let accepted = find(".styles input:checked").value; // the last style that the server accepted
 let shown = []; // results of the last RATE_WINDOW: {at, delay}
 let captured = []; // the camera's frames: {at, count}
@@ -134,7 +134,7 @@ function onServerMessage(message) {
   }
 }
 
-// The worker tries again; the last image stays.
+// The worker connects again; the last image stays.
 function onCut() {
   isOpen = false;
   deadline = null;
@@ -275,7 +275,7 @@ function stop(text = "", label = "Start camera") {
   showNumbers();
 }
 
-const timers = new Map(); // action -> timer; nothing is sent while a text is typed or a slider dragged
+const timers = new Map(); // action -> timer: nothing is sent while the viewer types or drags a slider
 function debounce(milliseconds, action) {
   clearTimeout(timers.get(action));
   timers.set(action, setTimeout(() => worker && action(), milliseconds));
@@ -284,7 +284,7 @@ function debounce(milliseconds, action) {
 // Applies all settings but the seed to the running stream.
 const update = () => worker.postMessage({ send: { update: settings(), ...transition() } });
 
-// Opens a stream with another seed, under the last image.
+// Opens another stream with the current settings; the last image stays.
 function restartStream() {
   if (!isOpen) return worker.postMessage({ send: { start: settings() } });
   isOpen = paused = false;
@@ -378,7 +378,7 @@ on(".source", "change", async () => {
   const thisRun = run;
   try {
     await useSource(sources.value);
-    if (thisRun === run) restartStream(); // its frames may have another aspect
+    if (thisRun === run) restartStream(); // the frames may have another aspect
   } catch (error) {
     if (thisRun !== run) return;
     if (track.readyState === "ended") return stop(error.message);
@@ -389,7 +389,7 @@ on(".source", "change", async () => {
 navigator.mediaDevices?.addEventListener("devicechange", () => listSources(sources, sources.value));
 document.addEventListener("visibilitychange", updateFlow);
 addEventListener("pagehide", () => worker && stop());
-addEventListener("beforeunload", (event) => recording && event.preventDefault()); // it would be lost
+addEventListener("beforeunload", (event) => recording && event.preventDefault()); // the recording would be lost
 
 find(".record").hidden = !recordingKind();
 find(".full").hidden = !document.fullscreenEnabled;

@@ -1,16 +1,16 @@
-// What limits the frame rate, and how steady the picture is; from what is measured anyway.
+// The part that limits the frame rate, and the flicker of the picture.
 
 const STILL = 4; // of 255: a pixel of the camera that changes less from frame to frame stands still
 const LEAST_NOISE = 0.25; // of 255: a source that is calmer than this counts as this calm
 const FEWEST_STILL = 64; // pixels, of 32 x 24
-const STEADY_MEMORY = 0.97; // of what was seen so far, with each frame
+const STEADY_MEMORY = 0.97; // decay of the sums with each frame
 
 let timing = null; // of worker.js: {network, work, interval} in milliseconds, bits a second of VP9
 let lastPair = null; // thumbnails of the last frame and its result
 let steadiness = { source: 0, result: 0, count: 0 };
 let thumbnails = null;
 
-// The part of the way that keeps the rate where it is: of `rate` and `camera` in frames a second, `work` in
+// Names the part that limits the frame rate, "" if unknown: `rate` and `camera` in frames a second, `work` in
 // milliseconds from frame to frame on the server.
 function limitOf({ state, rate, camera, work }) {
   if (state === "waiting") return "line";
@@ -19,7 +19,7 @@ function limitOf({ state, rate, camera, work }) {
   return work * rate >= 700 ? "model" : "network";
 }
 
-// How much the pixels that stand still in the source change in it and in the result, summed; `before` and `after` are
+// Sums the changes of the pixels that stand still in the source, in source and result; `before` and `after` are
 // {source, result} with RGBA values.
 function stillFlicker(before, after) {
   const sums = { source: 0, result: 0, count: 0 };
@@ -48,7 +48,7 @@ function thumbnail(image) {
   return thumbnails.getImageData(0, 0, 32, 24).data;
 }
 
-// Called with each result; costs something only while "More" is open.
+// Called with each result; does nothing while "More" is closed.
 function noteSteadiness(result, original) {
   if (!find(".more").open) return (lastPair = null);
   const pair = { source: thumbnail(original), result: thumbnail(result) };

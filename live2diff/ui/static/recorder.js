@@ -1,4 +1,4 @@
-// Photo and recording. Both are made in the browser and sent nowhere.
+// Photo and recording, made in the browser; nothing is sent.
 
 const RECORDINGS = [
   ["video/mp4;codecs=avc1.42E01F", "mp4"],

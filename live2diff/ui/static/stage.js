@@ -1,4 +1,4 @@
-// The stage beside the clip: previews while it is translated, then the result, which plays in sync with the original.
+// The stage beside the clip: previews during the translation, then the result, which plays in sync with the original.
 // `props.value` is a stage value of video_tab.py: {state, text, progress, preview, path, offset}.
 
 const find = (selector) => element.querySelector(selector);
@@ -43,7 +43,7 @@ function showResult(value) {
   original()?.pause();
 }
 
-// One video leads the other. Those in sync already are left alone, so that two events do not answer each other forever.
+// Sets the other video to the leader's time. Videos in sync are left alone: their events would trigger each other.
 function align(leader) {
   const follower = leader === result ? original() : result;
   const time = Math.max(0, leader.currentTime + (leader === result ? offset : -offset));

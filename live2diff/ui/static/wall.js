@@ -33,7 +33,7 @@ function tryLook(style, prompt) {
 cards.forEach((card, index) => {
   const [original, result] = videos(card);
   result?.addEventListener("timeupdate", () => {
-    card.dataset.playing = "yes"; // the poster is shown until then, and the frame it stopped at from then on
+    card.dataset.playing = "yes"; // until then the poster is shown
     if (Math.abs(original.currentTime - result.currentTime) > MAX_DRIFT) original.currentTime = result.currentTime;
   });
   for (const type of ["pointerenter", "focusin"]) card.addEventListener(type, () => calm.matches || play(card));

@@ -10,10 +10,10 @@ const MARGIN = 2; // milliseconds by which a frame may arrive too early
 const HEADER = 20; // bytes before the image in a result
 const SIMILAR = 1.2; // of 255: frames with a smaller mean difference are not sent
 const LONGEST_SKIP = 1000; // milliseconds
-const KEPT = 8; // of the last frames: another stream warms up from them after a cut
-const RESUME = "live2diff.resume"; // the socket's protocol after a cut; with it goes the server's token
-const RECONNECTING = 4000; // the code of a socket that is closed to open another
-const LONGEST_ATTEMPT = 4000; // milliseconds
+const KEPT = 8; // last frames, from which a new stream warms up after a cut
+const RESUME = "live2diff.resume"; // subprotocol that resumes a visit; the token is offered beside it
+const RECONNECTING = 4000; // close code of a socket that is replaced by another
+const LONGEST_ATTEMPT = 4000; // milliseconds to connect
 
 const surface = new OffscreenCanvas(2, 2);
 const drawing = surface.getContext("2d", { alpha: false, willReadFrequently: true });
@@ -21,10 +21,10 @@ const tiny = new OffscreenCanvas(16, 12).getContext("2d", { willReadFrequently: 
 
 let socket = null;
 let flowing = false; // whether to send frames: a stream is open, and not paused
-// side: the longest of a frame that is sent. silence: milliseconds without a message, of which the server sends one
-// every 2 s, in a dead network. After a cut: milliseconds of the first pause between attempts, of the longest, and until
-// the page gives up. slow: milliseconds that the bytes of JPEGs take before VP9 replaces them. encoding: milliseconds after
-// which a frame that the VP9 encoder has not returned is given up.
+// side: longest side of a frame that is sent. All others in milliseconds. silence: without a message, after which the
+// network is taken for dead (the server sends one every 2 s). pause, longestPause, giveUp: after a cut, the first and the
+// longest pause between attempts, and until the page gives up. slow: transfer time of JPEGs from which on VP9 is used.
+// encoding: time limit of the VP9 encoder for a frame.
 let options = {
   side: 384, skipSimilar: false, silence: 8000, slow: 15, encoding: 500,
   pause: 250, longestPause: 1000, giveUp: 60_000,
@@ -33,7 +33,7 @@ let newest = null; // {frame, captured}: the camera's last, until it is sent
 let encoding = false;
 let timer = null;
 let lastThumbnail = null; // 16 x 12 pixels of the last frame sent
-let seen = 0; // frames of the camera since they were last counted
+let seen = 0; // frames of the camera since the last `counted` message
 
 const sent = new Map(); // number -> {at, captured, original}: frames whose result has not been shown yet
 let number = 0; // of the last frame sent
@@ -52,15 +52,15 @@ let reached = false; // whether there has been a connection
 let cutAt = 0; // when the connection was cut; 0 while there is one
 let attempts = 0;
 let retry = null; // timer
-let heardAt = 0; // of the clock on the wall: the others may stand still while a computer sleeps
+let heardAt = 0; // by the wall clock: the others may stop while the computer sleeps
 let recent = []; // the last frames sent, as messages or VideoFrames
-let texts = Promise.resolve(); // until those from the server are handled
+let texts = Promise.resolve(); // resolves when the server's texts are handled
 
-// performance.now() on a clock that page and worker share.
+// Milliseconds on a clock that page and worker share.
 const now = () => performance.timeOrigin + performance.now();
 
 // Milliseconds to wait before sending, so that the frame arrives just before the server is free: earlier, it would
-// only get old there; later, the server would be idle. More frames are in flight only if the network is slow.
+// wait there; later, the server would be idle. Several frames are in flight only if the network is slow.
 function sendDelay() {
   const inFlight = number - answered;
   if (inFlight === 0) return 0;
@@ -115,7 +115,7 @@ async function sendFrame() {
   const scale = Math.min(1, options.side / Math.max(width, height));
   const size = [width, height].map((side) => Math.max(2, Math.round(side * scale)));
   if (surface.width !== size[0] || surface.height !== size[1]) {
-    [surface.width, surface.height] = size; // which clears it
+    [surface.width, surface.height] = size; // clears the surface
     recent.splice(0).forEach((each) => each.close?.()); // a stream has frames of one size
   }
   drawing.drawImage(frame, 0, 0, ...size);
@@ -178,7 +178,7 @@ async function onResult(data) {
 
 function onDecoded(shownNumber, result) {
   const frame = sent.get(shownNumber);
-  if (!frame || shownNumber < shown) return result.close(); // of an earlier stream, or overtaken
+  if (!frame || shownNumber < shown) return result.close(); // of an earlier stream, or a newer one was shown
   const { captured, original } = frame;
   delays = [...delays.slice(1 - TRIAL), now() - captured];
   sent.delete(shownNumber);
@@ -210,7 +210,7 @@ function forget(upTo) {
   }
 }
 
-// Stop or go on sending. `reset`: another stream begins, and frames in flight belong to the last one.
+// Stops or resumes sending. `reset`: another stream begins; the frames in flight are of the last one.
 function flow({ on, reset }) {
   flowing = on;
   if (reset) {
@@ -235,7 +235,7 @@ function connect() {
     if (opened !== socket) return;
     reached = true;
     heardAt = Date.now();
-    measureDistance();
+    measureLatency();
     postMessage({ opened: true });
   };
   socket.onmessage = ({ data }) => {
@@ -257,14 +257,14 @@ async function onText(message) {
   if ("started" in message) {
     stopVideo();
     offered = message.codecs.includes("vp9");
-    measureDistance(); // nothing else is on the way
+    measureLatency(); // nothing else is on the way
     if (cutAt) await sendRecent();
   }
   if ("started" in message || "waiting" in message) cutAt = 0;
   postMessage({ text: message });
 }
 
-// The server cannot decode the camera's frames: those in flight have no result.
+// Called when the server cannot decode the camera's VP9 frames: those in flight get no result.
 function refuseVideo() {
   if (!video) return;
   failVideo();
@@ -273,7 +273,7 @@ function refuseVideo() {
   sendWhenDue();
 }
 
-// The new stream warms up from these, as JPEGs. They are numbered 0, and have no result.
+// Sends the last frames as JPEGs, for the new stream to warm up from. They are numbered 0 and get no result.
 async function sendRecent() {
   const opened = socket;
   for (const frame of [...recent]) {
@@ -283,7 +283,7 @@ async function sendRecent() {
   }
 }
 
-// Tries again after growing pauses, of random length: not every page at once when a server is back.
+// Connects again after growing pauses of random length: not all pages at once when a server is back.
 function onCut() {
   if (!reached) return close("The server cannot be reached.");
   if (!cutAt) {
@@ -305,7 +305,7 @@ function disconnect(code = 1000) {
   flow({ on: false, reset: true });
 }
 
-// A network that is silently dead: a socket reports that after minutes only.
+// Detects a silently dead network, which a socket reports only after minutes.
 function watch() {
   const longest = socket?.readyState === WebSocket.OPEN ? options.silence : LONGEST_ATTEMPT;
   if (socket && reached && Date.now() - heardAt > longest) onCut();
@@ -320,7 +320,7 @@ function close(reason) {
   postMessage({ closed: reason });
 }
 
-// Ends this worker once the server knows that the visit is over: of a socket that is only closed it would keep the place.
+// Ends this worker once the server has closed the socket: after a cut, the server would keep the place.
 function stop() {
   send({ stop: true });
   const last = socket;
