@@ -144,7 +144,7 @@ class LiveSession:
             except TimeoutError:
                 if self.session_task is not None and not self.session_task.done() and self.relay is None:
                     continue  # this viewer waits in line
-                await self.reject(ValueError("Nothing came from this page for five minutes."))
+                await self.reject(ValueError("This page sent nothing for five minutes."))
                 return False
             if message["type"] == "websocket.disconnect":
                 return message.get("code") in CUT

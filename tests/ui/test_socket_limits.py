@@ -194,7 +194,7 @@ def test_a_socket_that_sends_nothing_is_closed_unless_it_waits_in_line(address, 
         receive(third, "waiting")
         monkeypatch.setattr(live_session, "SILENT_SECONDS", 0.0)
         with connect(address) as idle:
-            assert "Nothing came" in receive(idle, "error")["error"]
+            assert "sent nothing" in receive(idle, "error")["error"]
         send_json(third, start=SETTINGS)  # its next wait is under the new limit
         for _ in range(2):
             receive(third, "waiting")

@@ -7,7 +7,7 @@ function cameraMessage(error) {
   const messages = {
     NotFoundError: "No camera was found. Connect one, or use the Video tab.",
     OverconstrainedError: "That camera is no longer connected. Choose another one.",
-    NotAllowedError: "The browser may not use the camera. Allow it beside the address bar, then press Start again.",
+    NotAllowedError: "The browser was not allowed to use the camera. Allow it beside the address bar, then press Start again.",
     NotReadableError: "The camera is in use by another program. Close that, then press Start again.",
   };
   return messages[error.name] ?? `The camera could not be started: ${error.message}`;
