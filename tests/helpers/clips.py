@@ -58,6 +58,11 @@ def write_clip(
     return path
 
 
+def frame_count(path: str | Path) -> int:
+    """Count the frames by decoding them."""
+    return sum(1 for _ in read_frames(path))
+
+
 def numbers(path: Path) -> list[float]:
     """The grey of each frame's middle, which is its number."""
     return [float(image[image.shape[0] // 2, image.shape[1] // 2].mean()) for image, _ in read_frames(path)]

@@ -13,11 +13,18 @@ from websockets.sync.client import ClientConnection, connect
 from live2diff.serving.sessions import EngineProtocol
 from live2diff.ui.live_protocol import FRAME, PATH, RESULT
 
+from .page import served_page
 from .waiting import PATIENCE
 
 SETTINGS = {"style": "pencil", "prompt": "", "seed": 1, "steps": 1}
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()
+
+
+def claim_enormous_size(jpeg: bytes) -> bytes:
+    """Return a JPEG whose header claims a size of 65500 x 65500."""
+    start = jpeg.index(b"\xff\xc0") + 5  # height and width in the header
+    return jpeg[:start] + b"\xff\xdc\xff\xdc" + jpeg[start + 4 :]
 
 
 def socket_address(demo: Any) -> str:
@@ -27,14 +34,9 @@ def socket_address(demo: Any) -> str:
 
 @contextmanager
 def served_socket(engine: EngineProtocol) -> Iterator[str]:
-    """Serve the page on an engine; yield the address of its socket."""
-    import app  # brings Gradio with it, which other users of these helpers do without
-
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    try:
+    """Serve the page on an engine, which ends with the block; yield the address of its socket."""
+    with served_page(engine) as demo:
         yield socket_address(demo)
-    finally:
-        demo.close()
 
 
 def send_json(socket: ClientConnection, **message: object) -> None:

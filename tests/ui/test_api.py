@@ -8,14 +8,14 @@ import httpx
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from helpers.clips import write_clip
+from helpers.clips import frame_count, write_clip
 
 import app
 from live2diff.errors import ClipStopped
 from live2diff.serving.clip_queue import ClipQueue, Waiting
 from live2diff.serving.temp_files import sweep
 from live2diff.streaming.settings import StreamSettings
-from live2diff.video.reader import Cut, read_frames
+from live2diff.video.reader import Cut
 
 
 @pytest.fixture
@@ -26,10 +26,6 @@ def client(address, tmp_path) -> Client:
 @pytest.fixture
 def clip(tmp_path) -> Path:
     return write_clip(tmp_path / "clip.mp4", 25)
-
-
-def frame_count(path: str | Path) -> int:
-    return sum(1 for _ in read_frames(path))
 
 
 def test_programs_translate_a_clip_or_a_part_of_it(client, clip):

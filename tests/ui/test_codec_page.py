@@ -7,11 +7,11 @@ import pytest
 from helpers.browser import READ_NUMBER, Identity, needs_browser, opened, pixels, with_numbered_camera
 from helpers.live_tab import reach, start, stop, unequal_pairs
 from helpers.network import Network
+from helpers.page import served_page
 from helpers.video_frames import goes_on, is_key, note_traffic
 from helpers.waiting import wait_for
 from playwright.sync_api import Browser, Page, expect
 
-import app
 from live2diff.serving.engine import Engine
 from live2diff.ui.live_protocol import EARLIER
 from live2diff.ui.theme import STATIC
@@ -47,10 +47,8 @@ def browser(playwright, tmp_path_factory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[SimpleNamespace]:
     engine = Engine(Identity(), capacity=1)
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    yield SimpleNamespace(engine=engine, demo=demo, address=demo.local_url)
-    demo.close()
-    engine.shutdown()
+    with served_page(engine) as demo:
+        yield SimpleNamespace(engine=engine, demo=demo, address=demo.local_url)
 
 
 @pytest.fixture

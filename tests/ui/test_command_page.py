@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from helpers.browser import Identity, needs_browser, opened, with_numbered_camera
 from helpers.live_tab import note_states, reach, start, stop
+from helpers.page import served_page
 from helpers.waiting import wait_for
 from playwright.sync_api import Browser, Page, expect
 
-import app
 from live2diff.serving.engine import Engine
 from live2diff.streaming.cues import read_cues
 from live2diff.streaming.settings import StreamSettings
@@ -46,10 +46,8 @@ def browser(playwright, tmp_path_factory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def served() -> Iterator[SimpleNamespace]:
     engine = RecordingEngine()
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    yield SimpleNamespace(engine=engine, address=demo.local_url)
-    demo.close()
-    engine.shutdown()
+    with served_page(engine) as demo:
+        yield SimpleNamespace(engine=engine, address=demo.local_url)
 
 
 @pytest.fixture

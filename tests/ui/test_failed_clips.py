@@ -1,8 +1,6 @@
 """Clips whose translation fails on the way: what is kept, what is said, and that the page goes on."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,16 +9,16 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from helpers.browser import Identity, chromium, needs_browser, opened
-from helpers.clips import write_clip
+from helpers.clips import frame_count, write_clip
+from helpers.page import served_page
 from playwright.sync_api import expect
 
-import app
 from live2diff.errors import ClipStopped
 from live2diff.serving.clip_queue import ClipQueue
 from live2diff.serving.engine import Engine
 from live2diff.streaming.settings import StreamSettings
 from live2diff.ui.video_tab import UNEXPECTED, explain, stage_values
-from live2diff.video.reader import Cut, read_frames
+from live2diff.video.reader import Cut
 
 REQUEST = SimpleNamespace(session_hash="ann", headers={}, client=None)
 SETTINGS = StreamSettings(style="pencil")
@@ -30,20 +28,6 @@ KEPT = "The 20 frames made by then are kept, with their sound."
 @pytest.fixture
 def clip(tmp_path) -> Path:
     return write_clip(tmp_path / "clip.mp4", 40, sound="aac")
-
-
-@contextmanager
-def served(error: Exception) -> Iterator[str]:
-    """Serve a page whose model raises an error at frame 21."""
-    engine = Engine(Identity(error=error))
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    yield demo.local_url
-    demo.close()
-    engine.shutdown()
-
-
-def frame_count(path: str | Path) -> int:
-    return sum(1 for _ in read_frames(path))
 
 
 @pytest.mark.parametrize(
@@ -93,22 +77,22 @@ def test_an_error_of_the_model_is_logged_and_a_wrong_clip_is_not(caplog):
 
 
 def test_a_program_reads_why_and_where_the_frames_are(clip, tmp_path):
-    with served(RuntimeError("expected scalar type Half")) as address:
-        client = Client(address, verbose=False)
+    with served_page(Engine(Identity(error=RuntimeError("expected scalar type Half")))) as demo:
+        client = Client(demo.local_url, verbose=False)
         with pytest.raises(AppError) as raised:
             client.predict(clip=handle_file(clip), style="pencil", api_name="/translate")
         text, _, path = str(raised.value).rpartition(" ")
         assert text == f"The model failed: expected scalar type Half {KEPT}"
-        (tmp_path / "kept.mp4").write_bytes(httpx.get(address + path).raise_for_status().content)
+        (tmp_path / "kept.mp4").write_bytes(httpx.get(demo.local_url + path).raise_for_status().content)
         assert frame_count(tmp_path / "kept.mp4") == 20
 
 
 @needs_browser
 def test_after_an_unexpected_error_the_next_clip_can_be_translated(playwright, clip):
     with (
-        served(LookupError("a bug")) as address,
+        served_page(Engine(Identity(error=LookupError("a bug")))) as demo,
         chromium(playwright, None) as browser,
-        opened(browser, address) as page,
+        opened(browser, demo.local_url) as page,
     ):
         page.get_by_role("tab", name="Video").click()
         page.locator("#clip input[type=file]").set_input_files(clip)

@@ -34,10 +34,10 @@ from helpers.live_tab import (
     stop,
     unequal_pairs,
 )
+from helpers.page import served_page
 from helpers.waiting import PATIENCE, wait_for
 from playwright.sync_api import Browser, Page, expect
 
-import app
 import live2diff
 from live2diff.serving.engine import Engine
 
@@ -62,11 +62,9 @@ def browser(playwright, tmp_path_factory) -> Iterator[Browser]:
         yield browser
 
 
-def served(engine: Engine, **options: object) -> Iterator[tuple[Engine, str]]:
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1", **options)
-    yield engine, demo.local_url
-    demo.close()
-    engine.shutdown()
+def served(engine: Engine) -> Iterator[tuple[Engine, str]]:
+    with served_page(engine) as demo:
+        yield engine, demo.local_url
 
 
 @pytest.fixture(scope="module")

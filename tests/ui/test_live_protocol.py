@@ -6,6 +6,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import pytest
+from helpers.live_socket import claim_enormous_size
 from PIL import Image
 
 from live2diff.streaming.images import JPEG_QUALITY, LARGEST_FRAME, decode_frame, encode_jpeg
@@ -27,11 +28,6 @@ SETTINGS = {"style": "pencil", "prompt": "a ball", "seed": 3}
 
 def jpeg(change: Callable[[bytes], bytes] = lambda data: data) -> bytes:
     return change(cv2.imencode(".jpg", IMAGE)[1].tobytes())
-
-
-def claim_enormous_size(data: bytes) -> bytes:
-    start = data.index(b"\xff\xc0") + 5  # height and width in the header
-    return data[:start] + b"\xff\xdc\xff\xdc" + data[start + 4 :]
 
 
 def test_messages_of_the_page_are_parsed():

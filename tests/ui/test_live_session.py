@@ -14,6 +14,7 @@ from helpers.live_socket import (
     JPEG,
     SETTINGS,
     answer,
+    claim_enormous_size,
     receive,
     result,
     send_json,
@@ -31,10 +32,8 @@ from live2diff.ui.live_protocol import FRAME, PATH
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_pipeline) -> Iterator[Engine]:
-    engine = Engine(tiny_pipeline, capacity=2)
-    yield engine
-    engine.shutdown()
+def engine(tiny_pipeline) -> Engine:
+    return Engine(tiny_pipeline, capacity=2)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +84,7 @@ class Downloading(Identity):
 
 def test_a_style_that_was_left_while_it_was_downloaded_is_neither_applied_nor_refused():
     model = Downloading()
-    engine = Engine(model)
-    with served_socket(engine) as address, started(address) as socket:
+    with served_socket(Engine(model)) as address, started(address) as socket:
         for left in ("neon", "comic"):
             send_json(socket, update=SETTINGS | {"style": left})
             assert receive(socket, "loading") == {"loading": left}
@@ -99,7 +97,6 @@ def test_a_style_that_was_left_while_it_was_downloaded_is_neither_applied_nor_re
         refused = receive(socket, "refused")
         assert (refused["refused"], refused["style"]) == ("comic cannot be downloaded", "oil")
         assert refused["settings"].items() >= {"style": "oil", "prompt": "comic"}.items()
-    engine.shutdown()
 
 
 def test_settings_that_are_refused_after_others_were_chosen_are_not_spoken_of(monkeypatch):
@@ -112,8 +109,7 @@ def test_settings_that_are_refused_after_others_were_chosen_are_not_spoken_of(mo
             raise ValueError("not now")
 
     monkeypatch.setattr(IdentityStream, "update", update)
-    engine = Engine(Identity())
-    with served_socket(engine) as address, started(address) as socket:
+    with served_socket(Engine(Identity())) as address, started(address) as socket:
         send_json(socket, update=SETTINGS | {"style": "comic"})
         assert entered.wait(PATIENCE)
         send_json(socket, update=SETTINGS | {"style": "ink"})
@@ -121,20 +117,17 @@ def test_settings_that_are_refused_after_others_were_chosen_are_not_spoken_of(mo
         receive(socket, "echo")
         release.set()
         assert receive(socket, "refused", "updated").get("updated") == "ink"
-    engine.shutdown()
 
 
 def test_a_style_is_downloaded_before_a_place_is_taken():
     model = Downloading()
-    engine = Engine(model, capacity=1)
-    with served_socket(engine) as address, connect(address) as socket:
+    with served_socket(Engine(model, capacity=1)) as address, connect(address) as socket:
         send_json(socket, start=SETTINGS | {"style": "neon"})
         assert receive(socket, "loading") == {"loading": "neon"}
         with started(address):
             model.come["neon"].set()
             assert receive(socket, "waiting")["waiting"] == 1
         receive(socket, "started")
-    engine.shutdown()
 
 
 def test_a_burst_of_frames_drops_all_but_the_newest(engine, address, monkeypatch):
@@ -172,11 +165,6 @@ def test_a_stream_with_other_settings_replaces_the_last_one(engine, address):
         socket.send(json.dumps({"start": SETTINGS | {"steps": 9}}))
         assert "steps is 9" in receive(socket, "error")["error"]
     wait_for(lambda: engine.stats()["streams"] == 0)
-
-
-def claim_enormous_size(data: bytes) -> bytes:
-    start = data.index(b"\xff\xc0") + 5  # height and width in the header
-    return data[:start] + b"\xff\xdc\xff\xdc" + data[start + 4 :]
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 from helpers.browser import Identity, chromium, needs_browser, opened, write_camera
 from helpers.live_tab import count_images, marker, reach, shown, start, stop
+from helpers.page import served_page
 from helpers.waiting import wait_for
 from playwright.sync_api import Browser, Page, expect
 
-import app
 from live2diff.serving.engine import Engine
 
 pytestmark = needs_browser
@@ -21,11 +21,8 @@ CAMERA = """() => {
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    engine = Engine(Identity())
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    yield demo.local_url
-    demo.close()
-    engine.shutdown()
+    with served_page(Engine(Identity())) as demo:
+        yield demo.local_url
 
 
 @pytest.fixture(scope="module")

@@ -14,27 +14,24 @@ import pytest
 from helpers.browser import chromium, needs_browser
 from helpers.live_socket import SETTINGS, answer, receive
 from helpers.network import Network
+from helpers.page import served_page
 from helpers.waiting import wait_for
 from playwright.sync_api import sync_playwright
 from websockets.sync.client import connect
 
-import app
 from live2diff.serving.engine import Engine
 from live2diff.ui.live_protocol import PATH
 
 
 @pytest.fixture
-def engine(tiny_pipeline) -> Iterator[Engine]:
-    engine = Engine(tiny_pipeline, capacity=1, idle_seconds=3600.0)
-    yield engine
-    engine.shutdown()
+def engine(tiny_pipeline) -> Engine:
+    return Engine(tiny_pipeline, capacity=1, idle_seconds=3600.0)
 
 
 @pytest.fixture
 def address(engine) -> Iterator[str]:
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    yield demo.local_url
-    demo.close()
+    with served_page(engine) as demo:
+        yield demo.local_url
 
 
 def seconds_until_free(engine: Engine, go: Callable[[], None]) -> float:

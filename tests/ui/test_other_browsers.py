@@ -11,10 +11,10 @@ from helpers.browser import PIXELS, Identity
 from helpers.clips import write_clip
 from helpers.network import Network
 from helpers.other_browsers import OtherBrowser, firefox, webkit
+from helpers.page import served_page
 from helpers.video_frames import goes_on, note_traffic
 from helpers.waiting import wait_for
 
-import app
 from live2diff.serving.engine import Engine
 from live2diff.video.reader import read_frames
 
@@ -52,10 +52,8 @@ KEY = "document.body.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowLef
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[Engine, str]]:
     engine = Engine(Identity(), capacity=1)
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    yield engine, demo.local_url
-    demo.close()
-    engine.shutdown()
+    with served_page(engine) as demo:
+        yield engine, demo.local_url
 
 
 @pytest.fixture(scope="module", params=[firefox, webkit], ids=lambda start: start.__name__)

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from helpers.clips import write_clip
+from helpers.clips import frame_count, write_clip
 from helpers.waiting import PATIENCE
 from mcp import ClientSession, types
 from mcp.client.streamable_http import streamable_http_client
 
 import app
-from live2diff.video.reader import read_frames
 
 ENDPOINTS = ("translate", "styles", "health")
 
@@ -24,9 +23,9 @@ def clip(tmp_path) -> Path:
     return write_clip(tmp_path / "clip.mp4", 10)
 
 
-def frame_count(data: bytes, folder: Path) -> int:
+def frames_in(data: bytes, folder: Path) -> int:
     (folder / "result.mp4").write_bytes(data)
-    return sum(1 for _ in read_frames(folder / "result.mp4"))
+    return frame_count(folder / "result.mp4")
 
 
 def test_a_call_built_from_the_openapi_document_alone_works(address, clip, tmp_path):
@@ -52,7 +51,7 @@ def test_a_call_built_from_the_openapi_document_alone_works(address, clip, tmp_p
         assert call("health")["device"] == "cpu"
         file = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
         result = call("translate", clip=file, style="pencil", prompt="a ball", steps=1, end=0.2)
-        assert frame_count(client.get(result["url"]).content, tmp_path) == 5
+        assert frames_in(client.get(result["url"]).content, tmp_path) == 5
 
 
 def properties(operations: dict, kind: str = "application/json") -> dict:
@@ -87,5 +86,5 @@ def test_an_mcp_client_lists_the_tools_and_translates_a_clip(mcp_address, clip, 
     assert "0 is the end of the clip" in json.dumps(tools["translate"].inputSchema)
     assert not done.isError, done
     result = httpx.get(done.content[0].text)
-    assert frame_count(result.content, tmp_path) == 10
+    assert frames_in(result.content, tmp_path) == 10
     assert failed.isError and "pencil" in failed.content[0].text

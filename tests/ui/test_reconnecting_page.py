@@ -13,6 +13,7 @@ from helpers.gpu_visits import Clock
 from helpers.live_socket import SETTINGS, receive, send_json, socket_address
 from helpers.live_tab import count_images, note_states, reach, shown, start
 from helpers.network import Network
+from helpers.page import served_page
 from helpers.waiting import wait_for
 from playwright.sync_api import Browser, Page, expect
 from websockets.sync.client import connect
@@ -192,8 +193,7 @@ def test_stop_and_a_closed_tab_give_up_the_place_at_once(browser, server):
 def test_the_next_gpu_session_begins_by_itself_when_the_last_one_is_over(browser, tiny_pipeline):
     clock = Clock()
     engine = ZeroGpuEngine(tiny_pipeline, capacity=1, clock=clock)
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    with opened(browser, demo.local_url) as page:
+    with served_page(engine) as demo, opened(browser, demo.local_url) as page:
         start(page)
         runs(page)
         note_states(page)
@@ -203,5 +203,3 @@ def test_the_next_gpu_session_begins_by_itself_when_the_last_one_is_over(browser
         wait_for(lambda: session.run not in (None, first))
         runs(page)
         assert "empty" not in page.evaluate("states")
-    demo.close()
-    engine.shutdown()

@@ -20,9 +20,11 @@ from helpers.live_socket import (
     result,
     send_frame,
     send_json,
+    served_socket,
     socket_address,
     started,
 )
+from helpers.page import served_page
 from helpers.waiting import wait_for
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -31,7 +33,6 @@ from websockets.protocol import Event
 from websockets.sync.client import connect
 from websockets.uri import parse_uri
 
-import app
 from live2diff.serving.engine import Engine
 from live2diff.serving.limits import BURST_SECONDS, MESSAGES_A_SECOND, VisitorLimits
 from live2diff.streaming.images import LARGEST_FRAME, decode_frame
@@ -47,17 +48,14 @@ LARGE = cv2.imencode(".jpg", NOISE)[1].tobytes()
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_pipeline) -> Iterator[Engine]:
-    engine = Engine(tiny_pipeline, capacity=2)
-    yield engine
-    engine.shutdown()
+def engine(tiny_pipeline) -> Engine:
+    return Engine(tiny_pipeline, capacity=2)
 
 
 @pytest.fixture(scope="module")
 def demo(engine) -> Iterator[gr.Blocks]:
-    demo = app.serve(engine, VisitorLimits(visits=3), quiet=True, server_name="127.0.0.1")
-    yield demo
-    demo.close()
+    with served_page(engine, VisitorLimits(visits=3)) as demo:
+        yield demo
 
 
 @pytest.fixture
@@ -135,9 +133,11 @@ def test_a_client_that_reads_nothing_is_cut_off(monkeypatch):
     """Fails if Gradio's server no longer lists its connections."""
     monkeypatch.setattr(live_session, "TAKEN_SECONDS", 0.0)  # a send that has to wait is given up at once
     engine = Engine(Identity())  # its results are so large that they fill every buffer
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    address = socket_address(demo)
-    with started(address) as friend, started(address, max_queue=1, close_timeout=0) as foe:
+    with (
+        served_socket(engine) as address,
+        started(address) as friend,
+        started(address, max_queue=1, close_timeout=0) as foe,
+    ):
         number = 0
         with suppress(ConnectionClosed):
             while engine.stats()["streams"] == 2:
@@ -146,8 +146,6 @@ def test_a_client_that_reads_nothing_is_cut_off(monkeypatch):
                 answer(friend, number)
         wait_for(lambda: engine.stats()["streams"] == 1)
         answer(friend, number + 1)
-    demo.close()
-    engine.shutdown()
 
 
 def test_the_rate_budget_allows_a_burst_and_then_the_limit():
@@ -196,6 +194,7 @@ def test_a_socket_that_sends_nothing_is_closed_unless_it_waits_in_line(address, 
         with connect(address) as idle:
             assert "sent nothing" in receive(idle, "error")["error"]
         send_json(third, start=SETTINGS)  # its next wait is under the new limit
+        receive(third, "resume")
         for _ in range(2):
             receive(third, "waiting")
 
@@ -216,8 +215,7 @@ def test_under_overload_frames_are_dropped_undecoded_and_the_newest_is_shown(mon
     monkeypatch.setattr(frame_relay, "decode_frame", decode)
     gate = threading.Event()
     engine = Engine(Identity(gate), capacity=2)
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    with started(socket_address(demo)) as first, started(socket_address(demo)) as second:
+    with served_socket(engine) as address, started(address) as first, started(address) as second:
         for number in range(1, 31):
             for viewer in (first, second):
                 send_frame(viewer, number)
@@ -234,8 +232,6 @@ def test_under_overload_frames_are_dropped_undecoded_and_the_newest_is_shown(mon
         for number in range(31, 40):
             header, jpeg = answer(first, number)
         assert header[:2] == [39, 39] and jpeg
-    demo.close()
-    engine.shutdown()
 
 
 def test_strange_prompts_are_accepted(address):

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 from helpers.browser import chromium, needs_browser, numbered, opened, write_camera
-from helpers.clips import RATE, sound_seconds, write_clip
+from helpers.clips import RATE, frame_count, sound_seconds, write_clip
 from helpers.waiting import PATIENCE, wait_for
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from live2diff.serving.clip_queue import ClipQueue
 from live2diff.ui.examples import presets, result_of
-from live2diff.video.reader import read_frames
 
 pytestmark = needs_browser
 
@@ -59,10 +58,6 @@ def downloaded(page: Page, folder: Path) -> Path:
         page.locator("#result a[download]").click()
     download.value.save_as(folder / "result.mp4")
     return folder / "result.mp4"
-
-
-def frame_count(path: Path) -> int:
-    return sum(1 for _ in read_frames(path))
 
 
 def reach(page: Page, name: str) -> None:

@@ -40,10 +40,8 @@ def gate() -> threading.Event:
 
 
 @pytest.fixture(scope="module")
-def engine(gate) -> Iterator[Engine]:
-    engine = Engine(Identity(gate), capacity=2)
-    yield engine
-    engine.shutdown()
+def engine(gate) -> Engine:
+    return Engine(Identity(gate), capacity=2)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers.browser import Identity
+from helpers.page import served_page
 from helpers.waiting import wait_for
 
 import app
@@ -51,13 +52,11 @@ class FakeDevice:
 @pytest.fixture
 def server() -> Iterator[SimpleNamespace]:
     engine = Engine(Identity(), capacity=2)
-    demo = app.serve(engine, quiet=True, server_name="127.0.0.1")
-    device = FakeDevice()
-    camera = VirtualCamera(engine, device)
-    yield SimpleNamespace(address=demo.local_url, engine=engine, device=device, camera=camera)
-    camera.close()
-    demo.close()
-    engine.shutdown()
+    with served_page(engine) as demo:
+        device = FakeDevice()
+        camera = VirtualCamera(engine, device)
+        yield SimpleNamespace(address=demo.local_url, device=device)
+        camera.close()
     assert device.closed
 
 
