@@ -30,6 +30,12 @@ def frozen_objects() -> None:
     gc.freeze()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files with slow tests first: at the end, one process would work on the last one alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_sessionfinish() -> None:
     """Let Python free everything at its end: nanobind reports what is left."""
     gc.unfreeze()

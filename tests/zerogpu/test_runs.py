@@ -236,6 +236,7 @@ def test_the_hidden_button_holds_the_gpu_until_the_page_is_closed(tiny_pipeline)
     engine.shutdown()
 
 
+@pytest.mark.slow
 def test_a_space_in_zerogpu_mode_asks_once_for_each_gpu_session_and_clip_and_gives_back(tiny_pipeline):
     """See zerogpu_space.py: `spaces` itself, but for its scheduler and the weights' way to the GPU."""
     pytest.importorskip("spaces")
