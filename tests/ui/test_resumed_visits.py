@@ -8,7 +8,17 @@ from socket import SO_LINGER, SOL_SOCKET
 import pytest
 from helpers.browser import Identity
 from helpers.gpu_visits import Clock
-from helpers.live_socket import SETTINGS, answer, receive, send_frame, send_json, socket_address
+from helpers.live_socket import (
+    SETTINGS,
+    answer,
+    receive,
+    send_frame,
+    send_json,
+    served_socket,
+    socket_address,
+    started,
+)
+from helpers.page import served_page
 from helpers.waiting import wait_for
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
@@ -21,26 +31,32 @@ from live2diff.ui.live_protocol import EARLIER
 from live2diff.ui.live_tab import RESUME
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def clock() -> Clock:
     """The clock of the line; that of the engine stands still, as for viewers who keep sending frames."""
     return Clock()
 
 
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    engine = Engine(Identity(), capacity=1, clock=Clock())
-    yield engine
-    engine.shutdown()
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(Identity(), capacity=1, clock=Clock())
+
+
+@pytest.fixture(scope="module")
+def page_address(engine, clock) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "WaitingLine", lambda engine, seconds: WaitingLine(engine, seconds, clock))
+        with served_page(engine, VisitorLimits(visits=1)) as demo:
+            yield socket_address(demo)
 
 
 @pytest.fixture
-def address(engine, clock, monkeypatch) -> Iterator[str]:
-    monkeypatch.setattr(app, "WaitingLine", lambda engine, seconds: WaitingLine(engine, seconds, clock))
+def address(page_address, engine, clock, monkeypatch) -> Iterator[str]:
+    """The address of the socket; after each test nothing is left of its visits."""
     monkeypatch.setenv("SPACE_ID", "somebody/live2diff")  # addresses are those that the tests name
-    demo = app.serve(engine, VisitorLimits(visits=1), quiet=True, server_name="127.0.0.1")
-    yield socket_address(demo)
-    demo.close()
+    yield page_address
+    wait_for(lambda: engine.stats()["streams"] == engine.count_waiting() == 0)
+    clock.now += HELD_SECONDS + 1
 
 
 @contextmanager
@@ -50,6 +66,13 @@ def visiting(address: str, token: str = "", **headers: str) -> Iterator[tuple[Cl
     with connect(address, subprotocols=protocols, additional_headers=headers) as socket:
         send_json(socket, start=SETTINGS)
         yield socket, receive(socket, "resume")["resume"]
+
+
+def assert_waits(socket: ClientConnection, position: int) -> None:
+    """Check the position in line that the server sends from now on."""
+    send_json(socket, echo=1)
+    receive(socket, "echo")
+    assert receive(socket, "waiting")["waiting"] == position
 
 
 def cut(socket: ClientConnection) -> None:
@@ -66,12 +89,11 @@ def test_a_cut_visit_frees_its_stream_at_once_and_keeps_its_place(engine, addres
         part(first)
         wait_for(lambda: engine.stats()["streams"] == 0)
         clock.now += HELD_SECONDS
-        for _ in range(2):
-            assert receive(second, "waiting")["waiting"] == 1
+        assert_waits(second, 1)
         with visiting(address, token) as (again, _):
             receive(again, "started")
             assert answer(again, 1)[0][4] == 1
-            assert receive(second, "waiting")["waiting"] == 1
+            assert_waits(second, 1)
 
 
 def test_after_the_grace_the_next_viewer_gets_the_place(engine, address, clock):
@@ -95,10 +117,10 @@ def test_a_cut_viewer_keeps_the_position_in_line(address, clock):
             assert receive(third, "waiting")["waiting"] == 2
             cut(second)
             clock.now += HELD_SECONDS
-            assert receive(third, "waiting")["waiting"] == 2
+            assert_waits(third, 2)
             with visiting(address, token) as (again, _):
                 assert receive(again, "waiting")["waiting"] == 1
-                assert receive(third, "waiting")["waiting"] == 2
+                assert_waits(third, 2)
 
 
 @pytest.mark.parametrize("leave", ["stop", "close", "error"])
@@ -183,9 +205,9 @@ def test_a_stream_warms_up_from_frames_that_were_sent_before(address):
         assert (shown, taken, collected) == (5, 5, 0) and jpeg
 
 
-def test_a_server_that_stops_has_the_page_try_again(engine, address):
-    with visiting(address) as (socket, _):
-        receive(socket, "started")
+def test_a_server_that_stops_has_the_page_try_again():
+    engine = Engine(Identity())
+    with served_socket(engine) as address, started(address) as socket:
         engine.end()
         send_frame(socket, 1)
         with pytest.raises(ConnectionClosed) as closed:
