@@ -89,10 +89,12 @@ class Audit(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        name, inputs = function._schema.name, tensors((args, kwargs))
-        on_device = any(tensor.is_meta for tensor in inputs)
+        kwargs, name = kwargs or {}, function._schema.name
         to_host = name == "aten::_to_copy" and kwargs.get("device") == torch.device("cpu")
+        if not (self.on or to_host or name == "aten::_local_scalar_dense"):
+            return function(*args, **kwargs)
+        inputs = tensors((args, kwargs))
+        on_device = any(tensor.is_meta for tensor in inputs)
         if on_device and (to_host or name == "aten::_local_scalar_dense"):
             self.count(name, function, args, kwargs, inputs, None)
             return torch.ones(inputs[0].shape, dtype=kwargs.get("dtype") or inputs[0].dtype) if to_host else 1

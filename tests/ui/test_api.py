@@ -47,7 +47,7 @@ def test_programs_read_the_styles_and_the_state_of_the_server(client, engine):
 
 
 def test_the_health_is_reported_while_a_clip_runs(client, engine, tmp_path):
-    clip = write_clip(tmp_path / "long.mp4", 1400)
+    clip = write_clip(tmp_path / "long.mp4", 700)
     job = client.submit(clip=handle_file(clip), style="pencil", api_name="/translate")
     while client.predict(api_name="/health")["clips"] == 0:
         assert not job.done(), "the clip was done before its health was reported"

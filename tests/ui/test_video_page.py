@@ -34,6 +34,12 @@ def page(browser, address) -> Iterator[Page]:
         yield page
 
 
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory) -> Path:
+    """A clip that is not finished before it is cancelled."""
+    return write_clip(tmp_path_factory.mktemp("long") / "clip.mp4", 700, sound="aac")
+
+
 def clear(page: Page) -> None:
     """Remove the clip of the last test."""
     remove = page.locator("#clip").get_by_label("Clear")
@@ -101,25 +107,27 @@ def slow_model(engine, monkeypatch) -> None:
     monkeypatch.setattr(engine, "call", slowly)
 
 
-def test_a_preview_shows_and_cancel_keeps_a_playable_part(page, engine, slow_model, tmp_path):
-    upload(page, write_clip(tmp_path / "clip.mp4", 1400, sound="aac"))
+def test_a_preview_shows_and_cancel_keeps_a_playable_part(page, engine, slow_model, long_clip, tmp_path):
+    upload(page, long_clip)
     page.get_by_role("button", name="Translate", exact=True).click()
     expect(page.locator("#result img")).to_be_visible()
     expect(page.locator("#result img")).to_have_attribute("src", re.compile("^data:image/jpeg"))
-    expect(page.locator("#result .text")).to_have_text(re.compile(r"\d+ of 1400 frames"))
+    expect(page.locator("#result .text")).to_have_text(re.compile(r"\d+ of 700 frames"))
     page.get_by_role("button", name="Cancel").click()
     reach(page, "done")
     text = page.locator("#result .text").inner_text()
     kept = int(re.fullmatch(r"Cancelled. The (\d+) frames made by then are kept, with their sound.", text)[1])
     result = downloaded(page, tmp_path)
-    assert 8 <= frame_count(result) == kept < 1400
+    assert 8 <= frame_count(result) == kept < 700
     assert sound_seconds(result) == pytest.approx(kept / RATE, abs=0.06)
     wait_for(lambda: engine.stats()["clips"] == 0)
     expect(page.get_by_role("button", name="Translate", exact=True)).to_be_enabled()
 
 
-def test_a_clip_that_is_replaced_is_no_longer_translated_nor_shown(page, engine, slow_model, tmp_path):
-    upload(page, write_clip(tmp_path / "long.mp4", 1400))
+def test_a_clip_that_is_replaced_is_no_longer_translated_nor_shown(
+    page, engine, slow_model, long_clip, tmp_path
+):
+    upload(page, long_clip)
     page.get_by_role("button", name="Translate", exact=True).click()
     expect(page.locator("#result img")).to_be_visible()
     upload(page, write_clip(tmp_path / "next.mp4", 20))
@@ -131,8 +139,8 @@ def test_a_clip_that_is_replaced_is_no_longer_translated_nor_shown(page, engine,
     assert frame_count(downloaded(page, tmp_path)) == 20
 
 
-def test_an_example_ends_the_translation_before_it(page, engine, slow_model, tmp_path):
-    upload(page, write_clip(tmp_path / "long.mp4", 1400))
+def test_an_example_ends_the_translation_before_it(page, engine, slow_model, long_clip):
+    upload(page, long_clip)
     page.get_by_role("button", name="Translate", exact=True).click()
     expect(page.locator("#result img")).to_be_visible()
     page.locator("#examples button:has(img)").first.click()
@@ -143,11 +151,11 @@ def test_an_example_ends_the_translation_before_it(page, engine, slow_model, tmp
 
 
 def test_clips_of_two_viewers_take_turns_and_each_gets_their_own(
-    page, browser, address, engine, slow_model, tmp_path
+    page, browser, address, engine, slow_model, long_clip, tmp_path
 ):
-    upload(page, write_clip(tmp_path / "long.mp4", 1400))
+    upload(page, long_clip)
     page.get_by_role("button", name="Translate", exact=True).click()
-    expect(page.locator("#result .text")).to_have_text(re.compile(r"\d+ of 1400 frames"))
+    expect(page.locator("#result .text")).to_have_text(re.compile(r"\d+ of 700 frames"))
     with opened(browser, address) as other:
         other.get_by_role("tab", name="Video").click()
         upload(other, write_clip(tmp_path / "short.mp4", 20))
