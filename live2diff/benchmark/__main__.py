@@ -1,4 +1,4 @@
-"""Measure how fast a model streams, beside other ways to do the same; JSON is the last line."""
+"""Measure how fast a model streams, beside alternatives; JSON is the last line."""
 
 import argparse
 import os
@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import diffusers
 import torch
@@ -22,7 +23,6 @@ from ..streaming.settings import StreamSettings
 from .command import Record, add_options, check_options, settings_of, write_record
 from .measure import (
     camera,
-    eagerly,
     first_frame,
     interleave,
     milliseconds,
@@ -44,27 +44,21 @@ report = partial(print, file=sys.stderr, flush=True)
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m live2diff.benchmark", description=__doc__)
-    parser.add_argument(
-        "--model", default="nano", help="nano, live2diff (random weights if it is not here) or a folder"
-    )
+    add = parser.add_argument
+    add("--model", default="nano", help="nano, live2diff (random weights if it is not here) or a folder")
     add_options(parser)
-    parser.add_argument("--eager", action="store_true", help="PyTorch's own kernels, one by one")
-    parser.add_argument("--compiled", action="store_true", help="on a GPU: compile, not just capture graphs")
-    parser.add_argument("--frames", type=int, default=32, metavar="N", help="measured of each (%(default)s)")
-    parser.add_argument(
-        "--streams", type=t_index_list_of, default=[1, 2, 4, 8], metavar="1,2,4,8", help="viewers at once"
-    )
-    parser.add_argument(
-        "--long", type=int, metavar="N", help=f"compare the cost of frame N with that of frame {EARLY}"
-    )
-    parser.add_argument(
-        "--safety-checker", action="store_true", help="measure it as well; random weights of its real size"
-    )
+    add("--eager", action="store_true", help="run on PyTorch's own kernels, without a runtime")
+    add("--compiled", action="store_true", help="on a GPU: compile as well, not only capture graphs")
+    add("--frames", type=int, default=32, metavar="N", help="frames of each measurement (%(default)s)")
+    add("--streams", type=t_index_list_of, default=[1, 2, 4, 8], metavar="1,2,4,8", help="viewers at once")
+    add("--long", type=int, metavar="N", help=f"compare the cost of frame N with that of frame {EARLY}")
+    checker = "measure it too, with random weights in its real size"
+    add("--safety-checker", action="store_true", help=checker)
     return parser
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raise `ValueError` for options that can be refused before the model is loaded."""
+    """Raise `ValueError` for bad options, before the model is loaded."""
     check_options(arguments)
     if min(arguments.streams) < 1:
         raise ValueError("--streams must be numbers of viewers like 1,2,4,8.")
@@ -88,9 +82,9 @@ def device_name(device: torch.device) -> str:
 
 
 def measure_one(pipeline: Live2DiffPipeline, settings: StreamSettings, rounds: int) -> Record:
-    """Measure one viewer: stages, the rivals beside it, first frame, change of prompt.
+    """Measure one viewer: stages, rivals, first frame, change of prompt.
 
-    There is one stream at a time, as two caches of the full model do not fit on a GPU of 12 GB.
+    Only one stream is open at a time: two caches of the full model do not fit on a GPU of 12 GB.
     """
     device, frames = pipeline.unet.device, camera(*CAMERA)
     with closing(pipeline.stream(settings)) as stream:
@@ -102,7 +96,7 @@ def measure_one(pipeline: Live2DiffPipeline, settings: StreamSettings, rounds: i
     with viewers(pipeline, 1, settings, frames) as push:
         calls = {"stream": push, "img2img": partial(stock, frames[0])}
         if pipeline.runtime is not None:
-            calls["eager"] = eagerly(pipeline, push)
+            calls["eager"] = patch.object(pipeline, "runtime", None)(push)
         seconds = interleave(calls, rounds, device)
         with stage_clock(pipeline) as stages:
             for _ in range(rounds):
@@ -130,7 +124,7 @@ def measure_one(pipeline: Live2DiffPipeline, settings: StreamSettings, rounds: i
 
 
 def measure_filter(pipeline: Live2DiffPipeline, frame: dict, size: list[int], rounds: int) -> Record:
-    """Measure the safety checker on an image, beside a whole `frame` without it."""
+    """Measure the safety checker on an image; `frame` is the time of a whole frame without it."""
     device, dtype = pipeline.unet.device, pipeline.unet.dtype
     content_filter = random_filter(device, dtype)
     image = torch.rand(1, 3, *size, device=device, dtype=dtype) * 2 - 1
@@ -141,7 +135,7 @@ def measure_filter(pipeline: Live2DiffPipeline, frame: dict, size: list[int], ro
 def measure_together(
     pipeline: Live2DiffPipeline, counts: list[int], settings: StreamSettings, rounds: int
 ) -> Iterator[Record]:
-    """Measure these numbers of viewers at once beside one of them, as far as the device's memory goes."""
+    """Measure these numbers of viewers at once, and one beside them, until memory runs out."""
     for count in counts:
         report(f"Measuring {count} viewers at once")
         try:
@@ -161,7 +155,7 @@ def measure_together(
 
 
 def measure_long(pipeline: Live2DiffPipeline, first: int, last: int, settings: StreamSettings) -> Record:
-    """Compare the frames around `last` of a stream with those around `first`, two streams in turns."""
+    """Compare a stream around frame `last` with one around frame `first`, by turns."""
     around = min(first - WARMUP_FRAMES, last - first) // 2
     frames = camera(*CAMERA)
     with viewers(pipeline, 1, settings, frames) as early, viewers(pipeline, 1, settings, frames) as late:
@@ -175,7 +169,7 @@ def measure_long(pipeline: Live2DiffPipeline, first: int, last: int, settings: S
 
 
 def measure_all(arguments: argparse.Namespace) -> Record:
-    """Load the model and measure what the options ask for."""
+    """Load the model and run the measurements of the options."""
     pipeline, weights = open_model(arguments.model, arguments.device, arguments.eager)
     if arguments.compiled:
         way = pipeline.runtime.way if isinstance(pipeline.runtime, CudaRuntime) else Way()
@@ -219,7 +213,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit code: 0 when all was measured, 2 for bad input, 130 when interrupted."""
+    """Run the command; return 0 when all was measured, 2 for bad input, 130 when interrupted."""
     return run_main(build_parser(), run, arguments)
 
 

@@ -32,7 +32,7 @@ def check_options(arguments: argparse.Namespace, *outputs: Path | None) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> StreamSettings:
-    """Return the stream settings among the options; an option left out is the model's own choice."""
+    """Return the stream settings among the options; those left out keep their defaults."""
     names = StreamSettings.model_fields.keys() & vars(arguments).keys()
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if isinstance(arguments.size, tuple):

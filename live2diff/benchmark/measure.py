@@ -1,4 +1,4 @@
-"""Time calls and stages of a pipeline, alone and in turns."""
+"""Time calls and stages of a pipeline, alone and by turns."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ Call = Callable[[], Any]
 FRAME_TIMEOUT = 600.0  # seconds
 UNTIMED_CALLS = 4  # before the first that counts
 LOOP_FRAMES = 32
-STAGES = {  # the method of the pipeline or of a `Download`, or the function of `streaming.steps`
+STAGES = {  # the method of the pipeline or of `Download`, or the function of `streaming.steps`
     "upload": "upload",
     "depth": "inverse_depth",
     "encode": "encode",
@@ -33,7 +33,7 @@ STAGES = {  # the method of the pipeline or of a `Download`, or the function of 
 
 
 def camera(height: int, width: int) -> list[np.ndarray]:
-    """Generate frames of a scene that moves, uint8 `[height, width, 3]`."""
+    """Generate frames of a moving scene, uint8 `[height, width, 3]`."""
     coarse = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     scene = cv2.resize(coarse, (width + LOOP_FRAMES, height + LOOP_FRAMES))
     return [np.ascontiguousarray(scene[t : t + height, t : t + width]) for t in range(LOOP_FRAMES)]
@@ -41,7 +41,7 @@ def camera(height: int, width: int) -> list[np.ndarray]:
 
 @contextmanager
 def clock(seconds: list[float], device: torch.device) -> Iterator[None]:
-    """Add the seconds that the block takes, the device's work included."""
+    """Append the seconds that the block takes, the device's work included."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
@@ -51,7 +51,7 @@ def clock(seconds: list[float], device: torch.device) -> Iterator[None]:
 
 
 def interleave(calls: dict[str, Call], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Time each call `rounds` times, in turns: other work on the machine then slows all alike."""
+    """Time each call `rounds` times, by turns: other work on the machine then slows all alike."""
     for call in calls.values():
         for _ in range(UNTIMED_CALLS):
             call()
@@ -64,13 +64,13 @@ def interleave(calls: dict[str, Call], rounds: int, device: torch.device) -> dic
 
 
 def milliseconds(seconds: list[float]) -> dict[str, float]:
-    """Return median and 95th percentile."""
+    """Return median and 95th percentile in milliseconds."""
     p50, p95 = np.percentile(seconds, [50, 95]) * 1000
     return {"p50_ms": round(float(p50), 3), "p95_ms": round(float(p95), 3)}
 
 
 def times_as_long(one: dict[str, float], other: dict[str, float]) -> float:
-    """Divide two medians."""
+    """Return the ratio of two medians."""
     return round(one["p50_ms"] / other["p50_ms"], 2)
 
 
@@ -78,7 +78,7 @@ def times_as_long(one: dict[str, float], other: dict[str, float]) -> float:
 def viewers(
     pipeline: Live2DiffPipeline, count: int, settings: StreamSettings, frames: list[np.ndarray]
 ) -> Iterator[Callable[..., list[Any]]]:
-    """Open viewers and warm them up; yield a function that pushes a frame of all, or of the first n."""
+    """Open viewers and warm them up; yield a function that pushes a frame of all or of the first n."""
     engine, images = Engine(pipeline, capacity=count, idle_seconds=3600.0), cycle(frames)
 
     def push(first: int = count) -> list[Any]:
@@ -100,8 +100,8 @@ def viewers(
 def stage_clock(pipeline: Live2DiffPipeline) -> Iterator[dict[str, list[float]]]:
     """Time each stage of each frame of `pipeline` inside the block.
 
-    "encode" is camera and depth image in one; resizing belongs to "upload" and "download". That pixels become
-    bytes is in none of them.
+    "encode" encodes camera and depth image; resizing belongs to "upload" and "download". The conversion of
+    pixels to bytes is in none of them.
     """
     seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
 
@@ -117,16 +117,6 @@ def stage_clock(pipeline: Live2DiffPipeline) -> Iterator[dict[str, list[float]]]
             owner = {"upload": steps, "download": Download}.get(stage, pipeline)
             patches.enter_context(patch.object(owner, name, timed(getattr(owner, name), seconds[stage])))
         yield seconds
-
-
-def eagerly(pipeline: Live2DiffPipeline, call: Call) -> Call:
-    """Wrap a call to run without the pipeline's runtime, on PyTorch's own kernels."""
-
-    def run() -> Any:
-        with patch.object(pipeline, "runtime", None):
-            return call()
-
-    return run
 
 
 def first_frame(

@@ -1,4 +1,4 @@
-"""Open the model to measure; random weights do, as speed does not depend on their values."""
+"""Open the model to measure, if need be with random weights: speed does not depend on their values."""
 
 import sys
 from functools import partial
@@ -59,7 +59,7 @@ def open_model(name: str, device: str | None, eager: bool = False) -> tuple[Live
 
 
 def random_model(device: str) -> Live2DiffPipeline:
-    """Build the full model in its published sizes on the device where it is to run."""
+    """Build the full model in its published sizes, with random weights, on a device."""
     cpu = torch.device(device).type == "cpu"
     torch.manual_seed(0)
     scheduler = build_scheduler()  # on the CPU: its schedules are computed in float64, which MPS lacks

@@ -9,7 +9,7 @@ WIDTHS = (44, -12, -12)
 
 
 def lines(record: Record) -> list[str]:
-    """Format the table: times are median and 95th percentile, ratios those of medians."""
+    """Format the table: times are medians and 95th percentiles, ratios are of medians."""
     one = record["one"]
     height, width = one["working_size"]
     return [
@@ -26,7 +26,7 @@ def lines(record: Record) -> list[str]:
 
 
 def rows(name: str, value: Any) -> Iterator[str]:
-    """Format a figure, or all figures in a record, under its name."""
+    """Yield rows for a figure, or for all figures of a record, named after it."""
     if isinstance(value, dict) and "p50_ms" in value:
         yield table_row(name, *(f"{value[key]:.1f} ms" for key in ("p50_ms", "p95_ms")), widths=WIDTHS)
     elif isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Rivals to measure a stream beside: the same model without its cache, and diffusers frame by frame."""
+"""Alternatives to measure beside a stream: the model without its cache, diffusers frame by frame."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,9 +25,9 @@ OUR_OPTIONS = ("depth_channels", "motion_module_resolutions", "motion_module_las
 def unet_calls(
     pipeline: Live2DiffPipeline, schedule: Schedule, size: tuple[int, int]
 ) -> dict[str, Callable[[], torch.Tensor]]:
-    """Return calls of the UNet for one new frame: with the cache, and over the window's 16 frames again.
+    """Return UNet calls for one new frame: with the cache, and recomputing the window's 16 frames.
 
-    Both are one call, with all denoising steps in it, at a working `size` (height, width).
+    Each is one call with all denoising steps, at a working `size` (height, width).
     """
     unet, steps = pipeline.unet, schedule.steps
     height, width = (side // vae_scale_factor(pipeline.vae) for side in size)
@@ -50,7 +50,7 @@ def unet_calls(
 
 
 class PatchVAE(AutoencoderTiny):
-    """A tiny VAE of patches that takes images, as diffusers' pipelines expect."""
+    """A tiny VAE of patches that encodes and decodes images, as diffusers' pipelines expect."""
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
         """Cut images into patches and encode them."""
@@ -71,8 +71,8 @@ def share_weights(build: Callable[[], Any], weights: dict[str, torch.Tensor]) ->
 
 
 def stock_pipeline(pipeline: Live2DiffPipeline) -> Any:
-    """Build diffusers' image-to-image pipeline on the same weights, less motion modules and depth mapping."""
-    # Prints messages when it is imported.
+    """Build diffusers' image-to-image pipeline on the same weights, without motion modules and depth."""
+    # Imported here: it prints messages.
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
         StableDiffusionImg2ImgPipeline,
     )
@@ -103,7 +103,8 @@ def frame_by_frame(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that translates a uint8 `[height, width, 3]` frame without depth and cache.
 
-    It is diffusers' image-to-image pipeline with LCM steps on this model's weights, and encodes no prompt.
+    It runs diffusers' image-to-image pipeline with LCM steps on this model's weights; the prompt is encoded
+    once, before.
     """
     (height, width), embeds = size, pipeline.encode_prompt("", "a house")[None]
     with quiet():

@@ -42,24 +42,28 @@ def build_parser() -> argparse.ArgumentParser:
     add_options(parser)
     add("--styles", metavar="A,B", help="which styles (default: all of the model)")
     add("--prompt", default="", help="what the clip shows, in words")
-    moments = "compare at N moments of a clip with streams of their own, each as much work as 16 frames"
+    moments = "compare at N moments of a clip with new streams, each as much work as 16 frames"
     for name, default, text in (
         ("--frames", 64, "frames of each clip"),
-        ("--drift", 600, "measure drift over N frames, 0 for not at all; takes longer than all the rest"),
-        ("--moments", 6, f"{moments}; 0: measure neither moving nor still"),
+        ("--drift", 600, "measure drift over N frames, 0 for no drift; takes longer than all the rest"),
+        ("--moments", 6, f"{moments}; 0: without the figures moving and still"),
     ):
         add(name, type=int, default=default, metavar="N", help=f"{text} (default: {default})")
-    add("--quick", action="store_true", help="the model as it is only, no drift")
+    add("--quick", action="store_true", help="only the unchanged model, no drift")
     add("--seed", type=int, default=0)
     add("--strength", type=float, help="above 0 (a touch of the style) up to 1 (all of it)")
-    add("--t-index-list", type=t_index_list_of, metavar="30,36,42", help="the steps one by one")
+    add("--t-index-list", type=t_index_list_of, metavar="30,36,42", help="the denoising steps as indices")
     add("--material", type=Path, help="of training.fetch, for the targets of nano's painted styles")
     add("--sheet", type=Path, metavar="FILE", help="write a contact sheet, .png or .jpg")
     return parser
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Check what can be checked before the model is loaded; ValueError or OSError for bad input."""
+    """Check options and clips before the model is loaded.
+
+    Raises:
+        ValueError, OSError: an option or a clip cannot be used.
+    """
     for name, value, least in (
         ("--frames", arguments.frames, FEWEST_FRAMES),
         ("--drift", arguments.drift or SHORTEST_DRIFT, SHORTEST_DRIFT),
@@ -84,7 +88,7 @@ def evaluate_clip(
     arguments: argparse.Namespace,
     sheet: Sheet,
 ) -> tuple[Record, list[Record], list[Record]]:
-    """Return records of a clip, of its styles and variants, and of its drift; print them as they come."""
+    """Return the records of a clip, of its styles and variants, and of its drift; print each at once."""
     records, drifts = [], []
     frames = islice(read_frames(path), arguments.frames)
     scene = make_scene(pipeline, (frame for frame, _ in frames), settings)
@@ -112,15 +116,15 @@ def row_label(style: str, variant: str) -> str:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure and print; ValueError or OSError for bad input."""
+    """Measure and print; raise ValueError or OSError for bad input."""
     check(arguments)
     photographs.material = arguments.material
     pipeline, settings = load(arguments.model, arguments.device), settings_of(arguments)
     names = arguments.styles
     styles = list(pipeline.styles) if names is None else [name.strip() for name in names.split(",")]
     for style in styles:
-        pipeline.preset(style)  # one that it does not have fails here
-    with closing(pipeline.stream(settings, style=styles[0])) as stream:  # bad settings fail here
+        pipeline.preset(style)  # raises for an unknown style
+    with closing(pipeline.stream(settings, style=styles[0])) as stream:  # raises for bad settings
         timesteps = stream.schedule.timesteps.tolist()
     variants = [row_label(styles[0], name) for name in (*VARIANTS, TARGET) if name != "model"]
     sheet = Sheet([SOURCE, *styles, *variants], len(arguments.clips))
@@ -155,7 +159,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit code: 0 when all is measured, 2 for bad input, 130 when interrupted."""
+    """Run the command; return 0 when all is measured, 2 for bad input, 130 when interrupted."""
     return run_main(build_parser(), run, arguments)
 
 

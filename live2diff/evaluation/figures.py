@@ -1,8 +1,8 @@
-"""Compute what is measured from arrays: images are uint8 `[height, width, 3]` RGB, figures are floats.
+"""Compute the figures of the evaluation from arrays: images are uint8 `[height, width, 3]` RGB.
 
 Lengths (of the optical flow, of blurs) are in pixels of the working size, colours in `[0, 1]`. "Memory" is
-what a stream has seen before: the warmup frames and the latest ones. A figure that has nothing to be measured
-on (no pixel moves, say) is None.
+what a stream has seen before: the warmup frames and the latest ones. A figure that cannot be measured (no
+pixel moves, say) is None.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +19,10 @@ FLOW_TOLERANCE = (0.01, 0.5)  # there and back may differ by sqrt(0.01 * squared
 CELLS = 16  # style is compared in 16 x 16 cells of an image
 GREY_BLUR, EDGE_BLUR = 1.0, 2.0  # standard deviations of the Gaussians before and after the edge filter
 DRIFT_FRAMES = 32
-CHANGE_BLUR = 2.0  # before images are compared, so that camera noise neither moves nor hides what stands
+CHANGE_BLUR = 2.0  # before images are compared: camera noise must not count as motion
 MOVED, STOOD = 0.05, 0.015  # mean |difference| of colours: moving pixels are above, still ones below
 STILL_FLOW = 0.25  # still pixels have a shorter flow
-FEWEST_PIXELS = 64  # of a frame, to be measured on
+FEWEST_PIXELS = 64  # of a frame that is measured
 SCALES = 4  # of the perceptual distance: 1, 1/2, 1/4, 1/8
 SIMILARITY_FLOOR = 0.0026  # of squared slopes in [0, 1]: weaker ones are alike (Xue et al., TIP 2014)
 
@@ -60,7 +60,7 @@ def find_motion(before: Image, after: Image) -> Motion:
 
 
 def warp_error(images: Sequence[Image], motions: Sequence[Motion]) -> float:
-    """Compare images with their predecessors moved along with the scene: 0 if all sticks to things.
+    """Compare images with their predecessors warped by the motion: 0 if textures stick to the scene.
 
     1/3 for independent uniform noise. The mean over all valid pixels of all pairs, and over the channels, of
     the absolute difference in `[0, 1]`; 0 if no pixel is valid. `motions[i]` is that of image i + 1.
@@ -80,7 +80,7 @@ def depth_error(source: np.ndarray, output: np.ndarray) -> float:
 
     The source's is scaled to `[0, 1]`, the output's fitted to it by least squares with a scale >= 0. 0 for
     the same shape, the variance of the source's map (about 0.1) for an unrelated or inverted one. Fooled by
-    an estimator that sees the place of a pixel rather than what is there.
+    an estimator that goes by a pixel's position rather than by the image.
     """
     expected = (source - source.min()) / max(float(np.ptp(source)), 1e-6)
     expected, output = expected - expected.mean(), output - output.mean()
@@ -100,7 +100,7 @@ def find_edges(image: Image) -> np.ndarray:
 
 
 def edge_agreement(source: np.ndarray, output: np.ndarray) -> float:
-    """Correlate two maps of edges `[height, width]`: 1 for the same edges at whatever contrast.
+    """Correlate two maps of edges `[height, width]`: 1 for the same edges at any contrast.
 
     About 0 for those of unrelated images, 0 if one has none. Fooled by a copy of the source, the best of all.
     """
@@ -112,7 +112,7 @@ def edge_agreement(source: np.ndarray, output: np.ndarray) -> float:
 def find_moving(images: Sequence[Image]) -> list[np.ndarray]:
     """Return where each frame differs from any in the memory: bool `[height, width]` each.
 
-    There a ghost would show. The warmup frames have no moving pixels: they are translated together.
+    Ghosts would show there. The warmup frames have no moving pixels: they are translated together.
     """
     blurred = [cv2.GaussianBlur(image.astype(np.float32) / 255, (0, 0), CHANGE_BLUR) for image in images]
     masks = [np.zeros(image.shape[:2], bool) for image in images]
@@ -134,7 +134,7 @@ def find_still(before: Image, after: Image, motion: Motion) -> np.ndarray:
 def mean_agreement(
     sources: Iterable[np.ndarray], outputs: Iterable[np.ndarray], masks: Iterable[np.ndarray]
 ) -> float | None:
-    """Average the edge agreement within the masks over the frames, each weighed by its pixels."""
+    """Average the edge agreement within the masks over the frames, each weighted by its pixels."""
     frames = [f for f in zip(sources, outputs, masks, strict=True) if np.count_nonzero(f[2]) >= FEWEST_PIXELS]
     if not frames:
         return None
@@ -151,7 +151,7 @@ def moving_structure(
     """Return the edge agreement with the source in moving pixels, with memory over without.
 
     Maps of edges of all frames, and of some without memory by number of the frame. Below 1: ghosts and blur.
-    Fooled by a memory that draws less of the style: strokes that the source has not are counted as faults.
+    Fooled by a memory that draws less of the style: strokes that the source lacks count as faults.
     """
     masks = [moving[index] for index in alone]
     with_memory, without = (
@@ -266,10 +266,11 @@ def change_in_percent(first: np.ndarray, last: np.ndarray) -> np.ndarray:
 
 
 def there_and_back(frames: int, at_least: int) -> list[int]:
-    """Return indices, at least so many, that play a clip forwards and backwards again and again.
+    """Return at least so many indices that play a clip forwards and backwards repeatedly.
 
-    The last 32 show what those from 8 to 40 show, in the same order, so what differs between the two is not
-    the source's doing. Of a clip that is too long to return in time, only the beginning is played.
+    The last 32 show the same frames as those from 8 to 40, in the same order, so that a difference between
+    the two does not come from the source. Of a clip that is too long to return in time, only the beginning
+    is played.
     """
     opening = WARMUP_FRAMES + DRIFT_FRAMES
     turn = max(1, min(frames - 1, (at_least - opening) // 2))  # the frame at which it turns back

@@ -23,13 +23,13 @@ from ..video.reader import Image
 from . import figures
 from .variants import variant
 
-TARGET = "target"  # the variant without a model: the style's target, frame by frame
+TARGET = "target"  # a variant without a model: the style's target of each frame
 SOURCE = "source"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip at the working size, and all that its outputs are compared with, frame by frame."""
+    """A clip at the working size, with what its outputs are compared with, frame by frame."""
 
     images: list[Image]
     motions: list[figures.Motion]  # of each frame but the first
@@ -42,9 +42,9 @@ class Scene:
 
 
 def make_scene(pipeline: Live2DiffPipeline, frames: Iterable[Image], settings: StreamSettings) -> Scene:
-    """Bring frames of any size to the working size, and analyse them."""
+    """Resize frames to the working size, and analyse them."""
     images: list[Image] = []
-    for frame in frames:  # all of the size of the first
+    for frame in frames:
         height, width, _ = frame.shape
         images.append(resize(frame, pipeline.working_size(height, width, settings.size)))
     motions = [figures.find_motion(before, after) for before, after in pairwise(images)]
@@ -63,7 +63,7 @@ def make_scene(pipeline: Live2DiffPipeline, frames: Iterable[Image], settings: S
 
 @torch.no_grad()
 def find_depths(pipeline: Live2DiffPipeline, images: Iterable[Image]) -> list[np.ndarray]:
-    """Estimate inverse depth `[H, W]` of each image, by the pipeline's own estimator."""
+    """Estimate inverse depth `[H, W]` of each image with the pipeline's own estimator."""
     depths = []
     for image in images:
         pixels = torch.from_numpy(image).to(pipeline.unet.device).permute(2, 0, 1)[None] / 127.5 - 1
@@ -79,7 +79,7 @@ def mean_depth_error(pipeline: Live2DiffPipeline, scene: Scene, images: Iterable
 def describe(pipeline: Live2DiffPipeline, scene: Scene) -> Record:
     """Measure the scene itself, to compare its outputs with.
 
-    An output whose depth error comes near to that of the mirrored source has kept no depth.
+    An output whose depth error is close to that of the mirrored source has kept no depth.
     """
     mirrored = (image[:, ::-1].copy() for image in scene.images)
     return {
@@ -103,8 +103,8 @@ def measure(
 ) -> Record:
     """Measure a scene's outputs in a style, as `figures.py` defines it, averaged over the frames.
 
-    `alone` holds outputs without memory by number of the frame. Figures that need what is not there are None,
-    those that compare with targets left out for a style without one.
+    `alone` holds outputs without memory by number of the frame. Figures that cannot be measured are None;
+    those that need a target are left out for a style without one.
     """
     alone, edges = alone or {}, [figures.find_edges(output) for output in outputs]
     edges_alone = {index: figures.find_edges(image) for index, image in alone.items()}
@@ -150,10 +150,10 @@ def translate(
 def translate_alone(
     pipeline: Live2DiffPipeline, scene: Scene, settings: StreamSettings, moments: int
 ) -> dict[int, Image]:
-    """Return outputs without memory, by number of the frame: each from a stream that sees nothing else.
+    """Return outputs without memory, by number of the frame: each from a stream that sees only that frame.
 
-    The frame is pushed until the stream has warmed up, so only so many pairs of successive frames are
-    translated, spread over the clip after its warmup.
+    The frame is pushed until the stream has warmed up. That takes long, so only `moments` pairs of successive
+    frames are translated, spread over the clip after its warmup.
     """
     later = len(scene.images) - WARMUP_FRAMES
     ends = {WARMUP_FRAMES + int((i + 0.5) * later / moments) for i in range(moments)}
@@ -197,10 +197,10 @@ def evaluate_style(
 def measure_drift(
     pipeline: Live2DiffPipeline, scene: Scene, style: str, settings: StreamSettings, at_least: int
 ) -> Record:
-    """Measure the change of the model's colours after at least so many frames, where the source is the same.
+    """Measure how colours change over at least so many frames, between equal frames of the source.
 
-    The clip is played there and back, so that the last 32 frames of the source are those from 8 to 40; mean
-    and deviation of each channel are averaged over the 32 frames of each, and compared.
+    The clip is played there and back, so that the last 32 frames of the source are those from 8 to 40. Mean
+    and deviation of each channel are averaged over both groups of 32 frames, and compared.
     """
     settings = settings.updated(style=style, size=scene.images[0].shape[:2])
     order = figures.there_and_back(len(scene.images), at_least)

@@ -43,7 +43,7 @@ def cell(value: float | None, style: str) -> str:
 
 
 def clip_line(clip: Record) -> str:
-    """Describe a clip, and what the source itself would reach in the table."""
+    """Describe a clip, with the figures of the source itself."""
     height, width = clip["size"]
     return (
         f"{clip['clip']}: {clip['frames']} frames of {width}x{height}, {clip['valid_share']:.0%} of the "
@@ -54,7 +54,7 @@ def clip_line(clip: Record) -> str:
 
 
 def record_row(record: Record) -> str:
-    """Format a record; the last column says what is amiss with its style."""
+    """Format a record; the last column names a missing target, or the nearest style if it is another."""
     names = Path(record["clip"]).stem[:12], record["style"][:12], record["variant"]
     figures = (cell(record.get(name), style) for name, (_, style) in COLUMNS.items())
     nearest = record.get("nearest", record["style"])

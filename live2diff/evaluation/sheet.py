@@ -20,7 +20,7 @@ FONT_SIZE = 14
 
 
 class Sheet:
-    """Collect images of so many clips, by clip and by row: `labels` from the top; empty rows are left out."""
+    """Collect the images of `clips` clips; one row for each label, in order, without empty rows."""
 
     def __init__(self, labels: Sequence[str], clips: int):
         self.titles: list[str] = []
@@ -28,7 +28,7 @@ class Sheet:
         self._moments = max(1, MOMENTS // clips)  # of each clip
 
     def add_clip(self, name: str, frames: int) -> None:
-        """Begin the columns of a clip of so many frames."""
+        """Begin the columns of a clip with `frames` frames."""
         slices = [] if self.titles else ["slice in time"]
         self.titles += [f"{name}, frame {index + 1}" for index in self._indices(frames)] + slices
 

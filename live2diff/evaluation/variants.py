@@ -34,9 +34,9 @@ VARIANTS: dict[str, Callable[[Arguments], Arguments]] = {
 
 @contextmanager
 def variant(pipeline: Live2DiffPipeline, name: str) -> Iterator[None]:
-    """Make every stream of `pipeline` inside the block the variant of that name in `VARIANTS`.
+    """Run every stream of `pipeline` inside the block as the variant of that name in `VARIANTS`.
 
-    The model itself keeps its runtime; the others run on PyTorch's own kernels.
+    "model" keeps its runtime; the others run on PyTorch's own kernels.
     """
     signature = inspect.signature(pipeline.unet.forward)
 

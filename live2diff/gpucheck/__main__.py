@@ -21,24 +21,24 @@ from ..runtime.device import DeviceError, check_device
 from .stages import STAGES, Check, Result, attempt, versions
 
 PASSED, FAILED, NO_GPU = 0, 1, 2
-GRACE = 1.5  # a stage is interrupted after so many times its share,
-AGAIN_SECONDS = 5.0  # and each further part of it after so many seconds
+GRACE = 1.5  # a stage is interrupted after this many times its share of the time,
+AGAIN_SECONDS = 5.0  # and from then on again after so many seconds
 
 
 def interrupt(*_: object) -> None:
-    """Interrupt a stage that has taken far too long, as soon as Python runs again."""
+    """Interrupt a stage that takes far too long, as soon as Python code runs again."""
     raise RuntimeError(f"it took more than {GRACE:g} times its share of the time")
 
 
 def write_report(path: Path, report: Result) -> None:
-    """Write the report whole or not at all."""
+    """Write the report atomically."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(report, indent=1, default=str) + "\n")
     part.replace(path)
 
 
-def run_stages(check: Check, out: Path, minutes: float, tell: Callable[[str], None] = print) -> bool:
-    """Run the stages, each in its share of the time, with a report after each; return whether all passed."""
+def run_stages(check: Check, out: Path, minutes: float, log: Callable[[str], None] = print) -> bool:
+    """Run the stages, each in its share of the time, and report after each; return whether all passed."""
     stages: Result = {}
     report = {"verdict": "unfinished", "minutes": minutes, "stages": stages}
     for name, (stage, share) in STAGES.items():
@@ -55,7 +55,7 @@ def run_stages(check: Check, out: Path, minutes: float, tell: Callable[[str], No
         stages[name] = result | {"seconds": round(time.monotonic() - began, 2)}
         write_report(out, report)
         state = "skipped" if "skipped" in result else "ok" if result["ok"] else "FAILED"
-        tell(f"{name}: {state} {result.get('error', result.get('skipped', ''))}".rstrip())
+        log(f"{name}: {state} {result.get('error', result.get('skipped', ''))}".rstrip())
     passed = all(result.get("ok", True) for result in stages.values())
     write_report(out, report | {"verdict": "pass" if passed else "fail"})
     return passed
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=9.0, help="for all stages (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
-        write_report(options.out, {"verdict": "unfinished"})  # fail now if that is not possible
+        write_report(options.out, {"verdict": "unfinished"})  # to fail early if that is impossible
     except OSError as error:
         parser.error(f"--out {options.out}: {error.strerror}")
     try:

@@ -1,4 +1,4 @@
-"""The stages of the check; each takes a `Check` and returns what it found."""
+"""The stages of the check; each takes a `Check` and returns its result."""
 
 import platform
 import sys
@@ -37,12 +37,12 @@ PATIENCE = 120.0  # seconds for a frame
 
 
 class Skipped(RuntimeError):
-    """This is not possible here; the message says why."""
+    """This stage or part is impossible here; the message says why."""
 
 
 @dataclass
 class Check:
-    """The device, the models to check on it, and how much is run."""
+    """The device, the models to check on it, and the amount of work."""
 
     device: torch.device
     build_tiny: Callable[[str], Live2DiffPipeline]  # on a device, in float32, without a runtime
@@ -53,10 +53,10 @@ class Check:
     rounds: int = 30  # frames that are timed
     side: int = 8192  # of the matrices that are multiplied
     camera: tuple[int, int] = (480, 640)
-    deadline: float = float("inf")  # of the present stage
+    deadline: float = float("inf")  # of the current stage, on the monotonic clock
 
     def __post_init__(self) -> None:
-        """Make frames of a scene that moves, and the settings of most stages; `full` is built when needed."""
+        """Make frames of a moving scene, and the settings of most stages; `full` is built when needed."""
         self.is_gpu, self.frames = self.device.type == "cuda", camera(*self.camera)
         self.settings = StreamSettings(size=self.sizes[-1], steps=min(2, self.steps[-1]), seed=1)
 
@@ -72,11 +72,11 @@ class Check:
         return np.stack(frames).astype(np.int16)
 
     def laps(self, call: Callable[[], Any], rounds: int | None = None) -> list[float]:
-        """Time calls, in seconds, after some that do not count."""
+        """Return the seconds of each call, after some untimed ones."""
         return interleave({"": call}, rounds or self.rounds, self.device)[""]
 
     def need_gpu(self) -> None:
-        """Skip what needs CUDA's graphs, or its count of the bytes."""
+        """Skip what needs CUDA: graphs, or the count of allocated bytes."""
         if not self.is_gpu:
             raise Skipped(f"on a CUDA GPU only; this is {self.device.type}")
 
@@ -89,7 +89,7 @@ class Check:
             accelerate(pipe, report=reasons.append)
             if pipe.runtime is None:
                 raise RuntimeError(" ".join(reasons))
-            if mode != "graphs":  # whether it is faster or not
+            if mode != "graphs":  # even if it is slower
                 assert isinstance(pipe.runtime, CudaRuntime)
                 if mode == "float8" and not has_float8(self.device):
                     raise Skipped("this GPU does not multiply 8-bit floats")
@@ -101,38 +101,38 @@ class Check:
 
 
 def attempt(part: Callable[[], Result]) -> Result:
-    """Return what a stage, or a part of one, found, with `ok`; or `skipped`, or `error`, with the reason."""
+    """Return the result of a stage or a part of one with `ok`; else the reason as `skipped` or `error`."""
     try:
         result = {"ok": True} | part()
     except Skipped as reason:
         result = {"skipped": str(reason)}
-    except Exception as error:  # the report says of every part what happened
+    except Exception as error:  # the report has the error of each part
         result = {"ok": False, "error": f"{type(error).__name__}: {error}"[:1000]}
     release_memory()
     return result
 
 
 def attempt_all(parts: dict[str, Callable[[], Result]]) -> Result:
-    """Run the parts of a stage, whatever becomes of the others."""
+    """Run all parts of a stage, even if some fail."""
     results = {name: attempt(part) for name, part in parts.items()}
     return {"ok": all(result.get("ok", True) for result in results.values())} | results
 
 
 def compare(mine: np.ndarray, other: np.ndarray, most: float) -> Result:
-    """Compare frames: on average they may differ by `most` grey levels."""
+    """Compare frames, which may differ by `most` grey levels on average."""
     difference = np.abs(mine - other)
     mean = float(difference.mean())
     return {"ok": mean <= most, "mean": mean, "max": int(difference.max())}
 
 
 def versions() -> Result:
-    """Return what can be said without a GPU."""
+    """Return versions, card and architectures, as far as they are known without a GPU."""
     found = {"python": sys.version.split()[0], "system": platform.platform(), "torch": torch.__version__}
     return found | {"cuda": torch.version.cuda, "card": find_card(), "arch": torch.cuda.get_arch_list()}
 
 
 def environment(check: Check) -> Result:
-    """Describe card, driver and torch; multiply and copy as fast as the card does."""
+    """Describe card, driver and torch; measure the rates of a matrix product and of a copy."""
     run_tiny_product(check.device)
     dtype = torch.float16 if check.is_gpu else torch.float32
     matrix = torch.randn(check.side, check.side, dtype=dtype, device=check.device)
@@ -173,7 +173,7 @@ def synchronisations(check: Check) -> Result:
 
 
 def full(check: Check) -> Result:
-    """Hold the full layout to itself: precisions, graphs, several viewers, 8-bit caches, new weights."""
+    """Compare the full model with itself: precisions, graphs, viewers, 8-bit caches, new weights."""
     pipe = check.full
     expected = check.clip(pipe)
 
@@ -191,7 +191,7 @@ def full(check: Check) -> Result:
     def restyle() -> Result:
         with check.mode(pipe, "graphs"):
             check.clip(pipe)
-            pipe.unet.conv_in.weight.data.mul_(2)  # in place, as a style is; exact, and so is its undoing
+            pipe.unet.conv_in.weight.data.mul_(2)  # in place, as for a style; exact and reversible
             try:
                 replayed, pipe.runtime = check.clip(pipe), None
                 return compare(replayed, check.clip(pipe), 0) | {"changed": compare(replayed, expected, 0)}
@@ -209,7 +209,7 @@ def full(check: Check) -> Result:
 
 
 def together(check: Check, count: int, alone: np.ndarray) -> Result:
-    """Compare the first of several viewers in one batch with the same one alone."""
+    """Compare the first of several viewers in one batch with the same viewer alone."""
     pools, shown = CachePools(count), []
     streams = [check.full.stream(check.settings, seed=1 + number, pools=pools) for number in range(count)]
     for frame in check.frames[:CLIP_FRAMES]:
@@ -221,7 +221,7 @@ def together(check: Check, count: int, alone: np.ndarray) -> Result:
 
 
 def speed(check: Check) -> Result:
-    """Time the parts of a frame, frames while others join, and by mode, size, steps and viewers."""
+    """Time the parts of a frame, frames while viewers join, and frames by mode, size, steps and viewers."""
     pipe, rows = check.full, []
 
     def timed(mode: str) -> Result:
@@ -263,7 +263,7 @@ def speed(check: Check) -> Result:
 
 
 def live(check: Check) -> Result:
-    """Count the frames of a viewer whose camera is never behind: one is taken in as another is computed."""
+    """Measure the frame rate of one viewer who always has two frames in the engine."""
     engine, sent = Engine(check.full, capacity=1, idle_seconds=3600.0, together=True), deque()
     try:
         engine.open("", check.settings).result(PATIENCE)
@@ -281,7 +281,7 @@ def live(check: Check) -> Result:
 
 
 def kernels(check: Check) -> Result:
-    """Profile three frames: the longest operations, what they multiply and at least read a second."""
+    """Profile three frames: the longest operations with their rates of arithmetic and, at least, reading."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if check.is_gpu else [])]
     with closing(check.full.stream(check.settings)) as stream:
         for frame in check.frames[: WARMUP_FRAMES + 2]:
@@ -304,7 +304,7 @@ def kernels(check: Check) -> Result:
 
 @contextmanager
 def full_device(check: Check) -> Iterator[None]:
-    """Leave no memory on the device inside the block; where it has no count of its own, refuse the UNet."""
+    """Fill the device's memory inside the block; without CUDA, have the UNet raise instead."""
 
     def refuse(*_: object) -> None:
         raise torch.OutOfMemoryError("refused by the check")
@@ -326,7 +326,7 @@ def full_device(check: Check) -> Iterator[None]:
 
 
 def memory(check: Check) -> Result:
-    """Measure what a viewer and the graphs take; run out of memory at each moment and stream again."""
+    """Measure the memory of a viewer and of graphs; run out of it at several moments and stream again."""
     pipe, expected = check.full, check.clip(check.full)
 
     def taken() -> Result:
@@ -339,7 +339,7 @@ def memory(check: Check) -> Result:
             return {"weights": weights, "peak": peak, "graphs": torch.cuda.memory_reserved() - reserved}
 
     def exhausted(frames_before: int) -> Result:
-        message, understood = "memory did not run out", False
+        message, recognised = "memory did not run out", False
         with closing(pipe.stream(check.settings)) as stream:
             for frame in check.frames[:frames_before]:
                 stream.push(frame)
@@ -348,10 +348,10 @@ def memory(check: Check) -> Result:
                     for frame in check.frames[:WARMUP_FRAMES]:
                         stream.push(frame)
                 except RuntimeError as error:
-                    understood = is_out_of_memory(error)
-                    message = str(error) if understood else f"not understood as out of memory: {error}"
+                    recognised = is_out_of_memory(error)
+                    message = str(error) if recognised else f"not recognised as out of memory: {error}"
         result = compare(check.clip(pipe), expected, 0.5)
-        return result | {"ok": result["ok"] and understood, "message": message}
+        return result | {"ok": result["ok"] and recognised, "message": message}
 
     def captured() -> Result:
         with full_device(check), suppress(RuntimeError), check.mode(pipe, "graphs"):
@@ -363,7 +363,7 @@ def memory(check: Check) -> Result:
 
 
 def soak(check: Check) -> Result:
-    """Stream for as long as there is time: neither memory nor the time of a frame may grow."""
+    """Stream until the deadline: neither memory nor the time of a frame may grow."""
     times, held = [], []
     with closing(check.full.stream(check.settings)) as stream:
         while time.monotonic() < check.deadline or len(times) < 2 * WARMUP_FRAMES:
@@ -374,7 +374,7 @@ def soak(check: Check) -> Result:
     tenth = max(1, len(times) // 10)
     slower = median(times[-tenth:]) / median(times[WARMUP_FRAMES:][:tenth])
     grown = held[-1] - held[WARMUP_FRAMES]
-    # On a CPU others work too; a GPU that slows down by a quarter is too hot.
+    # A CPU is shared with other work; a GPU that slows down by a quarter is too hot.
     ok = grown <= 0 and (slower < 1.25 or not check.is_gpu)
     return {"ok": ok, "frames": len(times), "times_slower": slower, "bytes_grown": grown}
 
