@@ -1,4 +1,4 @@
-"""Train the shipped model from nothing (`nano`), or motion modules for Stable Diffusion 1.5 (`motion`)."""
+"""Train the shipped model from scratch (`nano`), or motion modules for Stable Diffusion 1.5 (`motion`)."""
 
 import argparse
 import logging
@@ -26,27 +26,27 @@ def positive(text: str) -> int:
     return int(text)
 
 
-# The fields of MotionRecipe that are options; without an option the recipe's own value holds.
+# The fields of MotionRecipe that are options; their defaults are the recipe's.
 RECIPE_OPTIONS = {
     "steps": (positive, "number of steps"),
     "clips": (positive, "clips in a batch"),
     "accumulate": (positive, "batches in a step"),
-    "learning-rate": (float, "at its highest"),
-    "rise-steps": (positive, "steps of the learning rate's warm-up"),
-    "caption-dropout": (float, "share of clips without their caption"),
+    "learning-rate": (float, "the highest learning rate"),
+    "rise-steps": (positive, "steps of the learning rate's linear warm-up"),
+    "caption-dropout": (float, "share of clips trained without their caption"),
     "ema-decay": (float, "of the moving average of the weights"),
     "workers": (positive, "threads that read clips"),
-    "checkpoint-every": (positive, "number of steps"),
-    "preview-every": (positive, "number of steps"),
+    "checkpoint-every": (positive, "steps between checkpoints"),
+    "preview-every": (positive, "steps between previews"),
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m live2diff.training", description=__doc__)
     commands = parser.add_subparsers(metavar="nano|motion", required=True)
 
-    nano = commands.add_parser("nano", help="the shipped model, from nothing")
+    nano = commands.add_parser("nano", help="the shipped model, from scratch")
     nano.set_defaults(train=nano_steps)
     nano.add_argument("--work", type=Path, default=Path("training-work"), help="folder of the checkpoints")
     finished = "folder of the finished model (default: %(default)s)"
@@ -88,7 +88,7 @@ def nano_steps(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Losses
 
     cv2.setNumThreads(1)  # the batches are small, and torch needs the other cores
     torch.set_flush_denormal(True)
-    sys.setswitchinterval(1e-4)  # the thread that makes batches must not delay the one that trains
+    sys.setswitchinterval(1e-4)  # threads that make batches must not delay the one that trains
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("PyTorch finds no CUDA device here; leave --device out to train on the CPU.")
     names = ("material", "scale", "seed", "device", "precision")
@@ -102,7 +102,7 @@ def motion_steps(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Loss
 
     shape = dict(frames=WINDOW, stride=arguments.stride, size=arguments.size)
     videos = VideoFolder(arguments.videos, arguments.captions, **shape)
-    torch.manual_seed(arguments.seed)  # initialises new motion modules
+    torch.manual_seed(arguments.seed)  # for the initialisation of new motion modules
     pipeline = load_base(arguments.base, arguments.depth)
     if arguments.size % pipeline.size_multiple:
         raise ValueError(f"--size is {arguments.size}; it must be a multiple of {pipeline.size_multiple}.")
@@ -116,9 +116,9 @@ def motion_steps(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Loss
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, printing the losses of every n-th step; the same command resumes after an interruption.
+    """Train and print the losses of every n-th step; the same command resumes after an interruption.
 
-    Of several processes the first one prints.
+    Only the main process prints.
     """
     logging.basicConfig(format="%(message)s")
     start = time.monotonic()

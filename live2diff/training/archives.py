@@ -1,4 +1,4 @@
-"""Read files out of packages of Debian, Python and npm and out of Qt's bundles; write none."""
+"""Read files from packages of Debian, Python and npm and from Qt resource bundles, in memory."""
 
 import io
 import re
@@ -26,7 +26,7 @@ def tar_of_deb(data: bytes) -> bytes:
 
 
 def matching(entries: list[tuple[str, int, Any]], pattern: str) -> Iterator[tuple[str, Any]]:
-    """Yield name and entry where the name matches, of (name, bytes, entry); ValueError for a large one."""
+    """Yield name and entry of those (name, bytes, entry) whose name matches; ValueError for a large one."""
     for name, size, entry in entries:
         if re.fullmatch(pattern, name):
             if size > LARGEST_FILE:
@@ -48,7 +48,7 @@ def unpack(path: Path, pattern: str) -> dict[str, bytes]:
 
 
 def unpack_bundle(data: bytes) -> dict[str, bytes]:
-    """Return the files of a Qt resource bundle (.rcc), by path; ValueError for another file."""
+    """Return the files of a Qt resource bundle (.rcc) by path; ValueError if it is none."""
     magic, version, nodes, contents, names = struct.unpack_from(">4s4I", data)
     if magic != b"qres":
         raise ValueError("This is not a Qt resource bundle.")

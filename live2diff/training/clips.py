@@ -1,8 +1,8 @@
 """One training clip: a scene in motion, the camera's degraded view of it, and an image's styled target.
 
-The target is made of the clean image, and what the model sees is not clean: sensor noise, exposure that
-jumps, compression, lost frames. So it learns to look at the things and not at the noise; and as the noise
-differs from frame to frame, it learns that earlier frames help.
+The target is made from the clean image; the model sees a degraded one: sensor noise, exposure that jumps,
+compression, lost frames. So it learns to depict the scene and not the noise; and as the noise differs from
+frame to frame, it learns to use earlier frames.
 """
 
 import cv2
@@ -17,7 +17,7 @@ from .text import sample_mixture, sample_prompt, sample_subject
 def sample_clip(random: np.random.Generator, size: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a clip, uint8 `[frames, size, size, 3]` RGB, and its inverse depth.
 
-    Depth is float32 `[frames, size, size]` in `[0, 1]`; near is 1. In one clip of four, frames are lost.
+    Depth is float32 `[frames, size, size]` in `[0, 1]`; near is 1. One clip of four lacks some frames.
     """
     lost = 1 + int(random.integers(0, 3)) if frames > 1 and random.random() < 0.25 else 0
     clip, depth = sample_scene(random, size, frames + lost)
@@ -26,7 +26,7 @@ def sample_clip(random: np.random.Generator, size: int, frames: int) -> tuple[np
 
 
 def through_camera(random: np.random.Generator, clip: np.ndarray) -> np.ndarray:
-    """Degrade the clip as a webcam and a network would; uint8 in and out."""
+    """Degrade three clips of four as a webcam and a network would; uint8 in and out."""
     if random.random() < 0.25:
         return clip
     noise, flicker = random.uniform(0, 8), random.uniform(0, 0.03)
@@ -41,14 +41,14 @@ def through_camera(random: np.random.Generator, clip: np.ndarray) -> np.ndarray:
     return np.stack(frames)
 
 
-# A "prompt" and clips: "clean", and of single images "camera" and "target".
+# A "prompt" and the clip "clean"; for single images also "camera" and "target".
 Styled = dict[str, np.ndarray | str]
 
 
 def sample_styled(random: np.random.Generator, frames: int, size: int) -> list[Styled]:
-    """Return a clip of `frames`; for single images a photograph or two frames of a scene, with targets.
+    """Return a clip of `frames` frames; for 1 a photograph or two frames of a scene, with targets.
 
-    One in twenty has no style: a prompt without style words leaves the image as it is. One in ten has two.
+    One in twenty has no style: a prompt without style words keeps the image unchanged. One in ten has two.
     """
     if frames > 1:
         clips, has_target = [sample_clip(random, size, frames)[0]], False

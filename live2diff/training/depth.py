@@ -19,13 +19,13 @@ from .vae import image_loss, to_tensor
 def build_depth_estimator() -> DPTForDepthEstimation:
     """Return an untrained DPT of the shipped model's shape, for 64 x 64 images.
 
-    The denoiser sees depth as latents of a few dozen cells a side; finer depth would be lost on it.
+    The denoiser sees depth as latents of a few dozen cells a side: finer depth would make no difference.
     """
     return DPTForDepthEstimation(DPTConfig.from_pretrained(NANO / "depth_estimator", dtype=torch.float32))
 
 
 def depth_loss(estimator: DPTForDepthEstimation, images: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
-    """Return the error of inverse depth in `[0, 1]` and, for edges, of its differences."""
+    """Return the error of inverse depth in `[0, 1]` and, to keep edges sharp, of its differences."""
     predicted = inverse_depth(estimator, images)
     target = functional.interpolate(depth[:, None], predicted.shape[1:], mode="area")[:, 0]
     return image_loss(predicted, target)

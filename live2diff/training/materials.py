@@ -1,4 +1,4 @@
-"""Textures of rendered scenes, float32 `[side, side, 3]` in `[0, 255]`."""
+"""Draw textures for rendered scenes, float32 `[side, side, 3]` in `[0, 255]`."""
 
 import tomllib
 from functools import cache
@@ -13,12 +13,12 @@ from .photographs import view_of
 from .subjects import recoloured, subjects
 
 BODIES = tomllib.loads((Path(__file__).parent / "bodies.toml").read_text())
-PATTERNS, VIEWS = 12, 120  # number of different ones
+PATTERNS, VIEWS = 12, 120  # different patterns of each kind, different views of photographs
 KINDS = "plain cloth stripes tiles bricks wood leaves photograph"
 
 
 def noise(random: np.random.Generator, side: int, *cells: int) -> np.ndarray:
-    """Return smooth noise about 0, float32 `[side, side, 1]`, with so many bumps down and across."""
+    """Return smooth noise about 0, float32 `[side, side, 1]`, with `cells` bumps down and across."""
     grain = random.normal(0, 1, (cells[0], cells[-1])).astype(np.float32)
     return cv2.resize(grain, (side, side), interpolation=cv2.INTER_CUBIC)[..., None]
 
@@ -33,7 +33,7 @@ def any_colour(random: np.random.Generator, low: float = 40, high: float = 235) 
 def pattern(kind: str, index: int, side: int) -> np.ndarray:
     """Return the share of a second colour in a kind of surface, float32 `[side, side, 1]`.
 
-    A few of each kind are made, once: the many surfaces of a scene differ in their colours.
+    Only a few of each kind are made, and cached: surfaces differ in their colours.
     """
     random = np.random.default_rng([index, len(kind)])
     down, across = np.mgrid[0:side, 0:side].astype(np.float32)[..., None] / side
@@ -59,12 +59,12 @@ def pattern(kind: str, index: int, side: int) -> np.ndarray:
 
 @cache
 def cached_view(index: int, side: int) -> np.ndarray:
-    """Return one of a number of views of photographs."""
+    """Return one of `VIEWS` views of photographs."""
     return view_of(np.random.default_rng([index, 1]), side)
 
 
 def material(random: np.random.Generator, side: int, kinds: str = KINDS) -> np.ndarray:
-    """Return a surface of one of `kinds`."""
+    """Return a texture of one of `kinds`."""
     kind, colour, other = random.choice(kinds.split()), any_colour(random), any_colour(random)
     if kind == "photograph":
         return np.clip(cached_view(int(random.integers(VIEWS)), side) * random.uniform(0.7, 1.2), 0, 255)
@@ -121,9 +121,9 @@ def blob(random: np.random.Generator, size: int) -> np.ndarray:
 
 
 def cutout(random: np.random.Generator, side: int) -> np.ndarray:
-    """Return a cut-out, float32 `[side, side, 4]` with opacity: a photographed subject, where there are any.
+    """Return a cut-out, float32 `[side, side, 4]` with opacity: a photographed subject or a random shape.
 
-    Half of them, or all, have a random shape instead, and a relief that is lit from one side.
+    Shapes are half of them, or all without subjects, and have a relief that is lit from one side.
     """
     found = subjects(library.material)
     if found and random.random() < 0.5:
@@ -138,7 +138,7 @@ def cutout(random: np.random.Generator, side: int) -> np.ndarray:
 
 
 def face(random: np.random.Generator, side: int, skin: np.ndarray, hair: np.ndarray) -> np.ndarray:
-    """Return the front of a head by the table of `bodies.toml`: eyes, brows, mouth, on skin."""
+    """Return the front of a head as `bodies.toml` describes it: eyes, brows, mouth, on skin."""
     colours = {"cheek": skin * [1.06, 0.92, 0.9], "lips": np.clip(skin * [0.95, 0.62, 0.6], 0, 255)}
     colours |= {"socket": skin * 0.78, "chin": skin * 0.95, "lid": skin * 0.3, "white": [235, 230, 225]}
     colours |= {"iris": any_colour(random, 20, 130), "black": [15, 12, 12], "brow": 0.3 * skin + 0.56 * hair}

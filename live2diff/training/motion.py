@@ -1,9 +1,9 @@
-"""The paper's own training: motion modules and depth mapping for Stable Diffusion 1.5, from videos.
+"""The paper's training: motion modules and depth mapping for Stable Diffusion 1.5, from videos.
 
-The image model stays as it is, bit for bit. A clip of 16 frames is noised to one timestep, and the UNet
-predicts the noise. Each frame sees those that it will see in a stream: the 8 warmup frames and the last 8 up
-to itself, never a later one. The motion modules and the mapping learn what the other frames and the depth
-tell about the noise that the frozen layers cannot.
+The image model stays unchanged, bit for bit. A clip of 16 frames is noised to one timestep, and the UNet
+predicts the noise. Each frame sees the frames that it will see in a stream: the 8 warmup frames and the last
+8 up to itself, never a later one. The motion modules and the mapping learn what other frames and the depth
+add to the frozen layers' prediction.
 """
 
 from collections.abc import Iterator
@@ -29,14 +29,14 @@ from ..weights.convert import added_weights
 from .loop import LoopSettings, Losses, fit, write_atomically
 from .videos import Clip, VideoFolder
 
-PREVIEW_TIMESTEP = 500  # of 1000: a large part of the preview has to be predicted
+PREVIEW_TIMESTEP = 500  # of 1000: a large part of the preview must be predicted
 FEW = 4  # frames per call of the VAE and the depth estimator: all 16 would need more memory than the UNet
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class MotionRecipe(LoopSettings):
-    """The numbers of a run; a step learns from `clips * accumulate` clips on each GPU."""
+    """The settings of a run; a step learns from `clips * accumulate` clips on each GPU."""
 
     steps: int = 50_000
     learning_rate: float = 1e-4
@@ -106,7 +106,7 @@ def freeze_base(pipeline: Live2DiffPipeline, dtype: torch.dtype) -> dict[str, nn
     """Freeze all weights, in `dtype`, except motion modules and depth mapping, which are returned by name."""
     trained = added_weights(pipeline.unet)
     for module in (pipeline.vae, pipeline.text_encoder, pipeline.depth_estimator):
-        nn.Module.to(module.requires_grad_(False), dtype)  # diffusers' own `to` warns of modules it has not
+        nn.Module.to(module.requires_grad_(False), dtype)  # diffusers' own `to` warns about missing modules
     for name, parameter in pipeline.unet.named_parameters():
         parameter.requires_grad_(name in trained)
         parameter.data = parameter.data.to(torch.float32 if name in trained else dtype)
@@ -115,7 +115,7 @@ def freeze_base(pipeline: Live2DiffPipeline, dtype: torch.dtype) -> dict[str, nn
 
 @torch.no_grad()
 def encode(pipeline: Live2DiffPipeline, clips: list[Clip]) -> Inputs:
-    """Encode clips as a stream does; each clip has its own range of depth."""
+    """Encode clips as a stream does, each with its own depth range."""
     pixels = torch.from_numpy(np.concatenate([clip.frames for clip in clips])).to(pipeline.device)
     # Channels first: in the other order PyTorch 2.13 fails in the backward pass of a frozen norm on the CPU.
     source = (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
@@ -154,7 +154,7 @@ def denoising_loss(unet: StreamUNet, scheduler: Any, inputs: Inputs) -> torch.Te
 
 @torch.no_grad()
 def preview_image(pipeline: Live2DiffPipeline, clip: Clip) -> np.ndarray:
-    """Draw every other frame of a clip above the UNet's one-step prediction from half noise."""
+    """Draw every other frame of a clip above the UNet's one-step prediction from `PREVIEW_TIMESTEP`."""
     inputs, scheduler = encode(pipeline, [clip]), pipeline.scheduler
     noise = torch.randn(inputs.latents.shape, generator=torch.Generator().manual_seed(0)).to(inputs.latents)
     timesteps = torch.full((WINDOW,), PREVIEW_TIMESTEP, device=noise.device)

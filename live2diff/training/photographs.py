@@ -1,4 +1,4 @@
-"""Views of a few freely licensed photographs: the texture of all clips, without a data set to download."""
+"""Sample views of freely licensed photographs, the texture of all clips."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-# Photographs in the wheels of scikit-image and scikit-learn, and how often each is used: people, animals and
-# rooms more often than textures. Every one is credited in `nano/PHOTOGRAPHS.md`.
+# Photographs in the wheels of scikit-image and scikit-learn, with the weight of each: people, animals and
+# rooms are used more often than textures. All are credited in `nano/PHOTOGRAPHS.md`.
 PHOTOGRAPHS = {
     "astronaut": 4,
     "brick": 0.5,
@@ -21,7 +21,7 @@ PHOTOGRAPHS = {
     "china": 4,
     "flower": 3,
 }
-material: Path | None = None  # the folder of photographs and teachers that `fetch.py` writes, if there is one
+material: Path | None = None  # folder of photographs and teachers, as `fetch.py` writes it
 
 
 def bundled(name: str) -> np.ndarray:
@@ -31,12 +31,12 @@ def bundled(name: str) -> np.ndarray:
 
     is_sample = name in ("china", "flower")
     image = load_sample_image(f"{name}.jpg") if is_sample else getattr(skimage.data, name)()
-    return np.ascontiguousarray(np.dstack([image] * 3)[..., :3])  # grey ones have one channel
+    return np.ascontiguousarray(np.dstack([image] * 3)[..., :3])  # grey images have one channel
 
 
 @lru_cache(maxsize=2)
 def photographs(material: Path | None = None) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return the photographs, each uint8 `[height, width, 3]` RGB, and the probability of each.
+    """Load the photographs, uint8 `[height, width, 3]` RGB, with the probability of each.
 
     The images of `material` are used three times as often as all others together.
 

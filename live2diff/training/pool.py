@@ -1,4 +1,4 @@
-"""Clips made once and sampled many times: rendering and styling one takes longer than learning from it."""
+"""Make clips once and sample them many times: making one takes longer than learning from it."""
 
 import multiprocessing
 from pathlib import Path
@@ -18,7 +18,7 @@ CHUNK = 8  # clips that a worker makes at a time
 
 # `count` clips in files that are mapped into memory:
 #   camera, clean, target  uint8 `[count, frames, size, size, 3]` RGB; of clips of many frames `clean` alone
-#   depth                  float16 `[count, frames, H, W]`, as estimated from the first of these, in `[-1, 1]`
+#   depth                  float16 `[count, frames, H, W]` in `[-1, 1]`, estimated from the first of these
 #   tokens                 int64 `[count, 77]`, a prompt for each clip
 Pool = dict[str, np.ndarray]
 
@@ -33,9 +33,9 @@ def open_pool(
     size: int,
     seed: int,
 ) -> Pool:
-    """Open the pool of clips in `folder`; if it is not there, make it, with a process for each core.
+    """Open the pool of clips in `folder`, or make it, with a process for each core.
 
-    The clips are a function of `seed`. An unfinished pool is made again.
+    The same `seed` gives the same clips. An unfinished pool is made again.
     """
     side: Any = estimator.config.image_size
     images = ("clean",) if frames > 1 else ("camera", "clean", "target")
@@ -62,7 +62,7 @@ def open_pool(
 
 @torch.no_grad()
 def estimate_depth(estimator: DPTForDepthEstimation, clips: np.ndarray) -> np.ndarray:
-    """Estimate the depth of `[clips, frames, height, width, 3]`, each clip in its own range `[-1, 1]`."""
+    """Estimate the depth of uint8 `[clips, frames, height, width, 3]`, each clip scaled to `[-1, 1]`."""
     images = torch.from_numpy(clips).to(estimator.device).flatten(0, 1).permute(0, 3, 1, 2)
     depth = inverse_depth(estimator, images.float() / 127.5 - 1).unflatten(0, clips.shape[:2])
     low, high = depth.amin((1, 2, 3), keepdim=True), depth.amax((1, 2, 3), keepdim=True)

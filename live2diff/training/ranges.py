@@ -1,4 +1,4 @@
-"""Choose the 8-bit levels of each large layer of a finished model, as `runtime.openvino` takes them."""
+"""Choose the 8-bit levels of each large layer of a trained model, for `runtime.openvino`."""
 
 from contextlib import ExitStack, closing
 from functools import partial
@@ -15,14 +15,14 @@ from .clips import sample_clip
 
 SETTLED_FRAMES = 2  # measured after the warmup, in each style
 SAMPLES = 40  # pixels of a layer's input that are kept from each call
-BALANCES = (0.0, 0.25, 0.5, 0.75)  # how far a channel's scale follows its inputs rather than its weights
-SHARES = tuple(np.arange(0.2, 1.01, 0.1))  # of the extremes; what lies beyond is clipped
+BALANCES = (0.0, 0.25, 0.5, 0.75)  # exponents: 0 for no scales, 1 for scales by the inputs alone
+SHARES = tuple(np.arange(0.2, 1.01, 0.1))  # of the extremes; values beyond are clipped
 
 
 def measure_ranges(
     pipeline: Live2DiffPipeline, styles: list[str], size: int, seed: int = 0
 ) -> dict[str, tuple[float, float, list[float]]]:
-    """Return each layer's levels, as `runtime.openvino_graphs.Ranges`, from a clip in each style."""
+    """Measure a clip in each style; return the levels of each layer, as `runtime.openvino_graphs.Ranges`."""
     seen: dict[str, list[Tensor]] = {}  # extremes of each call `[2, channels]`, samples `[n, channels]`
     generator = torch.Generator().manual_seed(seed)
 
@@ -60,7 +60,7 @@ def choose_levels(weight: Any, extremes: Tensor, inputs: Tensor) -> tuple[float,
     extremes, inputs = extremes.flatten(0, -2), inputs.flatten(0, -2)
     weight = weight.flatten(2) if weight.dim() > 2 else weight[..., None]
     largest, of_weight = extremes.abs().amax(0).clamp(min=1e-3), weight.abs().amax((0, 2)).clamp(min=1e-6)
-    energy = weight.square().sum((0, 2))  # what an error in an input channel does to the output
+    energy = weight.square().sum((0, 2))  # weight of an input channel's error in the output
     best, levels = torch.inf, (0.0, 1.0, [1.0])
     for balance in BALANCES:
         scales = largest**balance / of_weight ** (1 - balance) if balance else torch.ones_like(largest)
@@ -71,7 +71,7 @@ def choose_levels(weight: Any, extremes: Tensor, inputs: Tensor) -> tuple[float,
         of_weights = (weight_error * scaled.square().mean(0)).sum()
         lowest, highest = (bound.item() for bound in (extremes / scales).aminmax())
         lowest, highest = min(0.0, lowest), max(1e-3, highest)
-        for below, above in product(SHARES, repeat=2):
+        for below, above in product(SHARES if lowest else SHARES[-1:], SHARES):
             step = (highest * above - lowest * below) / 255
             zero = round(-lowest * below / step)  # zero has a level of its own
             rounded = torch.fake_quantize_per_tensor_affine(scaled, step, zero, 0, 255)
@@ -85,10 +85,10 @@ def choose_levels(weight: Any, extremes: Tensor, inputs: Tensor) -> tuple[float,
 def layers_to_round(pipeline: Live2DiffPipeline) -> dict[str, nn.Module]:
     """Return the layers that may be computed in 8 bits, by name.
 
-    Left out are small layers, keys and values (called with more than frames), the first and the last
-    convolution of each part, and the inputs of the UNet's last one: rounding those costs 5 to 10 dB and
-    makes what stands still flicker. So does rounding the motion modules, which are there to calm it, and the
-    decoder's convolutions after an upsampling, where each error is in four pixels.
+    Left out are small layers, keys and values (which also see prompts), the first and the last convolution of
+    each part, and the inputs of the UNet's last one: rounding those costs 5 to 10 dB and makes still areas
+    flicker. So does rounding the motion modules, which are there against flicker, and the decoder's
+    convolutions after an upsampling, where each error shows in four pixels.
     """
     blocks: Any = pipeline.unet.up_blocks
     decoder: Any = pipeline.vae.decoder.layers
@@ -109,6 +109,6 @@ def layers_to_round(pipeline: Live2DiffPipeline) -> dict[str, nn.Module]:
 
 
 def is_large(name: str) -> bool:
-    """Return whether a linear layer of the UNet is slow and sees frames alone."""
+    """Return whether a linear layer of the UNet is large and computes from frames only."""
     *path, last = name.split(".")
     return "attentions" in path and last not in ("to_k", "to_v")

@@ -1,7 +1,7 @@
-"""A small renderer with the true depth of every pixel: planes, boxes and ellipsoids, one ray a pixel.
+"""Render planes, boxes and ellipsoids with the true depth of every pixel, one ray per pixel.
 
-The world is metres, x to the right, y down, z ahead. Along a ray, inverse depth is what is computed and
-compared: for a plane it is an affine function of the pixel, so walls, floors and the faces of boxes cost one
+The world is in metres, x to the right, y down, z ahead. Surfaces are compared by inverse depth along a ray:
+for a plane it is an affine function of the pixel, so walls, floors and the faces of boxes cost one
 `warpPerspective` each.
 """
 
@@ -24,12 +24,12 @@ def rotation(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
 
 
 class View:
-    """A camera and a light, with the image and the inverse depth of what was drawn."""
+    """A camera and a light, with image and inverse depth of the surfaces drawn so far."""
 
     def __init__(self, size: int, focal: float, position: np.ndarray, turn: np.ndarray, light: np.ndarray):
         """Place a camera of a focal length in half-widths; `turn` takes its coordinates to the world's.
 
-        `light` points to the light; the shorter, the more light comes from everywhere.
+        `light` points to the light; the shorter it is, the more of the light is ambient.
         """
         self.size, self.focal, self.position, self.turn = size, focal * size / 2, position, turn
         self.light, self.middle = light, (size - 1) / 2
@@ -59,7 +59,7 @@ class View:
     def paint(
         self, window: Window, inverse_depth: np.ndarray, coverage: np.ndarray, colour: np.ndarray
     ) -> None:
-        """Lay a surface over the image, where it is in front of what is there."""
+        """Draw a surface over the image where it is nearer than the surfaces there."""
         behind, image = self.inverse_depth[window], self.image[window]
         coverage = coverage * (inverse_depth > behind)
         image += coverage[..., None] * (colour - image)
@@ -87,10 +87,10 @@ class Plane:
     across: np.ndarray
     down: np.ndarray
     texture: np.ndarray  # a fourth channel is its opacity, up to 255
-    endless: bool = True  # mirrored over and over, with its light in its texture
+    endless: bool = True  # repeated by mirroring, with the light in its texture
 
     def draw(self, view: View, brightness: np.ndarray | float = 1.0) -> None:
-        """Draw it where it is in front of what is there."""
+        """Draw it where it is nearer than the surfaces there."""
         corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
         outline = corners * view.size  # an endless plane may fill the image
         if not self.endless:

@@ -1,4 +1,4 @@
-"""What stands in front in the photographs, cut out to be moved: people, animals, things."""
+"""Cut the subjects out of the photographs: people, animals and things in the foreground."""
 
 from functools import cache
 from pathlib import Path
@@ -9,14 +9,14 @@ import numpy as np
 from .photographs import photographs, recolour
 from .teachers import mask_subject
 
-SMALLEST, SUREST = 0.05, 0.85  # share of the photograph that a subject covers, and mean of its mask, at least
+SMALLEST, SUREST = 0.05, 0.85  # minimum share of the photograph, and minimum mean of the mask
 
 
 @cache
 def subjects(material: Path | None) -> list[np.ndarray]:
-    """Return the largest subject of each photograph with one, uint8 `[side, side, 4]` RGB with opacity.
+    """Return the largest subject of each photograph that has one, uint8 `[side, side, 4]`: RGB, opacity.
 
-    None without material.
+    Without material there are none.
     """
     found = []
     for image in photographs(material)[0] if material else []:
@@ -37,7 +37,7 @@ def subjects(material: Path | None) -> list[np.ndarray]:
 
 
 def recoloured(random: np.random.Generator, image: np.ndarray, side: int) -> np.ndarray:
-    """Return a subject in other colours, half of the time mirrored, float32 `[side, side, 4]`."""
+    """Change the colours of a subject and mirror it half of the time; float32 `[side, side, 4]`."""
     image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
     image = np.ascontiguousarray(image[:, ::-1] if random.random() < 0.5 else image)
     return np.dstack([recolour(random, image[..., :3]), image[..., 3]]).astype(np.float32)

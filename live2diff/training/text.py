@@ -1,4 +1,4 @@
-"""The nano model's text side: a tokenizer of its own, a small CLIP text encoder, and its prompts."""
+"""The nano model's tokenizer, small CLIP text encoder and training prompts."""
 
 import json
 import re
@@ -24,12 +24,12 @@ SUBJECTS: list[str] = PHRASES["prompts"]["subjects"].split()
 
 
 def sample_subject(random: np.random.Generator) -> str:
-    """Return a few content words; most say nothing about the image, and must do no harm."""
+    """Sample some content words; most do not describe the image, and must have no effect."""
     return " ".join(random.choice(SUBJECTS, random.integers(1, 7)))
 
 
 def sample_prompt(random: np.random.Generator, style: str) -> str:
-    """Return a prompt for `style`: half of the time its preset's wording, if there is a preset."""
+    """Sample a prompt for `style`: half of the time its preset's wording, if there is a preset."""
     subject = sample_subject(random)
     if style in STYLES and random.random() < 0.5:
         return STYLES[style].prompt(subject if random.random() < 0.6 else "")
@@ -37,14 +37,14 @@ def sample_prompt(random: np.random.Generator, style: str) -> str:
 
 
 def sample_mixture(random: np.random.Generator, first: str, second: str) -> str:
-    """Return a prompt for equal parts of two styles."""
+    """Sample a prompt for equal parts of two styles."""
     one, other = (random.choice(SYNONYMS[style]) for style in (first, second))
     subject = sample_subject(random) if random.random() < 0.5 else ""
     return str(random.choice(TWO_STYLES)).format(one=one, other=other, subject=subject).strip(" ,")
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Load the tokenizer in `folder`; if there is none, learn one from the phrases, always the same.
+    """Load the tokenizer in `folder`, or train one on the phrases, deterministically.
 
     Byte pairs in CLIP's layout: lower case, `</w>` at the end of a word.
     """
@@ -67,8 +67,8 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
 def byte_pairs(words: list[str]) -> list[tuple[str, str]]:
     """Return the pairs that byte-pair encoding merges, in order, until each word is one token.
 
-    The `tokenizers` package breaks ties at random: after the next start a model would not understand what it
-    has learnt.
+    The `tokenizers` package breaks ties at random: another run would give a model tokens that it was not
+    trained on.
     """
     spelled = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
     counts, merges = Counter(words), []

@@ -19,24 +19,24 @@ from .losses import CELL, image_loss
 from .pool import Pool
 
 LIFT = 4.0  # standard deviations
-SIDE = 128  # pixels of the parts of images that are compressed
+SIDE = 128  # pixels of the crops
 
 
 def build_vae() -> AutoencoderTiny:
     """Return an untrained VAE of the shipped model's shape.
 
     The encoder takes patches of 8 x 8 pixels as cells. The decoder doubles the resolution twice, to patches
-    of 2 x 2: one that makes a cell's 8 x 8 pixels at once leaves a weave of that period.
+    of 2 x 2: a decoder that makes 8 x 8 pixels of a cell at once leaves a pattern of that period.
     """
     config: Any = AutoencoderTiny.load_config(NANO / "vae")
-    del config["block_out_channels"]  # which the class adds itself
+    del config["block_out_channels"]  # the class adds it itself
     vae: Any = AutoencoderTiny.from_config(config)
     return vae
 
 
 @torch.no_grad()
 def initialise_with_principal_components(vae: Any, images: torch.Tensor) -> None:
-    """Initialise the encoder so that latents are the first principal components of these images' patches.
+    """Initialise the encoder so that latents are the first principal components of the images' patches.
 
     Each component has mean 0 and deviation 1. The residual blocks start near the identity, lifted by `LIFT`
     so that their ReLU cuts nothing off.
@@ -57,7 +57,7 @@ def initialise_with_principal_components(vae: Any, images: torch.Tensor) -> None
 
 
 def set_pointwise(layer: Any, weight: torch.Tensor, bias: torch.Tensor) -> None:
-    """Make a 3 x 3 convolution apply `weight` `[out, in]` and `bias` to each cell."""
+    """Set a 3 x 3 convolution to apply `weight` `[out, in]` and `bias` to each cell."""
     layer.weight.zero_()
     layer.weight[:, :, 1, 1] += weight.to(layer.weight)
     layer.bias.copy_(bias)
@@ -65,9 +65,9 @@ def set_pointwise(layer: Any, weight: torch.Tensor, bias: torch.Tensor) -> None:
 
 @torch.no_grad()
 def equalise_phases(vae: Any) -> None:
-    """Make the decoder's last convolution give plain areas one colour, instead of a pattern in each patch.
+    """Let the decoder's last convolution give plain areas one colour, instead of a pattern in each patch.
 
-    The pixels of a patch have weights of their own; their sums over the kernel are replaced by their mean.
+    Each pixel of a patch has its own weights; their sums over the kernel are replaced by the mean sum.
     """
     last = vae.decoder.layers[-1]
     weight, bias = (parameter.unflatten(0, (3, -1)) for parameter in (last.weight, last.bias))  # [3, pixels]
@@ -82,7 +82,7 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
 
 
 def sample_images(random: np.random.Generator, pool: Pool, count: int) -> torch.Tensor:
-    """Sample parts `[count, 3, SIDE, SIDE]` to compress: 30 % camera, 58 % styled and 12 % depth images."""
+    """Sample crops `[count, 3, SIDE, SIDE]`: 30 % camera, 58 % styled and 12 % depth images."""
     rows = np.sort(random.choice(len(pool["tokens"]), count, replace=len(pool["tokens"]) < count))
     size, places = pool["camera"].shape[2], pool["depth"].shape[2]
     top, left = (CELL * random.integers(0, (size - SIDE) // CELL + 1, 2)).tolist()
@@ -96,8 +96,8 @@ def sample_images(random: np.random.Generator, pool: Pool, count: int) -> torch.
 def vae_loss(vae: AutoencoderTiny, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the reconstruction error, plus the latents' distance from mean 0 and deviation 1.
 
-    The noise schedule assumes that mean and deviation. Latents are disturbed before decoding, because the
-    denoiser's are slightly off too.
+    The noise schedule assumes that mean and deviation. Noise is added to latents before decoding, as the
+    denoiser's are inexact too.
     """
     latents = encode(vae, images)
     mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
@@ -111,7 +111,7 @@ def vae_loss(vae: AutoencoderTiny, images: torch.Tensor) -> dict[str, torch.Tens
 def train_vae(
     vae: Any, pool: Pool, settings: LoopSettings, work: Path, accelerator: Accelerator
 ) -> Iterator[tuple[int, Losses]]:
-    """Fit the VAE to images of the pool, 16 a step."""
+    """Fit the VAE to images of the pool, 16 per step."""
     sample = sample_images(np.random.default_rng([settings.seed, 0]), pool, min(1000, len(pool["tokens"])))
     initialise_with_principal_components(vae, sample)
     vae.to(memory_format=torch.channels_last)

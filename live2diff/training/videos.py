@@ -1,7 +1,7 @@
-"""Clips with captions, sampled from a folder of videos: the data of the motion modules of a full model.
+"""Sample clips with captions from a folder of videos, to train the motion modules of a full model.
 
-A random generator decides which clip is sampled and where it starts: a resumed run samples what an unbroken
-one would have sampled.
+A random generator determines which clip is sampled and where it starts, so that a resumed run samples what
+an uninterrupted one would have.
 """
 
 import csv
@@ -18,14 +18,14 @@ from ..errors import ClipError
 from ..video.reader import Cut, Image, Limits, probe, read_frames, resized
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
-LIMITS = Limits(max_frames=10**8, max_seconds=1e7, max_bytes=10**12)  # one's own files may be long
+LIMITS = Limits(max_frames=10**8, max_seconds=1e7, max_bytes=10**12)  # training videos may be long
 logger = logging.getLogger(__name__)
-probe_once = lru_cache(maxsize=None)(probe)  # it reads through the whole file
+probe_once = lru_cache(maxsize=None)(probe)  # it reads the whole file
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames, uint8 `[frames, size, size, 3]` RGB, with a description of them."""
+    """Frames, uint8 `[frames, size, size, 3]` RGB, with a caption."""
 
     frames: np.ndarray
     caption: str
@@ -68,8 +68,8 @@ class VideoFolder:
             ValueError: No video is left that can be read.
         """
         while len(self.broken) < len(self.names):
-            # As many numbers are taken for a video known to be broken as for one found to be: a resumed run,
-            # which does not know yet, samples the same.
+            # Both numbers are drawn before a broken video is left out: a resumed run, which does not know yet
+            # that it is broken, samples the same.
             name, position = self.names[random.integers(len(self.names))], random.random()
             if name in self.broken:
                 continue
@@ -112,7 +112,7 @@ def read_captions(file: Path) -> dict[str, str]:
 def read_clip(file: Path, position: float, frames: int, stride: int) -> list[Image]:
     """Read `frames` images, every `stride`-th frame of a video, from `position` on.
 
-    0 starts at the first frame, 1 at the last one that is followed by enough.
+    0 starts at the first frame, 1 at the last one with enough frames after it.
 
     Raises:
         ClipError: The video cannot be read, or is too short.
@@ -121,7 +121,7 @@ def read_clip(file: Path, position: float, frames: int, stride: int) -> list[Ima
     info = probe_once(file, LIMITS)
     start = position * max(0.0, info.duration - float(needed / info.rate))
     images = [image for image, _ in islice(read_frames(file, LIMITS, Cut(start)), 0, needed, stride)]
-    if len(images) < frames and start:  # its frames are unevenly spaced in time
+    if len(images) < frames and start:  # the frames are unevenly spaced in time
         return read_clip(file, 0.0, frames, stride)
     if len(images) < frames:
         raise ClipError(f"It is too short: {frames} frames at a stride of {stride} need {needed}.")
