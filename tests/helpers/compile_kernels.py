@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for GPUs that are not here, and print what `ptxas` says of them.
+"""Compile the Triton kernels for GPUs that need not be here, and print the report of `ptxas`.
 
     PYTHONPATH=.:tests python -m helpers.compile_kernels kernels|fusions [COMPUTE CAPABILITY ...]
 

@@ -50,7 +50,7 @@ def wait_until(condition: Callable[[], Any], step: Callable[[], None] = lambda: 
     """Wait for a condition, taking a step now and then."""
     end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, "it did not come true"
+        assert time.monotonic() < end, "the condition did not become true"
         step()
         time.sleep(0.1)
 

@@ -66,7 +66,7 @@ class Part:
 
 
 class Audit(TorchDispatchMode):
-    """Counts each operation on meta tensors while it is `on`, by the part of the frame that it belongs to."""
+    """Count each operation on meta tensors while `on`, by the part of the frame that it belongs to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Audit(TorchDispatchMode):
 
 
 class FlashAttention(TorchFunctionMode):
-    """Has meta tensors go through the fused attention that a GPU takes, not through products."""
+    """Send meta tensors through the fused attention that a GPU uses, not through matrix products."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None

@@ -1,4 +1,4 @@
-"""A device that has no memory for some calls."""
+"""Simulate a device without memory for some calls."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Full:
-    """Raises as torch does, whenever `when` is true of the module's arguments; `calls` counts how often."""
+    """Raise as torch does when `when(arguments)` is true of a module's call; `calls` counts how often."""
 
     def __init__(self, module: nn.Module, when: Callable[[tuple], bool]):
         self.calls, self.when = 0, when

@@ -15,7 +15,7 @@ from live2diff.zerogpu.worker import Job
 
 
 class Clock:
-    """A clock that the test moves."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -1,4 +1,4 @@
-"""Steps of the Live tab's tests: press its buttons, read what it shows."""
+"""Steps of the Live tab's tests: press its buttons, read its display."""
 
 import cv2
 import numpy as np
@@ -61,7 +61,7 @@ def reach(page: Page, state: str) -> None:
 
 
 def note_states(page: Page) -> None:
-    """Note every state of the Live tab from now on, however short, in the page's `states`."""
+    """Record every state of the Live tab from now on, however short, in the page's `states`."""
     page.evaluate("""() => {
       const { dataset } = document.querySelector("#live .stage");
       const note = () => states.push(dataset.state, dataset.empty === "yes" ? "empty" : "full");
@@ -71,7 +71,7 @@ def note_states(page: Page) -> None:
 
 
 def passes(page: Page, *names: str) -> None:
-    """Wait until these states have followed each other since `note_states`."""
+    """Wait until these states have occurred in this order since `note_states`."""
     page.wait_for_function("names => RegExp(names).test(states.join(' '))", arg=".*".join(names))
 
 

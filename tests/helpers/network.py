@@ -1,4 +1,4 @@
-"""A network between a viewer and a server, which can be cut or die silently."""
+"""A relay between a viewer and a server that can be cut or die silently."""
 
 import socket
 import struct
@@ -9,7 +9,7 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
 
 
 class Network:
-    """Relays connections from `port` to a server.
+    """Relay connections from `port` to a server.
 
     Attributes:
         refused: how many connections were refused while it was cut.

@@ -1,4 +1,4 @@
-"""A model that remembers all frames since its warmup, and starts in no time: for the workers of a cluster."""
+"""A model that remembers all frames since its warmup and starts at once, for the workers of a cluster."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ WORDS = 77  # of a prompt
 
 
 class Recall:
-    """What an engine uses of a pipeline; a stream's pictures depend on its settings and all of its frames."""
+    """The part of a pipeline that an engine uses; results depend on settings and all frames of a stream."""
 
     default_style = "pencil"
     about = "It remembers."
@@ -48,7 +48,7 @@ class RecallStream:
     def __init__(self, styles: dict[str, Style], settings: StreamSettings) -> None:
         self.styles, self.frames_in, self.frames_out = styles, 0, 0
         self.recent: deque[np.ndarray] = deque(maxlen=WARMUP_FRAMES)
-        self.rows: deque[np.ndarray] = deque()  # at their way through the steps
+        self.rows: deque[np.ndarray] = deque()  # frames between two steps
         self.memory = np.zeros(())
         self.update(settings)
 

@@ -1,4 +1,4 @@
-"""Numbered images as VP9, the number in an image, and what a server gets and sends."""
+"""Numbered images as VP9, the number in an image, and the frames that a server receives and sends."""
 
 from types import SimpleNamespace
 
@@ -37,7 +37,7 @@ def is_key(chunk: bytes) -> bool:
 
 
 def note_traffic(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Note the camera `frames` that a server gets, and the `results` that it encodes."""
+    """Record the camera `frames` that a server receives, and the `results` that it encodes."""
     noted = SimpleNamespace(frames=[], results=[])
     put, encode = FrameRelay.put, FrameRelay.encode
 
