@@ -1,9 +1,11 @@
 """Use the Live tab's socket as a program does."""
 
 import json
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from socket import SO_LINGER, SOL_SOCKET
 from typing import Any
 
 import cv2
@@ -21,12 +23,6 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 JPEG = cv2.imencode(".jpg", IMAGE)[1].tobytes()
 
 
-def claim_enormous_size(jpeg: bytes) -> bytes:
-    """Return a JPEG whose header claims a size of 65500 x 65500."""
-    start = jpeg.index(b"\xff\xc0") + 5  # height and width in the header
-    return jpeg[:start] + b"\xff\xdc\xff\xdc" + jpeg[start + 4 :]
-
-
 def socket_address(demo: Any) -> str:
     """Return the address of a launched page's socket."""
     return demo.local_url.rstrip("/").replace("http", "ws", 1) + PATH
@@ -37,6 +33,12 @@ def served_socket(engine: EngineProtocol) -> Iterator[str]:
     """Serve the page on an engine, which ends with the block; yield the address of its socket."""
     with served_page(engine) as demo:
         yield socket_address(demo)
+
+
+def cut(socket: ClientConnection) -> None:
+    """Reset a connection."""
+    socket.socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+    socket.socket.close()
 
 
 def send_json(socket: ClientConnection, **message: object) -> None:

@@ -1,9 +1,7 @@
 """Visits whose connection is cut, as programs see them: what is kept, for whom, how long by the clock."""
 
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from socket import SO_LINGER, SOL_SOCKET
 
 import pytest
 from helpers.browser import Identity
@@ -11,6 +9,7 @@ from helpers.gpu_visits import Clock
 from helpers.live_socket import (
     SETTINGS,
     answer,
+    cut,
     receive,
     send_frame,
     send_json,
@@ -73,12 +72,6 @@ def assert_waits(socket: ClientConnection, position: int) -> None:
     send_json(socket, echo=1)
     receive(socket, "echo")
     assert receive(socket, "waiting")["waiting"] == position
-
-
-def cut(socket: ClientConnection) -> None:
-    """Reset a connection."""
-    socket.socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
-    socket.socket.close()
 
 
 @pytest.mark.parametrize("part", [cut, lambda socket: socket.close(4000)], ids=["reset", "page"])
