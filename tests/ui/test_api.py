@@ -12,7 +12,7 @@ from helpers.clips import frame_count, write_clip
 
 import app
 from live2diff.errors import ClipStopped
-from live2diff.serving.clip_queue import ClipQueue, Waiting
+from live2diff.serving.clip_queue import ClipQueue
 from live2diff.serving.temp_files import sweep
 from live2diff.streaming.settings import StreamSettings
 from live2diff.video.reader import Cut
@@ -102,21 +102,6 @@ def test_a_file_that_was_not_uploaded_is_refused(address, path):
         answer = httpx.post(f"{address}gradio_api/call/translate", json=data).json()
         events = httpx.get(f"{address}gradio_api/call/translate/{answer['event_id']}", timeout=180).text
         assert "event: error" in events and "event: complete" not in events
-
-
-def test_clips_run_one_after_the_other_and_one_that_waits_can_be_stopped(engine, clip, tmp_path):
-    jobs = ClipQueue(engine, tmp_path / "results")
-    settings = StreamSettings(style="pencil")
-    first = jobs.run("first", clip, jobs.new_result(), Cut(), settings)
-    assert next(first).done == 1
-    second = jobs.run("second", clip, jobs.new_result(), Cut(), settings)
-    assert next(second) == Waiting(1)
-    jobs.stop("second")
-    with pytest.raises(ClipStopped):
-        next(second)
-    *_, last = first
-    assert last.written == 25 and engine.stats()["clips"] == 0
-    assert next(jobs.run("third", clip, jobs.new_result(), Cut(), settings)).done == 1
 
 
 def test_a_stopped_clip_keeps_what_was_made(engine, clip, tmp_path):

@@ -265,16 +265,6 @@ def test_a_stream_that_the_server_closed_is_opened_again_by_itself(page, identit
     expect(page.locator("#live .message")).to_be_hidden()
 
 
-def test_a_reload_or_a_closed_tab_frees_the_stream(browser, identity):
-    with opened(browser, identity[1]) as page:
-        for leave in (page.reload, page.close):
-            start(page)
-            reach(page, "running")
-            streams(identity[0])(1)
-            leave()
-            streams(identity[0])(0)
-
-
 def test_a_viewer_beyond_the_capacity_sees_the_queue_position_and_gets_a_place(browser, page, identity):
     start(page)
     reach(page, "running")

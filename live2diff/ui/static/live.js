@@ -171,11 +171,12 @@ function showNumbers() {
   const [first, last] = [shown[0]?.at, shown.at(-1)?.at];
   const delays = shown.map((result) => result.delay).sort((a, b) => a - b);
   const total = captured.reduce((sum, part) => sum + part.count, 0);
-  find(".fps").textContent = last > first ? (((shown.length - 1) * 1000) / (last - first)).toFixed(1) : "–";
+  const rate = last > first ? ((shown.length - 1) * 1000) / (last - first) : 0;
+  find(".fps").textContent = rate ? rate.toFixed(1) : "–";
   find(".delay").textContent = delays.length ? time(delays[delays.length >> 1]) : "–";
   const dropped = total && shown.length ? Math.max(0, 1 - shown.length / total) : null;
   find(".dropped").textContent = dropped === null ? "–" : `${Math.round(dropped * 100)} %`;
-  showMeter(last > first ? ((shown.length - 1) * 1000) / (last - first) : 0);
+  showMeter(rate);
   const left = deadline === null ? null : Math.max(0, Math.round((deadline - performance.now()) / 1000));
   find(".left").textContent = left === null ? "" : clock(left);
   if (recording) find(".record").textContent = `Finish ${clock(Math.floor(recording.seconds()))}`;
