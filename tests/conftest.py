@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen_objects() -> None:
-    """Exempt what is there, the libraries above all, from `gc.collect`, which would visit it for a second."""
+    """Exempt the libraries' objects from `gc.collect`, which would spend a second on them."""
     gc.collect()
     gc.freeze()
 
@@ -43,7 +43,7 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(autouse=True)
 def same_log() -> Iterator[None]:
-    """Take away what a test's server has set: its handler writes to a file that is closed after the test."""
+    """Undo a server's changes to the log: its handler writes to a file that is closed after the test."""
     log = logging.getLogger("live2diff")
     before = log.handlers[:], log.level, log.propagate
     yield
@@ -76,7 +76,7 @@ def address(engine) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def playwright() -> Iterator["Playwright"]:
     """Playwright, closed after the module: no other may run beside it."""
-    from playwright.sync_api import sync_playwright  # not everywhere that a GPU is
+    from playwright.sync_api import sync_playwright  # need not be where a GPU is
 
     with sync_playwright() as playwright:
         yield playwright

@@ -1,4 +1,4 @@
-"""`python -m live2diff.benchmark` measures all that it promises, and leaves the model as it was."""
+"""`python -m live2diff.benchmark` measures all figures, and leaves the model unchanged."""
 
 import gc
 import io

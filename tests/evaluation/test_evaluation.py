@@ -1,4 +1,4 @@
-"""Figures of `python -m live2diff.evaluation` where they are known, the variants, and the command."""
+"""Figures of `python -m live2diff.evaluation` with known values, the variants, and the command."""
 
 import json
 from itertools import pairwise
@@ -96,8 +96,8 @@ def test_what_was_hidden_is_left_out():
     uncovered, elsewhere = motion.valid[30:66, 21:30], motion.valid[:, 76:]
     assert uncovered.mean() < 0.2 and elsewhere.mean() > 0.95
     painted = after.copy()
-    painted[30:66, 20:32][~motion.valid[30:66, 20:32]] = 255  # whatever stands where it does not count ...
-    assert warp_error([before, painted], [motion]) == warp_error([before, after], [motion])  # ... does not
+    painted[30:66, 20:32][~motion.valid[30:66, 20:32]] = 255  # invalid pixels do not count
+    assert warp_error([before, painted], [motion]) == warp_error([before, after], [motion])
 
 
 def test_depth_is_compared_whatever_its_scale_and_shift():
@@ -241,7 +241,7 @@ def test_without_motion_is_a_unet_without_motion_modules(tiny_pipeline, moving, 
     never_there = StreamUNet.from_config({**unet.config, "motion_module_resolutions": ()}).eval()
     kept = {name: weight for name, weight in unet.state_dict().items() if "motion_modules" not in name}
     assert len(kept) < len(unet.state_dict())
-    never_there.load_state_dict(kept)  # strict: nothing is missing, nothing is left over
+    never_there.load_state_dict(kept)  # strict: no weight is missing or left over
     monkeypatch.setattr(tiny_pipeline, "unet", never_there)
     np.testing.assert_array_equal(left_out, np.stack(tiny_pipeline(moving, prompt="a cat", seed=3)))
     assert not np.array_equal(left_out, whole)
@@ -258,7 +258,7 @@ def test_without_depth_is_a_depth_mapping_of_zeros(tiny_pipeline, moving, whole)
 
 def test_without_warmup_no_later_frame_sees_the_warmup_frames(tiny_pipeline, moving, whole, monkeypatch):
     left_out = run(tiny_pipeline, moving, "without warmup")
-    np.testing.assert_array_equal(left_out[:8], whole[:8])  # the first 8 come out all the same
+    np.testing.assert_array_equal(left_out[:8], whole[:8])  # the first 8 are unchanged
     assert not np.array_equal(left_out[8:], whole[8:])
     caches, new_cache = [], StreamUNet.new_cache
 

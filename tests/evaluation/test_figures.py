@@ -1,4 +1,4 @@
-"""The figures of memory, seams and look move the right way on made-up streams."""
+"""The figures of memory, seams and style change in the right direction on synthetic streams."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""The check of a GPU runs all its stages on a CPU with a tiny model, and says where there is no GPU."""
+"""The check of a GPU runs all stages on a CPU with a tiny model, and reports a missing GPU."""
 
 import json
 import subprocess
@@ -65,7 +65,7 @@ def test_a_stage_that_fails_is_in_the_report_and_keeps_no_other_from_running(che
     pipe, built = check.full, []
 
     def build_tiny(_: str) -> object:
-        """The first one, on the CPU, gives other pictures than the second, on the device."""
+        """The first one, on the CPU, gives inverted images, unlike the second, on the device."""
         built.append(pipe)
         return (
             pipe

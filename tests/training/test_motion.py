@@ -68,7 +68,7 @@ def pipeline(base) -> Live2DiffPipeline:
 
 @pytest.fixture
 def unet(pipeline) -> StreamUNet:
-    """One of its own, without the zeros that new motion modules and mapping end in, so that they matter."""
+    """A UNet whose new motion modules and mapping, zero at first, have an effect."""
     unet, generator = copy.deepcopy(pipeline.unet), torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in added_weights(unet).values():
@@ -181,7 +181,7 @@ def test_gradient_checkpointing_changes_no_gradient(unet):
     inputs, timesteps = some_inputs(), torch.full((WINDOW,), 300)
 
     def gradients() -> tuple[dict[str, torch.Tensor], int]:
-        """The gradients, and how many numbers were kept for them."""
+        """Return the gradients, and the number of values saved for them."""
         kept = []
         unet.zero_grad()
         with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):

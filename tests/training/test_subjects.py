@@ -1,4 +1,4 @@
-"""What stands in front in a photograph is cut out along its outline."""
+"""The subject of a photograph is cut out along its outline."""
 
 from types import SimpleNamespace
 

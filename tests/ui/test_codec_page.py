@@ -18,7 +18,7 @@ from live2diff.ui.theme import STATIC
 from live2diff.ui.video_codec import CameraDecoder, VideoError, is_vp9
 
 pytestmark = needs_browser
-SLOW, FAST = -1e9, 1e9  # milliseconds of JPEGs from which on VP9 is used: whatever they take, never
+SLOW, FAST = -1e9, 1e9  # transfer time of JPEGs from which on VP9 is used: always, never
 PATIENT = 60_000  # milliseconds that a frame may take to be encoded: the machine may be busy
 
 

@@ -1,4 +1,4 @@
-"""The Live tab in command of a stream: links, clean view, picture in picture, changes, cues, the meter."""
+"""Changes of a running stream from the Live tab, links, clean view, picture in picture, cues, the meter."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ LOOK += "&strength=0.3&seed=7&view=both"
 
 
 class RecordingEngine(Engine):
-    """An engine that notes the changes of its streams."""
+    """An engine that records the updates of its streams."""
 
     def __init__(self) -> None:
         super().__init__(Identity(), capacity=1)

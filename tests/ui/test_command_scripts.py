@@ -1,4 +1,4 @@
-"""The functions of the page's scripts that touch no page: links, cues and the meter, in a browser."""
+"""The functions of the page's scripts without a page: links, cues and the meter, in a browser."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Clips whose translation fails on the way: what is kept, what is said, and that the page goes on."""
+"""Clips whose translation fails midway: the frames kept, the message, and that the page still works."""
 
 import re
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_the_stage_says_why_and_keeps_the_frames(error, text, is_expected, clip,
         ):
             values.append(value)
         assert is_expected
-    except LookupError as raised:  # and so is in the log
+    except LookupError as raised:  # Gradio logs it
         assert raised is error and not is_expected
     last = values[-1]
     assert (last["state"], last["text"], last["offset"]) == ("error", f"{text} {KEPT}", 0.2)

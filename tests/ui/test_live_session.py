@@ -65,7 +65,7 @@ def test_frames_are_counted_during_the_warmup_and_then_come_back_as_images(engin
 
 
 class Downloading(Identity):
-    """A model whose styles need files: `come` holds those that have come; comic's are missing."""
+    """A model with styles to download: the events in `come` let a download end; comic's fails."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def test_a_style_that_was_left_while_it_was_downloaded_is_neither_applied_nor_re
             send_json(socket, update=SETTINGS | {"style": "oil", "prompt": left})
             while (message := receive(socket, "refused", "updated")).get("updated") != "oil":
                 assert message.get("updated") == "ink", message
-        send_json(socket, update=SETTINGS | {"style": "comic"})  # and stays with it
+        send_json(socket, update=SETTINGS | {"style": "comic"})  # and no other is chosen meanwhile
         refused = receive(socket, "refused")
         assert (refused["refused"], refused["style"]) == ("comic cannot be downloaded", "oil")
         assert refused["settings"].items() >= {"style": "oil", "prompt": "comic"}.items()

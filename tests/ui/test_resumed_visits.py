@@ -1,4 +1,4 @@
-"""Visits whose connection is cut, as programs see them: what is kept, for whom, how long by the clock."""
+"""Visits whose connection is cut, seen from a program: what is kept, for whom, and how long."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +60,7 @@ def address(page_address, engine, clock, monkeypatch) -> Iterator[str]:
 
 @contextmanager
 def visiting(address: str, token: str = "", **headers: str) -> Iterator[tuple[ClientConnection, str]]:
-    """Start a visit, or go on with it; yield the socket and the token for the next one."""
+    """Start or resume a visit; yield the socket and the token for the next one."""
     protocols = [RESUME, token] if token else None
     with connect(address, subprotocols=protocols, additional_headers=headers) as socket:
         send_json(socket, start=SETTINGS)

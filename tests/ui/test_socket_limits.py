@@ -67,7 +67,7 @@ def address(demo, engine, monkeypatch) -> Iterator[str]:
 
 
 def events_of_a_silent_client(address: str) -> list[Event]:
-    """Open a socket by hand that answers no ping, and return what came until the server hung up."""
+    """Open a socket that answers no ping, and return its events until the server closes it."""
     parts = urlsplit(address)
     protocol = ClientProtocol(parse_uri(address))
     protocol.send_request(protocol.connect())
