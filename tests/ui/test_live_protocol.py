@@ -7,14 +7,7 @@ from PIL import Image
 
 from live2diff.streaming.settings import StreamSettings
 from live2diff.styles import Style
-from live2diff.ui.live_protocol import (
-    LONGEST_TEXT,
-    Restart,
-    Start,
-    Stop,
-    Update,
-    parse_message,
-)
+from live2diff.ui.live_protocol import LONGEST_TEXT, Restart, Start, Stop, Update, parse_message
 from live2diff.ui.live_tab import page_script, style_entry
 
 SETTINGS = {"style": "pencil", "prompt": "a ball", "seed": 3}
