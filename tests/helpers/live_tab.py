@@ -31,6 +31,12 @@ def start(page: Page, style: str = "pencil") -> None:
     page.locator("#live .start").click()
 
 
+def run(page: Page, style: str = "pencil") -> None:
+    """Start, and wait until results are shown."""
+    start(page, style)
+    reach(page, "running")
+
+
 def stop(page: Page) -> None:
     """Reset the page for the next test: nothing runs, and the result alone is shown."""
     if page.locator("#live .stop").is_visible():
@@ -90,3 +96,9 @@ def count_images(page: Page) -> None:
         return own.apply(this, rest);
       };
     }""")
+
+
+def wait_for_images(page: Page) -> None:
+    """Wait until new images are shown."""
+    count_images(page)
+    wait_for(lambda: shown(page) > 3)

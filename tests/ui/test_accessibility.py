@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from helpers.browser import chromium, needs_browser, opened
-from helpers.live_tab import reach, start, stop
+from helpers.live_tab import run, stop
 from playwright.sync_api import Browser, Page
 
 pytestmark = needs_browser
@@ -38,8 +38,7 @@ def serious(page: Page) -> list[str]:
 def test_the_live_tab_idle_and_running(page):
     page.locator("#live .more").evaluate("more => { more.open = true; }")
     assert serious(page) == []
-    start(page)
-    reach(page, "running")
+    run(page)
     page.locator("#live .views label", has_text="Slider").click()
     assert serious(page) == []
     stop(page)

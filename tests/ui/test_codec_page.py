@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 from helpers.browser import READ_NUMBER, Identity, needs_browser, opened, pixels, with_numbered_camera
-from helpers.live_tab import reach, start, stop, unequal_pairs
+from helpers.live_tab import reach, run, stop, unequal_pairs
 from helpers.network import Network
 from helpers.page import served_page
 from helpers.video_frames import goes_on, is_key, note_traffic
 from helpers.waiting import wait_for
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
 
 from live2diff.serving.engine import Engine
 from live2diff.ui.live_protocol import EARLIER
@@ -55,12 +55,6 @@ def server() -> Iterator[SimpleNamespace]:
 def traffic(server, monkeypatch) -> Iterator[SimpleNamespace]:
     yield note_traffic(monkeypatch)
     wait_for(lambda: server.engine.stats()["streams"] == 0)
-
-
-def run(page: Page) -> None:
-    """Start, and wait for results."""
-    start(page)
-    reach(page, "running")
 
 
 def test_vp9_carries_the_same_frames_in_order_in_fewer_bytes(browser, server, traffic):

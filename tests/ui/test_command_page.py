@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from helpers.browser import Identity, needs_browser, opened, with_numbered_camera
-from helpers.live_tab import note_states, reach, start, stop
+from helpers.live_tab import note_states, reach, run, start, stop
 from helpers.page import served_page
 from helpers.waiting import wait_for
 from playwright.sync_api import Browser, Page, expect
@@ -188,8 +188,7 @@ def test_the_clean_view_says_why_there_is_no_picture_and_starts_with_a_click(bro
 
 
 def test_keys_leave_fields_and_buttons_alone(page, engine):
-    start(page)
-    reach(page, "running")
+    run(page)
     page.locator("#live .prompt input").press_sequentially("r s")
     assert value(page, ".prompt input") == "r s"
     page.locator("#live .restart").focus()
@@ -214,8 +213,7 @@ document.exitPictureInPicture = async () => {
 
 def test_the_picture_pops_out_and_goes_on_while_the_tab_is_hidden(browser, served, engine):
     with opened(browser, served.address, POP_OUT) as page:
-        start(page)
-        reach(page, "running")
+        run(page)
         page.locator("#live .pip").click()
         expect(page.locator("#live .pip")).to_have_attribute("aria-pressed", "true")
         assert page.evaluate("[popped.videoWidth, popped.videoHeight]") == [320, 240]
@@ -238,16 +236,14 @@ def test_without_picture_in_picture_there_is_no_button(browser, served):
 
 def test_a_hint_says_what_words_do_and_its_prompts_can_be_clicked(page, engine):
     expect(page.locator("#live .words")).to_contain_text("Words do nothing.")
-    start(page)
-    reach(page, "running")
+    run(page)
     page.locator("#live .suggestion", has_text="a dog").click()
     wait_for(lambda: present(engine).prompt == "a dog")
     page.locator("#live .prompt input").fill("")
 
 
 def test_strength_steps_and_mixture_change_the_running_stream(page, engine):
-    start(page)
-    reach(page, "running")
+    run(page)
     open_all(page)
     note_states(page)
     page.locator("#live .strength input").fill("0.8")
@@ -278,8 +274,7 @@ def test_cues_are_stepped_through_by_key_and_saved_with_their_frames(page, engin
         page.locator("#live .blend input").fill(blend)
         page.locator("#live .cue-add").click()
     page.locator("#live .cues li button").first.click()
-    start(page)
-    reach(page, "running")
+    run(page)
     (session,) = engine.registry.all()
     for key, style in (("n", "oil"), ("n", "comic"), ("p", "oil")):
         page.locator("#live canvas").click()
@@ -320,8 +315,7 @@ def test_cues_are_stepped_through_by_key_and_saved_with_their_frames(page, engin
 def test_a_cue_keeps_the_focus_and_no_frame_of_a_stream_that_is_over(page, engine):
     open_all(page)
     page.locator("#live .cue-add").click()
-    start(page)
-    reach(page, "running")
+    run(page)
     cue = page.locator("#live .cues li button").first
     cue.focus()
     page.keyboard.press("Enter")
@@ -344,8 +338,7 @@ def test_after_a_refusal_the_page_shows_the_settings_that_are_kept(page, engine,
     original = engine.update
     monkeypatch.setattr(engine, "update", update)
     open_all(page)
-    start(page)
-    reach(page, "running")
+    run(page)
     steps = page.locator("#live .steps select")
     before = steps.input_value()
     steps.select_option("4")
@@ -357,8 +350,7 @@ def test_after_a_refusal_the_page_shows_the_settings_that_are_kept(page, engine,
 
 
 def test_a_page_that_records_is_not_left_unasked(page):
-    start(page)
-    reach(page, "running")
+    run(page)
     leaves = "dispatchEvent(new Event('beforeunload', { cancelable: true }))"
     assert page.evaluate(leaves)
     page.locator("#live .record").click()
@@ -369,8 +361,7 @@ def test_a_page_that_records_is_not_left_unasked(page):
 
 
 def test_the_meter_says_what_limits_and_how_steady_the_picture_is(browser, page, served):
-    start(page)
-    reach(page, "running")
+    run(page)
     expect(page.locator("#live .why")).to_have_text(re.compile("^(camera|model|network)$"))
     words = r"Camera \d+ a second · model .* a frame · network .* · "
     words += r"(what stands still flickers \d+\.\d times as much as the camera's|nothing stands still)"

@@ -29,10 +29,12 @@ from helpers.live_tab import (
     note_states,
     passes,
     reach,
+    run,
     shown,
     start,
     stop,
     unequal_pairs,
+    wait_for_images,
 )
 from helpers.page import served_page
 from helpers.waiting import PATIENCE, wait_for
@@ -153,11 +155,9 @@ def test_start_counts_the_warmup_and_the_results_follow_the_camera(nano_page, na
 
 
 def test_the_style_changes_while_it_runs_and_two_viewers_have_one_each(browser, nano, nano_page):
-    start(nano_page, "pencil")
-    reach(nano_page, "running")
+    run(nano_page, "pencil")
     with opened(browser, nano[1]) as other:
-        start(other, "neon")
-        reach(other, "running")
+        run(other, "neon")
         assert nano[0].stats()["streams"] == 2
 
         def colour(page: Page) -> np.ndarray:
@@ -180,8 +180,7 @@ def test_a_sample_of_the_style_is_shown_before_the_start(page):
     for style in ("neon", "woodblock"):
         page.locator(f"#live .styles label:has(input[value={style}])").click()
         page.wait_for_function(LOADED, arg=f"/{style}.jpg")
-    start(page)
-    reach(page, "running")
+    run(page)
     expect(page.locator("#live .sample")).to_be_hidden()
 
 
@@ -198,8 +197,7 @@ def test_the_original_beside_a_result_is_the_frame_it_was_made_from(page):
 
 def test_without_a_track_processor_the_frames_come_from_the_video_element(browser, identity):
     with opened(browser, identity[1], "delete window.MediaStreamTrackProcessor; " + READ_NUMBER) as page:
-        start(page)
-        reach(page, "running")
+        run(page)
         page.locator("#live .mirror").uncheck()
         numbers: set[int] = set()
         number = "readNumber(document.querySelector('#live canvas'))"
@@ -208,23 +206,20 @@ def test_without_a_track_processor_the_frames_come_from_the_video_element(browse
 
 
 def test_a_seed_opens_another_stream_under_the_last_image(page, identity):
-    start(page)
-    reach(page, "running")
+    run(page)
     note_states(page)
     page.locator("#live .seed input").fill("7")
     passes(page, "warmup", "running")
     assert identity[0].stats()["streams"] == 1
     assert "empty" not in page.evaluate("states"), "the screen was empty for a while"
     page.locator("#live .restart").click()
-    count_images(page)
-    wait_for(lambda: shown(page) > 3)
+    wait_for_images(page)
 
 
 def test_words_of_the_prompt_that_are_not_read_are_shown_as_text(nano_page):
     page = nano_page
     page.locator("#live .prompt input").fill("word " * 85 + "<b id=bold onclick=alert(1)>bold</b>")
-    start(page)
-    reach(page, "running")
+    run(page)
     expect(page.locator("#live .message")).to_contain_text(re.compile("Not read: .*bold"))
     assert page.locator("#live .message *").count() == 0
     page.locator("#live .prompt input").fill("")
@@ -241,8 +236,7 @@ MAX_IN_FLIGHT = 16  # static/worker.js
 
 
 def test_pause_keeps_the_image_and_the_stream(page, identity):
-    start(page)
-    reach(page, "running")
+    run(page)
     page.locator("#live .pause").click()
     expect(page.locator("#live .notice")).to_have_text("Paused")
     (session,) = identity[0].registry.all()
@@ -256,8 +250,7 @@ def test_pause_keeps_the_image_and_the_stream(page, identity):
 
 
 def test_a_stream_that_the_server_closed_is_opened_again_by_itself(page, identity):
-    start(page)
-    reach(page, "running")
+    run(page)
     (key,) = identity[0].session_keys()
     note_states(page)
     identity[0].close(key).result(PATIENCE)
@@ -266,8 +259,7 @@ def test_a_stream_that_the_server_closed_is_opened_again_by_itself(page, identit
 
 
 def test_a_viewer_beyond_the_capacity_sees_the_queue_position_and_gets_a_place(browser, page, identity):
-    start(page)
-    reach(page, "running")
+    run(page)
     with opened(browser, identity[1]) as second:
         start(second)
         reach(second, "waiting")
@@ -279,8 +271,7 @@ def test_a_viewer_beyond_the_capacity_sees_the_queue_position_and_gets_a_place(b
 
 
 def test_a_recording_plays_and_has_the_length_that_was_recorded(page, tmp_path):
-    start(page)
-    reach(page, "running")
+    run(page)
     started = time.monotonic()
     page.locator("#live .record").click()
     expect(page.locator("#live .record")).to_have_text(re.compile(r"Finish 0:(0[3-9]|[1-5]\d)"))
@@ -327,8 +318,7 @@ def test_without_a_camera_the_page_says_what_to_do(page, script, words):
 
 
 def test_a_camera_that_is_unplugged_is_reported(page):
-    start(page)
-    reach(page, "running")
+    run(page)
     page.evaluate("""() => document.querySelector("#live video").srcObject.getTracks()[0]
       .dispatchEvent(new Event("ended"))""")
     expect(page.locator("#live .message")).to_contain_text("disconnected")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from helpers.browser import Identity, chromium, needs_browser, opened, write_camera
-from helpers.live_tab import count_images, marker, reach, shown, start, stop
+from helpers.live_tab import marker, reach, run, stop, wait_for_images
 from helpers.page import served_page
 from helpers.waiting import wait_for
 from playwright.sync_api import Browser, Page, expect
@@ -50,8 +50,7 @@ def sources(page: Page) -> list[str]:
 
 
 def test_frames_that_hardly_change_are_not_sent_on_request(page):
-    start(page)
-    reach(page, "running")
+    run(page)
     dropped = page.locator("#live .dropped")
     page.locator("#live .similar").check()
     expect(dropped).to_have_text(re.compile(r"^([6-9]\d|100) %$"))
@@ -61,8 +60,7 @@ def test_frames_that_hardly_change_are_not_sent_on_request(page):
 
 
 def test_full_screen_by_keyboard_shows_the_whole_image_and_its_slider(page):
-    start(page)
-    reach(page, "running")
+    run(page)
     page.locator("#live .views label", has_text="Slider").click()
     page.locator("#live button.full").focus()
     page.keyboard.press("Enter")
@@ -70,8 +68,7 @@ def test_full_screen_by_keyboard_shows_the_whole_image_and_its_slider(page):
     boxes = [page.locator(f"#live {part}").bounding_box() for part in ("canvas", ".split", ".screen")]
     assert boxes[0] == boxes[1] and boxes[0]["width"] < boxes[2]["width"]
     assert boxes[0]["width"] / boxes[0]["height"] == pytest.approx(320 / 240, abs=0.01)
-    count_images(page)
-    wait_for(lambda: shown(page) > 3)
+    wait_for_images(page)
     page.locator("#live .split").focus()
     page.keyboard.press("End")
     expect(page.locator("#live .split")).to_have_value("100")
@@ -82,8 +79,7 @@ def test_full_screen_by_keyboard_shows_the_whole_image_and_its_slider(page):
 def test_the_camera_can_be_changed_while_it_runs(playwright, address):
     flags = "--use-fake-device-for-media-stream=device-count=2"
     with chromium(playwright, None, flags) as browser, opened(browser, address) as page:
-        start(page)
-        reach(page, "running")
+        run(page)
         first, state, _ = page.evaluate(CAMERA)
         others = [source for source in sources(page) if source not in (first, "screen")]
         assert state == "live" and len(others) == 1
@@ -91,21 +87,18 @@ def test_the_camera_can_be_changed_while_it_runs(playwright, address):
         wait_for(lambda: page.evaluate(CAMERA) == [others[0], "live", "camera"])
         reach(page, "running")
         expect(page.locator("#live .source select")).to_have_value(others[0])
-        count_images(page)
-        wait_for(lambda: shown(page) > 3)
+        wait_for_images(page)
 
 
 def test_a_screen_can_be_shared_while_it_runs_unmirrored_and_its_end_is_reported(page):
-    start(page)
-    reach(page, "running")
+    run(page)
     page.locator("#live .source select").select_option("screen")
     wait_for(lambda: page.evaluate(CAMERA)[1:] != ["live", "camera"])
     assert page.evaluate(CAMERA)[1] == "live"
     reach(page, "running")
     expect(page.locator("#live .mirror")).not_to_be_checked()
     expect(page.locator("#live .source select")).to_have_value("screen")
-    count_images(page)
-    wait_for(lambda: shown(page) > 3)
+    wait_for_images(page)
     page.evaluate("""() => document.querySelector("#live video").srcObject.getTracks()[0]
       .dispatchEvent(new Event("ended"))""")
     expect(page.locator("#live .message")).to_have_text("The screen is no longer shared.")
@@ -126,8 +119,7 @@ def test_a_phone_that_opens_one_camera_at_a_time_changes_it(playwright, address)
       };"""
     flags = "--use-fake-device-for-media-stream=device-count=2"
     with chromium(playwright, None, flags) as browser, opened(browser, address, one_at_a_time) as page:
-        start(page)
-        reach(page, "running")
+        run(page)
         first, *_ = page.evaluate(CAMERA)
         other = next(source for source in sources(page) if source not in (first, "screen"))
         page.locator("#live .source select").select_option(other)
@@ -141,8 +133,7 @@ def test_a_change_of_source_that_fails_changes_nothing_and_can_be_tried_again(br
       throw new DOMException("", "NotAllowedError");
     };"""
     with opened(browser, address, refused) as page:
-        start(page)
-        reach(page, "running")
+        run(page)
         before = page.evaluate(CAMERA)
         for times in (1, 2):
             page.locator("#live .source select").select_option("screen")
@@ -155,8 +146,7 @@ def test_a_change_of_source_that_fails_changes_nothing_and_can_be_tried_again(br
 
 def test_a_camera_that_is_plugged_in_appears_in_the_list_and_the_mirror_stays_as_it_was_set(browser, address):
     with opened(browser, address) as page:
-        start(page)
-        reach(page, "running")
+        run(page)
         page.locator("#live .mirror").uncheck()
         stop(page)
         page.evaluate("""async () => {
@@ -166,6 +156,5 @@ def test_a_camera_that_is_plugged_in_appears_in_the_list_and_the_mirror_stays_as
           navigator.mediaDevices.dispatchEvent(new Event("devicechange"));
         }""")
         wait_for(lambda: "added" in sources(page))
-        start(page)
-        reach(page, "running")
+        run(page)
         expect(page.locator("#live .mirror")).not_to_be_checked()

@@ -11,7 +11,7 @@ import pytest
 from helpers.browser import Identity, needs_browser, opened, with_numbered_camera
 from helpers.gpu_visits import Clock
 from helpers.live_socket import SETTINGS, receive, send_json, socket_address
-from helpers.live_tab import count_images, note_states, reach, shown, start
+from helpers.live_tab import note_states, reach, start, wait_for_images
 from helpers.network import Network
 from helpers.page import served_page
 from helpers.waiting import wait_for
@@ -75,8 +75,7 @@ def server(request) -> Iterator[Server]:
 def runs(page: Page) -> None:
     """Wait until the page runs, and for new images."""
     reach(page, "running")
-    count_images(page)
-    wait_for(lambda: shown(page) > 3)
+    wait_for_images(page)
 
 
 def cut(server: Server, page: Page) -> None:
