@@ -38,7 +38,7 @@ from live2diff.serving import event_log
 from live2diff.serving.admission import WaitingLine
 from live2diff.serving.clip_queue import ClipQueue
 from live2diff.serving.engine import Engine
-from live2diff.serving.limits import VisitorLimits
+from live2diff.serving.limits import VisitorLimits, trusted_proxies
 from live2diff.serving.sessions import EngineProtocol
 from live2diff.serving.shutdown import GRACE_SECONDS, serve_until_stopped
 from live2diff.serving.temp_files import KEPT_SECONDS, MOST_BYTES, keep_tidy
@@ -273,6 +273,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--mcp needs another package: pip install 'mcp<2'")
     if options.autoscale and not options.cluster:
         raise ValueError("--autoscale is for a cluster: --cluster auto or ADDRESS")
+    trusted_proxies()  # raises if it cannot be read
     check_address(options.host or LOCALHOST_NAME, options.port or 0)
     device = open_device() if options.virtual_camera else None
     limits = VisitorLimits(options.visits_per_address, options.clips_per_address, options.turn_seconds)

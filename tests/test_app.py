@@ -107,6 +107,15 @@ def test_options_of_the_operator_that_cannot_be_read_end_in_one_line(monkeypatch
     assert "LIVE2DIFF_OPTIONS cannot be read, no closing quotation: --style 'pencil" in line
 
 
+@pytest.mark.parametrize("proxies", ["two", "", "1.5"])
+def test_a_number_of_proxies_that_cannot_be_read_ends_in_one_line_and_code_2(proxies, monkeypatch, capsys):
+    monkeypatch.setattr(app, "load_model", None)
+    monkeypatch.setenv("LIVE2DIFF_TRUSTED_PROXIES", proxies)
+    assert app.main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"LIVE2DIFF_TRUSTED_PROXIES is {proxies!r}. Set it to a whole number" in line
+
+
 @pytest.mark.parametrize("main", [app.main, drain.main], ids=["page", "drain"])
 def test_a_cluster_without_ray_ends_in_one_line_and_code_2(main, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed

@@ -16,10 +16,6 @@ BYTES_A_SECOND = 8_000_000.0  # 60 frames a second of 384 pixels have 1.2 millio
 BURST_SECONDS = 2.0  # of either may come at once
 SILENT_SECONDS = 300.0  # a socket outside the line that sends nothing for so long is closed
 TAKEN_SECONDS = 10.0  # a socket that does not take what is sent for so long is cut off
-# Proxies with public addresses on the way to a Space, each of which appends the address that called it to
-# `X-Forwarded-For`. Too low a number has all viewers share one limit; too high a number believes addresses
-# that a viewer made up. A Space always has one, so that less than 1 counts as 1.
-TRUSTED_PROXIES = int(os.environ.get("LIVE2DIFF_TRUSTED_PROXIES", "1"))
 
 
 @dataclass(frozen=True)
@@ -76,27 +72,43 @@ class Counts:
                 self._counts += Counter()  # keeps what is above 0
 
 
-def visitor_address(
-    headers: Mapping[str, str], peer: str | None, trusted_proxies: int = TRUSTED_PROXIES
-) -> str | None:
-    """Return the address that a request comes from; None for this machine, whose proxies serve anybody.
+def trusted_proxies() -> int:
+    """Return LIVE2DIFF_TRUSTED_PROXIES, how many proxies with public addresses lead to a Space, at least 1.
 
-    `X-Forwarded-For` is believed on a Space only: there it is the public address that the first of the
-    trusted proxies appended. Those before it may be made up.
+    Each appends the address that called it to `X-Forwarded-For`. With too low a number all viewers share one
+    limit; with too high a number viewers can forge their address.
+
+    Raises:
+        ValueError: it is not a whole number.
+    """
+    text = os.environ.get("LIVE2DIFF_TRUSTED_PROXIES", "1")
+    try:
+        return max(1, int(text))
+    except ValueError:
+        raise ValueError(
+            f"LIVE2DIFF_TRUSTED_PROXIES is {text!r}. Set it to a whole number, for example 2, or remove it."
+        ) from None
+
+
+def visitor_address(headers: Mapping[str, str], peer: str | None) -> str | None:
+    """Return the address of a request's sender; None for this machine, as its proxies may serve anybody.
+
+    `X-Forwarded-For` is trusted on a Space only, and there only the public address that the first trusted
+    proxy appended: a viewer can forge those before it.
     """
     if not os.environ.get("SPACE_ID"):
-        return public(peer or "", private_too=True)
-    forwarded = [public(text.strip()) for text in headers.get("x-forwarded-for", "").split(",")]
+        return parse_address(peer or "", allow_private=True)
+    forwarded = [parse_address(text.strip()) for text in headers.get("x-forwarded-for", "").split(",")]
     addresses = [address for address in forwarded if address]
-    return addresses[-min(max(1, trusted_proxies), len(addresses))] if addresses else None
+    return addresses[-min(trusted_proxies(), len(addresses))] if addresses else None
 
 
-def public(text: str, private_too: bool = False) -> str | None:
-    """Return a valid address, public unless `private_too`; of IPv6 its /64 network; None for others."""
+def parse_address(text: str, allow_private: bool = False) -> str | None:
+    """Return a valid public address (of IPv6 its /64 network), else None; a private one where allowed."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         return None
-    if address.is_loopback or not (private_too or address.is_global):
+    if address.is_loopback or not (allow_private or address.is_global):
         return None
     return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)

@@ -44,7 +44,8 @@ def test_the_address_of_a_request(headers, peer, space, whose, monkeypatch):
 )
 def test_a_proxy_that_appends_its_own_address_is_counted(forwarded, proxies, whose, monkeypatch):
     monkeypatch.setenv("SPACE_ID", "somebody/live2diff")
-    assert visitor_address({"x-forwarded-for": forwarded}, "10.0.0.1", proxies) == whose
+    monkeypatch.setenv("LIVE2DIFF_TRUSTED_PROXIES", str(proxies))
+    assert visitor_address({"x-forwarded-for": forwarded}, "10.0.0.1") == whose
 
 
 def test_an_address_has_so_many_at_once_and_a_tunnel_any_number():
