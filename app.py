@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gradio as gr
 from gradio.http_server import LOCALHOST_NAME
@@ -95,29 +95,6 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
         "denoising steps, 1 to 4, where a viewer names none (default: as --size, the full model 1 to 3)"
     )
     parser.add_argument("--steps", type=number_or_auto, metavar="N|auto", help=steps_help)
-
-
-def space_engine() -> ZeroGpuEngine | None:
-    """Load the model of LIVE2DIFF_OPTIONS, or else nano, on ZeroGPU; return None elsewhere."""
-    if not on_zero_gpu():
-        return None
-    parser = argparse.ArgumentParser()
-    add_pipeline_options(parser)
-    options = parser.parse_args([])
-    # Eager: this process has no GPU; the one that has captures its graphs at its first run.
-    try:
-        options, _ = parser.parse_known_args(operator_options())
-        pipe = load_model(options, device="cuda", eager=True)
-        set_work(pipe, options.size, options.steps)  # else the model's own: there is no GPU yet to measure on
-        return ZeroGpuEngine(pipe, graphs=not options.eager)
-    except LOAD_ERRORS as error:  # a Space that does not start helps nobody
-        event_log.log.exception("the model %s cannot be loaded", options.model)
-        pipe = load_model(parser.parse_args(["--model", "nano"]), device="cuda", eager=True)
-        pipe.about = f"Model: nano, the small one. {options.model} cannot be loaded: {error}"
-        return ZeroGpuEngine(pipe, graphs=not options.eager)
-
-
-ENGINE = space_engine()  # on ZeroGPU the weights must be loaded at import
 
 
 def clip_queue(engine: EngineProtocol, limits: VisitorLimits = DEFAULT_LIMITS) -> ClipQueue:
@@ -217,9 +194,9 @@ def start_cluster_engine(options: argparse.Namespace) -> tuple[EngineProtocol, l
     return engine, [*metric_routes(engine)]
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(cls: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Create the parser of the command line."""
-    parser = argparse.ArgumentParser(description="Serve the page.")
+    parser = cls(description="Serve the page.")
     add_pipeline_options(parser)
     add = parser.add_argument
     add("--host", help="address to listen on; 0.0.0.0 for all (default: this machine only)")
@@ -244,6 +221,36 @@ def build_parser() -> argparse.ArgumentParser:
     for name, kind, default, text in numbers:
         add(name, type=kind, default=default, help=f"{text} (default: %(default)s)")
     return parser
+
+
+class OperatorParser(argparse.ArgumentParser):
+    """A parser of LIVE2DIFF_OPTIONS that raises ValueError instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error."""
+        raise ValueError(f"LIVE2DIFF_OPTIONS is wrong: {message}")
+
+
+def space_engine() -> ZeroGpuEngine | None:
+    """Load the model of LIVE2DIFF_OPTIONS, or else nano, on ZeroGPU; return None elsewhere."""
+    if not on_zero_gpu():
+        return None
+    parser = build_parser(OperatorParser)
+    options = parser.parse_args([])
+    # Eager: this process has no GPU; the one that has captures its graphs at its first run.
+    try:
+        options = parser.parse_args(operator_options())
+        pipe = load_model(options, device="cuda", eager=True)
+        set_work(pipe, options.size, options.steps)  # else the model's own: there is no GPU yet to measure on
+        return ZeroGpuEngine(pipe, graphs=not options.eager)
+    except LOAD_ERRORS as error:  # a Space that does not start helps nobody
+        event_log.log.exception("the model %s cannot be loaded", options.model)
+        pipe = load_model(parser.parse_args(["--model", "nano"]), device="cuda", eager=True)
+        pipe.about = f"Model: nano, the small one. {options.model} cannot be loaded: {error}"
+        return ZeroGpuEngine(pipe, graphs=not options.eager)
+
+
+ENGINE = space_engine()  # on ZeroGPU the weights must be loaded at import
 
 
 def check_address(host: str, port: int) -> None:
@@ -296,9 +303,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         arguments = sys.argv[1:]
         try:
-            arguments = [*operator_options(), *arguments]
+            operator = operator_options()
+            build_parser(OperatorParser).parse_args(operator)
+            arguments = [*operator, *arguments]
         except ValueError as error:
-            if ENGINE is None:  # else `space_engine` has said so
+            if ENGINE is None:  # else `space_engine` has said so, and serves nano
                 parser.error(str(error))
     return run_main(parser, run, arguments)
 

@@ -97,14 +97,21 @@ def test_an_address_of_this_machine_is_accepted(host):
     app.check_address(host, 0)
 
 
-def test_options_of_the_operator_that_cannot_be_read_end_in_one_line(monkeypatch, capsys):
-    monkeypatch.setenv("LIVE2DIFF_OPTIONS", "--style 'pencil")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--style 'pencil", "LIVE2DIFF_OPTIONS cannot be read, no closing quotation: --style 'pencil"),
+        ("--size big", "LIVE2DIFF_OPTIONS is wrong: argument --size: 'big' is neither a number nor auto"),
+    ],
+)
+def test_options_of_the_operator_that_cannot_be_read_end_in_one_line(options, message, monkeypatch, capsys):
+    monkeypatch.setenv("LIVE2DIFF_OPTIONS", options)
     monkeypatch.setattr(sys, "argv", ["app.py"])
     with pytest.raises(SystemExit) as end:
         app.main()
     assert end.value.code == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "LIVE2DIFF_OPTIONS cannot be read, no closing quotation: --style 'pencil" in line
+    assert f"app.py: error: {message}" in line
 
 
 @pytest.mark.parametrize("proxies", ["two", "", "1.5"])
@@ -180,14 +187,26 @@ def test_a_space_whose_model_cannot_be_loaded_serves_nano_and_says_so(
     engine.shutdown()
 
 
-def test_a_space_whose_options_cannot_be_read_serves_nano_and_says_so(on_space, tiny_pipeline, monkeypatch):
-    monkeypatch.setenv("LIVE2DIFF_OPTIONS", "--style 'pencil")
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--style 'pencil", "LIVE2DIFF_OPTIONS cannot be read"),
+        ("--size big", "LIVE2DIFF_OPTIONS is wrong: argument --size: 'big' is neither a number nor auto"),
+        ("--turn-seconds long", "argument --turn-seconds: invalid float value: 'long'"),
+        ("--st pencil", "ambiguous option: --st"),
+        ("--no-such-option", "unrecognized arguments: --no-such-option"),
+    ],
+)
+def test_a_space_whose_options_cannot_be_read_serves_nano_and_says_so(
+    options, reason, on_space, tiny_pipeline, monkeypatch
+):
+    monkeypatch.setenv("LIVE2DIFF_OPTIONS", options)
     monkeypatch.setattr(sys, "argv", ["app.py"])
     loaded, served = [], []
     monkeypatch.setattr(app, "load_model", lambda options, **_: loaded.append(options.model) or tiny_pipeline)
     monkeypatch.setattr(tiny_pipeline, "about", tiny_pipeline.about)
     engine = app.space_engine()
-    assert loaded == ["nano"] and "LIVE2DIFF_OPTIONS cannot be read" in engine.about
+    assert loaded == ["nano"] and reason in engine.about
     monkeypatch.setattr(app, "ENGINE", engine)
     monkeypatch.setattr(app, "serve", lambda engine, *_, **options: served.append(engine))
     monkeypatch.setattr(app, "serve_until_stopped", lambda *_: None)
