@@ -10,11 +10,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
+from concurrent.futures import Future
 from typing import Any
 
-from ..serving.engine import CLOSE_SECONDS, Engine
+from ..serving.engine import Engine
 from ..serving.event_log import log_event
 from ..serving.futures import resolved
 from .autoscale import SCALE_SECONDS, Autoscaler
@@ -58,7 +57,6 @@ class ClusterEngine(ClusterSessions):
         self.pool.grow(resources.workers)
         self._count_workers = count_workers or (lambda: resources.workers)
         self._autoscaler, self._scaled = autoscaler, float("-inf")
-        self._fetches = ThreadPoolExecutor(max_workers=8, thread_name_prefix="fetch")
         self._ended = threading.Event()
         first = self.pool.first()
         self.styles, self.default_style = first.styles, first.default_style
@@ -83,17 +81,11 @@ class ClusterEngine(ClusterSessions):
 
     def fetch(self, style: str | None) -> Future[None]:
         """Download what a style needs, on all workers."""
-        if not style or style not in self.styles or not self.styles[style].has_weights:
-            return resolved(None)
-        return self._fetches.submit(self.pool.fetch, style)
+        return self.downloads.submit(self.pool.fetch, style) if self.with_weights(style) else resolved(None)
 
-    def shutdown(self) -> None:
-        """Close every stream and end all workers."""
-        sessions = self.registry.all()
-        self.end()
-        wait_for([session.freed for session in sessions], CLOSE_SECONDS)
+    def release_devices(self) -> None:
+        """End all workers and the connection to Ray."""
         self._ended.set()
-        self._fetches.shutdown(wait=False, cancel_futures=True)
         self.pool.close()
         self.on_shutdown()
 

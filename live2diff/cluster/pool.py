@@ -116,7 +116,7 @@ class WorkerPool:
             self.grow(wanted)
             time.sleep(START_SECONDS)
 
-    def fetch(self, style: str) -> None:
+    def fetch(self, style: str | None) -> None:
         """Download what a style needs, on all workers.
 
         Raises:

@@ -96,18 +96,13 @@ class ClusterSessions(Engine):
 
     def weights_of(self, settings: StreamSettings) -> str | None:
         """Return a name of the weights that a stream uses; None for the model's own."""
-        style = self.styles.get(self.default_style if settings.style is None else settings.style)
-        if style is None or not style.has_weights:
+        if (style := self.with_weights(settings.style)) is None:
             return None
         return json.dumps([style.base, [[name, scale * settings.lora_scale] for name, scale in style.loras]])
 
     def submit(self, session: ClusterSession, function: Callable[..., Any], *arguments: Any) -> Future:
         """Run a function on the session's own thread."""
         return session.thread.submit(function, *arguments)
-
-    def schedule(self, session: ClusterSession) -> None:
-        """Have the waiting frame pushed."""
-        self.submit(session, self.step, session)
 
     # The methods below run on the session's thread.
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from ..pipeline import Live2DiffPipeline
     from ..streaming.stream import Stream
+    from ..styles import Style
     from .rounds import Rounds
 
 QUIET_SECONDS = 10.0  # a session silent for this long is closed when another needs its place
@@ -82,13 +83,13 @@ class Engine:
 
             pools = self._thread.submit(open_pools, pipe, self.room.viewers, cache_dtype).result()
             self._rounds = Rounds(self, pools)
-        self._downloads = SharedCalls(threads=8, name="downloads")
         self.begin_sessions(self.room.viewers, idle_seconds, clock)
 
     def begin_sessions(self, capacity: int, idle_seconds: float, clock: Callable[[], float]) -> None:
         """Prepare for so many sessions."""
         self.admission: Callable[[str], AbstractContextManager] = nullcontext
         self.capacity, self.registry = capacity, SessionRegistry(clock)
+        self.downloads = SharedCalls(threads=8, name="downloads")
         self._ending = threading.Event()
         threading.Thread(target=self._reap, args=(idle_seconds,), name="reaper", daemon=True).start()
 
@@ -103,12 +104,12 @@ class Engine:
 
     def fetch(self, style: str | None) -> Future[None]:
         """Download what a style needs, while frames go on; before `open` or `update` with it."""
-        return self._downloads.submit(self.pipe.fetch, style) if self.has_files(style) else resolved(None)
+        return self.downloads.submit(self.pipe.fetch, style) if self.with_weights(style) else resolved(None)
 
-    def has_files(self, style: str | None) -> bool:
-        """Return whether a style, None for the default one, has weights of its own to download."""
-        preset = self.styles.get(self.default_style if style is None else style)
-        return preset is not None and preset.has_weights
+    def with_weights(self, name: str | None) -> Style | None:
+        """Return the style of a name, None for the default one, if it has weights of its own."""
+        style = self.styles.get(self.default_style if name is None else name)
+        return style if style and style.has_weights else None
 
     def open(self, key: str, settings: StreamSettings) -> Future[str]:
         """Open a stream; the result is the end of the prompt that the model cannot read, "" as a rule.
@@ -207,10 +208,8 @@ class Engine:
         sessions = self.registry.all()
         self.end()
         wait([session.freed for session in sessions], CLOSE_SECONDS)
-        self._downloads.shutdown()
-        if self._rounds:
-            self._rounds.shutdown()
-        self._thread.shutdown(wait=True)
+        self.downloads.shutdown()
+        self.release_devices()
 
     def _reap(self, idle_seconds: float) -> None:
         while not self._ending.wait(min(idle_seconds / 4, 5.0)):
@@ -265,6 +264,12 @@ class Engine:
     def open_clip(self, session: Any, frames: int | None) -> Future[str]:
         """Open the stream of a clip with so many frames."""
         return self.submit(session, self.open_stream, session)
+
+    def release_devices(self) -> None:
+        """End the threads that use the device; every stream is closed."""
+        if self._rounds:
+            self._rounds.shutdown()
+        self._thread.shutdown(wait=True)
 
     # The methods below run on the thread of the session's stream.
 
