@@ -80,38 +80,22 @@ class Result:
     gpu_seconds: float = 0.0  # from the request of a node to its end
     stream_seconds: float = 0.0
 
-    def row(self, scenario: Scenario) -> str:
-        """Return a line of the table."""
+    def row(self, scenario: Scenario) -> dict[str, str]:
+        """Return a row of the table, by the titles of its columns."""
         p50, p95 = np.percentile(self.waits or [0.0], [50, 95])
-        cells = (
-            f"{scenario.gpus:,}",
-            "as needed" if scenario.autoscale else "all the time",
-            f"{self.arrivals:,}",
-            f"{p50:.0f} / {p95:.0f} s",
-            f"{self.left / max(1, self.arrivals):.1%}",
-            f"{self.cut / max(1, self.arrivals):.1%}",
-            f"{self.restyled / max(1, self.arrivals):.1%}",
-            f"{self.moved_by_failure:,} + {self.moved_by_drain:,}",
-            f"{self.stranded:,}",
-            f"{self.gpu_seconds / 3600:,.0f}",
-            f"{self.stream_seconds / max(1.0, self.gpu_seconds * scenario.slots):.0%}",
-        )
-        return f"| {' | '.join(cells)} |"
-
-
-COLUMNS = (
-    "GPUs",
-    "run",
-    "viewers",
-    "wait p50 / p95",
-    "left the line",
-    "cut short",
-    "other style",
-    "moved: failure + drain",
-    "of them waited",
-    "GPU hours",
-    "slots in use",
-)
+        return {
+            "GPUs": f"{scenario.gpus:,}",
+            "run": "as needed" if scenario.autoscale else "all the time",
+            "viewers": f"{self.arrivals:,}",
+            "wait p50 / p95": f"{p50:.0f} / {p95:.0f} s",
+            "left the line": f"{self.left / max(1, self.arrivals):.1%}",
+            "cut short": f"{self.cut / max(1, self.arrivals):.1%}",
+            "other style": f"{self.restyled / max(1, self.arrivals):.1%}",
+            "moved: failure + drain": f"{self.moved_by_failure:,} + {self.moved_by_drain:,}",
+            "of them waited": f"{self.stranded:,}",
+            "GPU hours": f"{self.gpu_seconds / 3600:,.0f}",
+            "slots in use": f"{self.stream_seconds / max(1.0, self.gpu_seconds * scenario.slots):.0%}",
+        }
 
 
 @dataclass
@@ -338,12 +322,16 @@ def main() -> int:
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 10, 100, 1000])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
-    for gpus in options.gpus:
-        hours = max(3.0, 3.0 * (300 // gpus))  # of a few GPUs for longer: there are fewer viewers
-        for autoscale in (False, True):
-            scenario = Scenario(gpus, hours, autoscale=autoscale, seed=options.seed)
-            print(Simulation(scenario).run().row(scenario), flush=True)
+    scenarios = [
+        # A few GPUs for longer: there are fewer viewers.
+        Scenario(gpus, max(3.0, 3.0 * (300 // gpus)), autoscale=autoscale, seed=options.seed)
+        for gpus in options.gpus
+        for autoscale in (False, True)
+    ]
+    titles = Result().row(scenarios[0])
+    print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
+    for scenario in scenarios:
+        print(f"| {' | '.join(Simulation(scenario).run().row(scenario).values())} |", flush=True)
     return 0
 
 
