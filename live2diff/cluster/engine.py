@@ -6,7 +6,6 @@ own dies, or before it is drained.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from ..serving.engine import Engine
-from ..serving.event_log import log_event
+from ..serving.event_log import log, log_event
 from ..serving.futures import resolved
 from .autoscale import SCALE_SECONDS, Autoscaler
 from .pool import WorkerPool
@@ -22,7 +21,6 @@ from .ray_session import WorkerResources
 from .remote_worker import Deadlines, RemoteWorker
 from .sessions import ClusterSessions
 
-log = logging.getLogger("live2diff")
 WATCH_SECONDS = 0.5  # between two looks at the workers
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import ray
 
 from ..errors import EngineBusy
+from ..serving.event_log import log
 from .placement import place
 from .remote_worker import NO_DEADLINE, Deadlines, RemoteWorker, StartFailed, WorkerLost
 from .worker import Announcement, Worker
@@ -22,7 +22,6 @@ START_SECONDS = 0.1  # between two looks whether the first worker is ready
 FAILING_SECONDS = 300.0  # from the first failure until the start is given up; others may still be loading
 REPLACE_SECONDS = 10.0  # between two times that workers which Ray has given up are replaced
 WAIT_LOG_SECONDS = 30.0  # between two lines that the front still waits
-log = logging.getLogger("live2diff")
 OTHER_WEIGHTS = (
     "Other viewers are using all GPUs in styles with other weights. Choose one of their styles, or try again "
     "when they have left."

@@ -7,7 +7,6 @@ are returned and not raised: Ray would put its own words around them.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import secrets
 from collections import defaultdict
@@ -25,6 +24,7 @@ import numpy as np
 from ..config import MAX_DENOISING_STEPS, WARMUP_FRAMES
 from ..errors import DEVICE_LOST, StreamClosed, StreamOutOfMemory
 from ..serving.engine import Engine
+from ..serving.event_log import log
 from ..serving.portable import ERRORS, portable
 from ..serving.sessions import ClipStream, FrameResult, PromptHelp
 from ..streaming.images import JPEG_QUALITY, decode_frame, encode_jpeg
@@ -34,7 +34,6 @@ from ..styles import Style
 if TYPE_CHECKING:
     from ..pipeline import Live2DiffPipeline
 
-log = logging.getLogger("live2diff")
 NO_MEMORY = (
     "A worker has not enough memory for the model. Close other programs that use its GPU, or take "
     "--small-memory or a smaller model (--model nano)."
