@@ -6,9 +6,7 @@ takes tens of seconds. A worker that was left gets no call until it has announce
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -18,13 +16,13 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayTaskError
 
+from ..serving.event_log import log
 from ..serving.futures import fail
-from ..serving.sessions import append_finished, rates_of
+from ..serving.sessions import FinishedFrames
 from .placement import WorkerState
 from .worker import Announcement, NotAnnounced
 
 NO_DEADLINE = float("inf")  # of a download
-log = logging.getLogger("live2diff")
 
 
 class WorkerLost(RuntimeError):
@@ -65,7 +63,7 @@ class RemoteWorker:
         streams: the ids of the streams that it has, or that it is about to be given, clips included.
         clips: those of the clips, which need no slot.
         weights: the weights that its streams use, or the last one used.
-        finished: when the frames of the last RATE_SECONDS were finished, and the delay of each in seconds.
+        finished: the frames it has finished lately.
     """
 
     def __init__(
@@ -83,7 +81,7 @@ class RemoteWorker:
         self.streams: set[str] = set()
         self.clips: set[str] = set()
         self.weights: str | None = None
-        self.finished: deque[tuple[float, float]] = deque()
+        self.finished = FinishedFrames(clock)
         self._on_change = on_change  # called with "" when it has announced itself, or the reason of its loss
         self._lock = threading.RLock()
         self._calls: dict[Future, float] = {}  # without an answer yet, and their deadlines
@@ -220,11 +218,6 @@ class RemoteWorker:
         """The id of its process on its node, while it is ready."""
         return self.announced.process if self.announced else None
 
-    def note_finished(self, arrived: float) -> None:
-        """Count a frame that is finished now, and forget those that do not count any more."""
-        with self._lock:
-            append_finished(self.finished, arrived, self.clock())
-
     def give_back(self, stream: str) -> None:
         """Note that a stream is freed, or was never opened."""
         self.streams.discard(stream)
@@ -240,12 +233,10 @@ class RemoteWorker:
     def stats(self) -> dict[str, Any]:
         """Return streams, slots, frame rate, delay in seconds, and whether it drains or is suspect."""
         state = self.state()
-        with self._lock:
-            rates = rates_of(self.finished, self.clock())
         return {
             "streams": state.streams,
             "slots": state.slots,
             "suspect": state.suspect,
             "draining": state.draining,
-            **rates,
+            **self.finished.rates(),
         }

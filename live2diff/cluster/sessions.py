@@ -214,7 +214,7 @@ class ClusterSessions(Engine):
         session.recent.append(queued.frame)
         if frames:
             self._forget_losses(session)
-            stream.worker.note_finished(queued.arrived)
+            stream.worker.finished.add(queued.arrived)
         self.finish(session, queued, frames)
 
     def move(self, session: ClusterSession, stream: RemoteStream, reason: str) -> None:

@@ -367,7 +367,7 @@ class Engine:
         shown = [session.in_flight.popleft() for _ in frames]
         last = shown[-1] if shown else None
         if last is not None:
-            self.registry.note_finished(last.arrived)
+            self.registry.finished.add(last.arrived)
         queued.result.set_result(FrameResult(frames, last and last.tag, stream.frames_in, stream.warm))
 
     def _guarded(self, session: Session, function: Callable, *arguments: Any, **options: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -82,12 +82,39 @@ class Session:
         return self.stream is None or (self.result is not None and not self.result.done())
 
 
+class FinishedFrames:
+    """The frames finished in the last RATE_SECONDS. Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._frames: deque[tuple[float, float]] = deque()  # when finished, delay in seconds
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def add(self, arrived: float) -> None:
+        """Add a frame that is finished now; forget those that no longer count."""
+        with self._lock:
+            now = self._clock()
+            self._frames.append((now, now - arrived))
+            while self._frames[0][0] < now - RATE_SECONDS:
+                self._frames.popleft()
+
+    def rates(self) -> dict[str, float]:
+        """Return frames per second, and the median and 95th percentile of their delay in seconds."""
+        with self._lock:
+            now = self._clock()
+            recent = [delay for when, delay in self._frames if when >= now - RATE_SECONDS]
+        p50, p95 = np.percentile(recent, [50, 95]).tolist() if recent else (0.0, 0.0)
+        return {"fps": len(recent) / RATE_SECONDS, "delay_p50": p50, "delay_p95": p95}
+
+
 class SessionRegistry:
     """The sessions of an engine, by key. Thread-safe.
 
     Attributes:
         lock: to be held while a session's waiting frame, or one of these counts, is read or changed.
-        finished: when the frames of the last RATE_SECONDS were finished, and how long each took, in seconds.
+        finished: the frames finished lately.
         dropped: how many frames were replaced by newer ones.
     """
 
@@ -95,7 +122,7 @@ class SessionRegistry:
         self.lock = threading.RLock()
         self.clock = clock
         self._sessions: dict[str, Session] = {}
-        self.finished: deque[tuple[float, float]] = deque()
+        self.finished = FinishedFrames(clock)
         self.dropped = 0
 
     def get(self, key: str) -> Session:
@@ -133,36 +160,11 @@ class SessionRegistry:
         """Return the keys of the live sessions."""
         return {session.key for session in self.all() if not session.is_clip}
 
-    def note_finished(self, arrived: float) -> None:
-        """Count a frame that is finished now, and forget those that do not count any more."""
-        with self.lock:
-            append_finished(self.finished, arrived, self.clock())
-
     def stats(self) -> dict[str, float]:
         """Return streams and clips open, frames a second, frames dropped, the delay of a frame in seconds."""
         streams = len(self.live_keys())
-        with self.lock:
-            rates = rates_of(self.finished, self.clock())
-        return {
-            "streams": streams,
-            "clips": len(self.all()) - streams,
-            "dropped": self.dropped,
-            **rates,
-        }
-
-
-def append_finished(finished: deque[tuple[float, float]], arrived: float, now: float) -> None:
-    """Add a frame that is finished now, and drop those that `rates_of` does not count any more."""
-    finished.append((now, now - arrived))
-    while finished[0][0] < now - RATE_SECONDS:
-        finished.popleft()
-
-
-def rates_of(finished: Iterable[tuple[float, float]], now: float) -> dict[str, float]:
-    """Return frames a second and the delay of a frame in seconds, of frames (when finished, delay)."""
-    recent = [delay for when, delay in finished if when >= now - RATE_SECONDS]
-    p50, p95 = np.percentile(recent, [50, 95]).tolist() if recent else (0.0, 0.0)
-    return {"fps": len(recent) / RATE_SECONDS, "delay_p50": p50, "delay_p95": p95}
+        counts = {"streams": streams, "clips": len(self.all()) - streams, "dropped": self.dropped}
+        return counts | self.finished.rates()
 
 
 class ClipStream:

@@ -140,7 +140,7 @@ def test_the_rate_of_a_fast_worker_is_counted_whole():
     worker = RemoteWorker("w1", None, Deadlines(), lambda: now[0], lambda *_: None)
     for number in range(4000):
         now[0] = number / 400
-        worker.note_finished(now[0] - 0.25)
+        worker.finished.add(now[0] - 0.25)
     stats = worker.stats()
     assert stats["fps"] == pytest.approx(400, rel=0.01) and stats["delay_p50"] == pytest.approx(0.25)
     assert len(worker.finished) <= 400 * RATE_SECONDS + 1, "older ones are dropped"

@@ -213,12 +213,12 @@ def test_the_frame_rate_is_that_of_the_last_seconds_however_many_frames_they_hav
     registry = SessionRegistry(clock)
     for number in range(10 * rate):
         clock.now = 1000 + number / rate
-        registry.note_finished(arrived=clock.now - 0.05)
+        registry.finished.add(arrived=clock.now - 0.05)
     assert registry.stats()["fps"] == pytest.approx(rate, rel=0.01)
     assert registry.stats()["delay_p95"] == pytest.approx(0.05)
     clock.now += 2 * RATE_SECONDS
     assert registry.stats()["fps"] == 0
-    registry.note_finished(arrived=clock.now)
+    registry.finished.add(arrived=clock.now)
     assert len(registry.finished) == 1, "what is not counted any more is not kept"
 
 
