@@ -33,6 +33,8 @@ from live2diff.cli import (
     model_loader,
     operator_options,
 )
+from live2diff.cluster.start import start_cluster
+from live2diff.cluster.worker import load_engine
 from live2diff.command import run_main
 from live2diff.serving import event_log
 from live2diff.serving.admission import WaitingLine
@@ -182,13 +184,10 @@ def start_cluster_engine(options: argparse.Namespace) -> tuple[EngineProtocol, l
     Raises:
         ValueError, OSError, RuntimeError: as `start_cluster`.
     """
-    from live2diff.cluster.start import start_cluster  # only here: it needs torch
-    from live2diff.cluster.worker import load_engine
-
     work = options.size, options.steps, options.streams, options.small_memory
     make_engine = partial(load_engine, model_loader(options), *work)
     engine = start_cluster(options.cluster, make_engine, options.autoscale)
-    from live2diff.cluster.metrics import metric_routes  # comes with Ray
+    from live2diff.cluster.metrics import metric_routes  # needs the extra `cluster`
 
     print(engine.room)
     return engine, [*metric_routes(engine)]

@@ -27,6 +27,7 @@ from ..serving.engine import Engine
 from ..serving.event_log import log
 from ..serving.portable import ERRORS, portable
 from ..serving.sessions import ClipStream, FrameResult, PromptHelp
+from ..serving.working_size import set_work
 from ..streaming.images import JPEG_QUALITY, decode_frame, encode_jpeg
 from ..streaming.settings import StreamSettings
 from ..styles import Style
@@ -101,9 +102,7 @@ def load_engine(
     Raises:
         ValueError, OSError: as `loading.load`.
     """
-    from torch import int8  # not before there is a model: torch is slow
-
-    from ..serving.working_size import set_work
+    from torch import int8  # not at import: torch takes seconds
 
     pipe = load()
     set_work(pipe, size, steps)

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..errors import DeviceLost, ServerStopping, StreamClosed, StreamOutOfMemory, is_out_of_memory
 from ..streaming.settings import BLEND_FRAMES, StreamSettings
+from .capacity import Room, measure_room
 from .device_loss import is_stream_fault, watched
 from .futures import SharedCalls, delivering, fail, resolved
 from .sessions import ClipStream, FrameResult, PromptHelp, QueuedFrame, Session, SessionRegistry
@@ -66,8 +67,6 @@ class Engine:
         cache_dtype: torch.dtype | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        from .capacity import Room, measure_room  # not before there is a model: torch is slow
-
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         if capacity is None:
             self.room = self._thread.submit(measure_room, pipe, cache_dtype).result()

@@ -18,13 +18,13 @@ import numpy as np
 from ..errors import is_out_of_memory
 from ..streaming.settings import StreamSettings
 from .capacity import SPARE, bytes_of_cache
+from .engine import Engine
 
 if TYPE_CHECKING:
     import torch
 
     from ..pipeline import Live2DiffPipeline
     from ..styles import Style
-    from .engine import Engine
 
 CAMERA = (480, 640, 3)
 TIMED_FRAMES = 9
@@ -212,19 +212,16 @@ def start_fitting(
         ValueError: not even the least work fits into the memory, or a number is out of range.
     """
     from ..runtime.device import release_memory
-    from .engine import Engine
 
     groups, about = choices(pipe, size, steps, small_memory), pipe.about
     works = [work for group in groups for work in reversed(group)]  # the least memory first
-    asked, work, why = size is not None and len(groups) == 1, groups[-1][0], ""
+    chosen, why = groups[-1][0], ""
     if len(groups) > 1:
-        work, seconds = measure(pipe, groups, clock)
+        chosen, seconds = measure(pipe, groups, clock)
         why = f"at {1 / seconds:.1f} frames a second for one viewer on this machine"
-    chosen = works.index(work)
-    if not asked and not why:
+    elif size is None:
         why = "the model's own"
-    while chosen >= 0:
-        work = works[chosen]
+    for work in reversed(works[: works.index(chosen) + 1]):
         set_work(pipe, work.size, work.steps)
         sentence = describe(work, groups, why) if why else ""
         pipe.about = f"{about} {sentence}".rstrip()
@@ -234,7 +231,7 @@ def start_fitting(
             if not is_out_of_memory(error):
                 raise
         release_memory()
-        chosen, why = chosen - 1, "as more does not fit into the memory"
+        why = "as more does not fit into the memory"
     pipe.about = about
     raise ValueError(NO_MEMORY)
 

@@ -25,6 +25,7 @@ from ..serving.engine import Engine
 from ..serving.event_log import log
 from ..serving.futures import delivering, fail, follow, resolved
 from ..serving.sessions import FrameResult, Session
+from ..streaming.images import check_frame
 from ..streaming.settings import BLEND_FRAMES, StreamSettings
 from .channel import POLL_SECONDS, PipePool
 from .fork import fork_one_at_a_time
@@ -148,8 +149,6 @@ class ZeroGpuEngine(Engine):
             StreamClosed: a GPU session has ended or was refused, and the next one has not been asked for.
             ValueError: not a frame.
         """
-        from ..streaming.images import check_frame  # not at import: torch takes seconds
-
         check_frame(frame)
         with self.registry.lock:
             session = self._session(key)

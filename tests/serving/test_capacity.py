@@ -9,7 +9,7 @@ import live2diff
 from live2diff.errors import LimitReached
 from live2diff.model.kv_cache import dequantise, quantise
 from live2diff.model.unet import StreamUNet
-from live2diff.serving import capacity
+from live2diff.serving import engine as engine_module
 from live2diff.serving.capacity import (
     CPU_VIEWERS,
     MOST_VIEWERS,
@@ -127,7 +127,7 @@ def test_streams_are_admitted_by_the_bytes_of_their_caches(tiny_pipeline, monkey
     """There is room for three of two steps: one of four steps counts as two, until it has left."""
     two_steps = bytes_of_cache(tiny_pipeline, 2, (32, 32))
     room = Room(3, "Room for 3.", cache_bytes=3 * two_steps)
-    monkeypatch.setattr(capacity, "measure_room", lambda *_: room)
+    monkeypatch.setattr(engine_module, "measure_room", lambda *_: room)
     engine = Engine(tiny_pipeline, capacity=None)
     ordinary, hungry = StreamSettings(steps=2), StreamSettings(steps=4)
     engine.open("ann", hungry).result(PATIENCE)

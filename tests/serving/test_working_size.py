@@ -19,7 +19,8 @@ from live2diff.model.attention import Window
 from live2diff.model.depth import inverse_depth
 from live2diff.model.vae import decode, encode
 from live2diff.runtime import device
-from live2diff.serving import capacity, working_size
+from live2diff.serving import engine as engine_module
+from live2diff.serving import working_size
 from live2diff.serving.capacity import Room, bytes_of_cache
 from live2diff.serving.working_size import (
     LADDERS,
@@ -225,7 +226,7 @@ def test_out_of_memory_when_room_is_measured_goes_one_step_down(full, monkeypatc
             raise RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, max allowed: 9.07 GB).")
         return Room(1, "Room for 1.")
 
-    monkeypatch.setattr(capacity, "measure_room", measure_room)
+    monkeypatch.setattr(engine_module, "measure_room", measure_room)
     engine, sentence = start_fitting(full, clock=quick(full, monkeypatch))
     engine.shutdown()
     assert seen == [Work(24, 3), Work(24, 3, torch.int8), Work(20, 3)]
@@ -239,7 +240,7 @@ def test_a_size_and_steps_that_were_given_are_kept_in_8_bits(full, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return Room(1, "Room for 1.")
 
-    monkeypatch.setattr(capacity, "measure_room", measure_room)
+    monkeypatch.setattr(engine_module, "measure_room", measure_room)
     engine, sentence = start_fitting(full, size=24, steps=2)
     engine.shutdown()
     assert sentence == "Working size: 24, an 8-bit cache, as more does not fit into the memory."
@@ -248,7 +249,7 @@ def test_a_size_and_steps_that_were_given_are_kept_in_8_bits(full, monkeypatch):
 def test_where_nothing_fits_one_sentence_says_so(full, monkeypatch):
     with Full(full.unet, lambda _: True), pytest.raises(ValueError, match="not enough memory for one viewer"):
         monkeypatch.setattr(
-            capacity, "measure_room", lambda pipe, _: pipe([working_size.np.zeros((8, 8, 3), "uint8")])
+            engine_module, "measure_room", lambda pipe, _: pipe([working_size.np.zeros((8, 8, 3), "uint8")])
         )
         start_fitting(full, clock=quick(full, monkeypatch))
     assert full.about == "Model: tiny."
@@ -256,7 +257,7 @@ def test_where_nothing_fits_one_sentence_says_so(full, monkeypatch):
     def fail(*_: object) -> Room:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(capacity, "measure_room", fail)
+    monkeypatch.setattr(engine_module, "measure_room", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         start_fitting(full, size=16, steps=1)
 
