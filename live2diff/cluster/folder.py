@@ -30,10 +30,8 @@ class FolderWorker:
         job = ClipJob(Path(batch["source"][0]), Path(batch["target"][0]))
         outcome = ClipOutcome(job.source) if self.failure else attempt(job, self.translate)
         row = {"source": str(job.source), "frames": outcome.frames, "seconds": outcome.seconds}
-        return {name: [value] for name, value in row.items()} | {
-            "error": [outcome.error or ""],
-            "failure": [self.failure],
-        }
+        row |= {"error": outcome.error or "", "failure": self.failure}
+        return {name: [value] for name, value in row.items()}
 
 
 def translate_on_cluster(

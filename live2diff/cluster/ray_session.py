@@ -43,21 +43,19 @@ def ray_session(where: str) -> Iterator[None]:
     Raises:
         ValueError: Ray is not installed or cannot be reached.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    environment = ENVIRONMENT
     options: dict[str, Any] = {"address": where, "namespace": NAMESPACE}
     options |= {"log_to_driver": False, "logging_level": "ERROR"}
     if where == "local":
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        for name, value in LOCAL_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        workers = min(2, os.cpu_count() or 1)
+        environment = ENVIRONMENT | LOCAL_ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
         options |= {
             "num_cpus": os.cpu_count(),
-            "resources": {CPU_WORKER: workers},
+            "resources": {CPU_WORKER: min(2, os.cpu_count() or 1)},
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError:
@@ -103,15 +101,12 @@ def worker_resources(
     import ray
 
     ends = clock() + (0.0 if where == "local" else NODE_SECONDS)
-    is_said = False
-    while (resources := resources_of(ray.cluster_resources())) is None and clock() < ends:
-        if not is_said:
-            is_said = True
-            line = (
-                f"Waiting for a node with a GPU or the resource {CPU_WORKER} in the Ray cluster at {where}."
-            )
-            print(line, file=sys.stderr, flush=True)
+    if (resources := resources_of(ray.cluster_resources())) is None and clock() < ends:
+        line = f"Waiting for a node with a GPU or the resource {CPU_WORKER} in the Ray cluster at {where}."
+        print(line, file=sys.stderr, flush=True)
+    while resources is None and clock() < ends:
         sleep(POLL_SECONDS)
+        resources = resources_of(ray.cluster_resources())
     if resources is not None:
         return resources
     raise ValueError(

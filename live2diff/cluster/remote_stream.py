@@ -40,9 +40,8 @@ class RemoteStream:
         self.worker, self.settings, self.stream_id = worker, settings, stream_id
         self.frames_in, self.frames_out, self.warm, self.ignored_words = 0, 0, False, ""
         self.calls: deque[FrameCall] = deque()  # pushed, not delivered yet; oldest first
-        self.in_flight: deque[QueuedFrame | None] = (
-            deque()
-        )  # of a stream that takes over, as `Session.in_flight`
+        # As `Session.in_flight`, for a stream that takes over.
+        self.in_flight: deque[QueuedFrame | None] = deque()
         self._turns = count()
         self._opened: Future = Future()
         self._is_open = False
@@ -171,8 +170,7 @@ class RemoteClip:
 
     def close(self) -> None:
         """Free the stream."""
-        if self._stream is not None:
-            self._stream.close()
+        self._stream.close()
 
     def _call(self, name: str, *arguments: Any) -> list[np.ndarray]:
         """Call a method; where the worker is lost, push the recent frames to another one in its place."""

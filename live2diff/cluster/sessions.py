@@ -41,9 +41,8 @@ class ClusterSession(Session):
 
     # Runs all that touches the stream; ends when the session is garbage.
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(max_workers=1))
-    recent: deque[bytes] = field(
-        default_factory=lambda: deque(maxlen=WARMUP_FRAMES)
-    )  # that a worker has answered
+    # The latest JPEGs that a worker has answered.
+    recent: deque[bytes] = field(default_factory=lambda: deque(maxlen=WARMUP_FRAMES))
     next_stream: RemoteStream | None = None  # has its place; its style's files are on their way
     successor: RemoteStream | None = None  # gets the same frames, and takes over with its first picture
 

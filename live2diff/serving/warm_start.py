@@ -69,8 +69,8 @@ def capture(
                 push(streams)
         finally:
             pipe.runtime = runtime
-        for count in sorted({1 << bit for bit in range(capacity.bit_length())}, reverse=True):
-            push(streams[:count])
+        for bit in reversed(range(capacity.bit_length())):
+            push(streams[: 1 << bit])
         streams[0].close()
         with closing(pipe.stream(size=size, pools=pools, cache_dtype=cache_dtype)) as newcomer:
             for _ in range(WARMUP_FRAMES + newcomer.schedule.steps):
