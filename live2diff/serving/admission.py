@@ -1,8 +1,8 @@
-"""WaitingLine: the queue for an engine's places, with a fair slice of time for each viewer.
+"""Queue viewers for an engine's places, with a time slice for each.
 
-First come, first served. A viewer stays as long as nobody waits; once somebody does, the one admitted
-longest ago gives way when the slice is used up, and then waits like everybody else. Nothing runs in the
-background: the line moves on with every call, and a waiting page calls about once a second.
+First come, first served. A viewer stays as long as nobody waits; otherwise the one admitted longest ago must
+leave once the slice is used up, and may queue again. There is no background thread: every call updates the
+line, and a waiting page calls about once a second.
 """
 
 import heapq
@@ -19,7 +19,7 @@ from .sessions import EngineProtocol
 RESERVED_SECONDS = 8.0  # how long a place is kept for a viewer who was admitted and has not opened a stream
 SILENCE_SECONDS = 10.0  # a waiting viewer who does not call `join` for this long has left the line
 HELD_SECONDS = 15.0  # how long a viewer whose connection was cut keeps the place or the position
-NOTICE_SECONDS = 20.0  # at least, from when another viewer begins to wait until this one must leave
+NOTICE_SECONDS = 20.0  # how long a viewer stays at least after another one begins to wait
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Queued:
 
 
 class WaitingLine:
-    """Queue for the places of an engine, as its `admission`. Thread-safe.
+    """The queue for the places of an engine, whose `admission` it becomes. Thread-safe.
 
     A viewer may stay for `slice_seconds` while others wait.
     """
@@ -70,7 +70,7 @@ class WaitingLine:
         engine.admission, engine.count_waiting = self._admission, self.__len__
 
     def __len__(self) -> int:
-        """Return how many wait."""
+        """Return how many viewers wait."""
         with self._lock:
             self._advance(self.clock())
             return len(self._queue)
@@ -78,14 +78,14 @@ class WaitingLine:
     def join(self, key: str) -> QueuePosition:
         """Join the line, or stay in it, and return the position.
 
-        At position 0 a place is kept for RESERVED_SECONDS: call `engine.open` at once. After SILENCE_SECONDS
-        without this call a viewer has left the line, and begins at its end.
+        At position 0 a place is kept for RESERVED_SECONDS: call `engine.open` at once. A waiting viewer who
+        does not call this for SILENCE_SECONDS loses the position.
         """
         with self._lock:
             now = self.clock()
             self._advance(now)
             if self._held.pop(key, None) is not None and key in self._admitted:
-                self._admitted[key].opened = now  # a new stream is to be opened at the place that was kept
+                self._admitted[key].opened = now  # a new stream follows at the kept place
             if key not in self._admitted:
                 self._queue.setdefault(key, Queued(now, now)).seen = now
                 self._advance(now)
@@ -95,9 +95,9 @@ class WaitingLine:
             return QueuePosition(position + 1, self._expected_wait(now, position))
 
     def hold(self, key: str) -> None:
-        """Close the stream, and keep the place or the position until `join`, at most HELD_SECONDS.
+        """Close the stream; keep the place or the position until `join`, for at most HELD_SECONDS.
 
-        The slice goes on.
+        The slice keeps running.
         """
         with self._lock:
             now = self.clock()
@@ -106,7 +106,7 @@ class WaitingLine:
             self._advance(now)
 
     def leave(self, key: str) -> None:
-        """Give up the place or the position; a stream is closed."""
+        """Give up the place or the position, and close the stream."""
         with self._lock:
             self._held.pop(key, None)
             self._queue.pop(key, None)
@@ -115,7 +115,7 @@ class WaitingLine:
             self._advance(self.clock())
 
     def time_left(self, key: str) -> float | None:
-        """Return the seconds until a viewer must give way, or the engine ends the stream; None for never."""
+        """Return the seconds until a viewer must leave or the engine ends the stream; None for never."""
         with self._lock:
             now = self.clock()
             self._advance(now)
@@ -125,7 +125,7 @@ class WaitingLine:
 
     @contextmanager
     def _admission(self, key: str) -> Iterator[None]:
-        """Hold the line while `engine.open` gives a session its place."""
+        """Lock the line while `engine.open` gives a session its place."""
         with self._lock:
             now = self.clock()
             self._advance(now)
@@ -137,7 +137,7 @@ class WaitingLine:
             yield
 
     def _advance(self, now: float) -> None:
-        """Bring the line up to date: remove the silent, admit the next, end what is due."""
+        """Update the line: remove silent viewers, admit the next ones, end slices that are due."""
         self._held = {key: until for key, until in self._held.items() if now <= until}
         for key, queued in list(self._queue.items()):
             if now - queued.seen > SILENCE_SECONDS and key not in self._held:
@@ -145,10 +145,10 @@ class WaitingLine:
         if self._queue and len(self._admitted) >= self._engine.capacity:
             self._engine.make_room()
         streams = self._engine.session_keys()
-        if len(streams) < len(self._admitted):  # all streams are admitted: else none is missing
+        if len(streams) < len(self._admitted):  # every stream belongs to an admitted viewer
             lost = [key for key in self._admitted if key not in streams]
             for key in reversed(lost[: max(0, len(self._admitted) - self._engine.capacity)]):
-                del self._admitted[key]  # the engine has less room than before: first in line
+                del self._admitted[key]  # the engine has lost room: they are first in line
                 self._queue = {key: Queued(now, now), **self._queue}
             for key in self._admitted.keys() - streams - self._held.keys():
                 if now - self._admitted[key].opened > RESERVED_SECONDS:
@@ -167,16 +167,16 @@ class WaitingLine:
             self._admitted[key] = Admitted(now, now)
 
     def _deadlines(self) -> list[tuple[str, float]]:
-        """Return who must give way and when, in order: the one admitted longest ago for the first in line."""
+        """Return who must leave and when: the one admitted longest ago for the first in line, and so on."""
         return [
             (key, max(admitted.since + self.slice_seconds, queued.since + self._notice))
             for (key, admitted), queued in zip(self._admitted.items(), self._queue.values(), strict=False)
         ]
 
     def _expected_wait(self, now: float, position: int) -> float:
-        """Return how long the one at a position, from 0, will wait if everybody uses up the slice."""
-        # Only the first to end can be followed by those who wait now. Where there is no place at all, because
-        # no worker is ready, one is expected soon.
+        """Return the seconds that the viewer at a position, from 0, waits if everybody uses up the slice."""
+        # Only the first `position + 1` slices to end matter. While no worker is ready there is no place at
+        # all: one is expected now.
         first = islice(self._admitted.values(), position + 1)
         ends = [admitted.since + self.slice_seconds for admitted in first] or [now]
         heapq.heapify(ends)

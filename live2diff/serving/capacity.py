@@ -12,7 +12,7 @@ from ..config import WARMUP_FRAMES
 from ..errors import LimitReached
 from ..streaming.settings import StreamSettings
 
-if TYPE_CHECKING:  # torch is slow to import, and a model that is none needs no torch
+if TYPE_CHECKING:  # importing torch takes seconds
     import torch
 
     from ..pipeline import Live2DiffPipeline
@@ -24,11 +24,11 @@ SPARE = 0.1  # of the free memory: other frame sizes, fragments, a display on th
 
 @dataclass(frozen=True)
 class Room:
-    """The number of viewers that there is room for, and why, in a sentence."""
+    """The number of viewers that a device has room for, and a sentence that says why."""
 
     viewers: int
     reason: str
-    cache_bytes: float | None = None  # that live streams may take together; None where it was not measured
+    cache_bytes: float | None = None  # limit of all live streams together; None if it was not measured
 
     def __post_init__(self) -> None:
         """Check the number."""
@@ -41,10 +41,10 @@ class Room:
     def cache_bytes_of(
         self, pipe: Live2DiffPipeline, settings: StreamSettings, cache_dtype: torch.dtype | None, taken: int
     ) -> int:
-        """Return the bytes of the cache of a stream of these settings, beside `taken` bytes of others.
+        """Return the bytes of a stream's cache, if they fit beside the `taken` bytes of other streams.
 
         Raises:
-            LimitReached: it does not fit; the words say what to do.
+            LimitReached: it does not fit; the message says what to do.
         """
         if self.cache_bytes is None:
             return 0
@@ -69,7 +69,7 @@ def bytes_of_cache(
 
 
 def measure_room(pipe: Live2DiffPipeline, cache_dtype: torch.dtype | None = None) -> Room:
-    """Run a stream of default settings on a GPU, and divide the free memory; a CPU has room for 4."""
+    """Divide the free memory of a GPU by a measured stream of default settings; take CPU_VIEWERS on a CPU."""
     device, side = pipe.unet.device, pipe.config.size  # pyright: ignore
     if device.type != "cuda":
         return Room(CPU_VIEWERS, f"Room for {CPU_VIEWERS} viewers at once on a CPU.")

@@ -1,4 +1,4 @@
-"""ClipQueue: viewers' clips one after the other, each cancelled at any time without losing what is done."""
+"""Translate viewers' clips one at a time; a cancelled clip keeps the frames that are done."""
 
 import secrets
 import threading
@@ -17,19 +17,19 @@ from .sessions import EngineProtocol
 from .temp_files import sweep
 
 LIMITS = Limits(max_frames=1800, max_seconds=60.0)  # of the part that is translated
-POLL_SECONDS = 0.5  # how often a waiting clip looks whether it is its turn, or cancelled
+POLL_SECONDS = 0.5  # how often a waiting clip checks whether it is next, or cancelled
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A clip that has not begun: how many are before it."""
+    """A clip that has not begun, and how many are before it."""
 
     before: int
 
 
 @dataclass
 class Result:
-    """The file of a clip's result, and how many frames are in it: 0 while there is no file."""
+    """The file of a clip's result, and the frames in it: 0 while there is no file."""
 
     path: Path
     frames: int = 0
@@ -38,8 +38,8 @@ class Result:
 class ClipQueue:
     """Clips on an engine, one at a time, first come, first served.
 
-    Results stay in `folder` for an hour. `per_address` is how many clips may wait or run from one address.
-    With `most_bytes`, `folder.parent` belongs to the page: its oldest files are deleted when there are more.
+    Results stay in `folder` for an hour. At most `per_address` clips of one address may wait or run. With
+    `most_bytes`, `folder.parent` belongs to the page: above this size its oldest files are deleted.
     """
 
     def __init__(
@@ -81,18 +81,18 @@ class ClipQueue:
         """Translate a cut of a clip into `result`; if it ends early, the frames made by then are kept.
 
         Yields:
-            `Waiting` while others are before it, the end of the prompt that the model cannot read, and
+            `Waiting` while others are before it, the part of the prompt that is too long for the model, and
             `Progress` after each frame.
 
         Raises:
-            ClipStopped: by `stop(key)`, or the server could not go on.
-            ValueError, OSError: a clip or a setting that cannot be used, or too many clips of one address.
+            ClipStopped: `stop(key)` was called, or the server could not go on.
+            ValueError, OSError: the clip or a setting cannot be used, or the address has too many clips.
             RuntimeError: the model failed.
         """
         with self._counts.one_more(address), self._job(key, [Path(clip), result.path]) as stop:
             try:
                 frames = probe(clip, self.limits, cut).frame_count
-                # Before the turn, of which there is only one.
+                # Download before the clip takes the only turn.
                 fetched = self.engine.fetch(settings.style)
                 while not wait_for([fetched], POLL_SECONDS).done:
                     if stop.is_set():
@@ -122,7 +122,7 @@ class ClipQueue:
                     result.frames = 0
 
     def stop(self, key: str) -> None:
-        """Cancel the clips of a key; the one that runs ends at its next frame."""
+        """Cancel the clips of a key; a running one ends at its next frame."""
         with self._lock:
             stops = [stop for stop, (owner, _) in self._jobs.items() if owner == key]
         for stop in stops:

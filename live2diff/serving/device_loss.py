@@ -1,4 +1,4 @@
-"""End an engine whose device has failed: an error of CUDA may stick, and then every later call fails too."""
+"""End an engine whose device has failed: after a sticky CUDA error every later call fails too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def watched(engine: Engine, function: Callable, *arguments: Any, **options: Any)
     """Call a function; if it fails because the device is lost, end the engine.
 
     Raises:
-        DeviceLost: it is lost; `engine.failure` says why, and every session is closed with this error.
+        DeviceLost: the device is lost; `engine.failure` says why, and every session ends with this error.
     """
     try:
         return function(*arguments, **options)

@@ -1,8 +1,8 @@
-"""Engine: streams by key that take turns on one device.
+"""Run streams by key, which take turns on one device.
 
-The model runs on one thread: compiled graphs must be warmed up, captured and replayed on the same one. Its
-queue is short and fair: a session has at most one frame in it; while it waits, a newer one of a live session
-replaces it. On a GPU, waiting frames go through the model as one batch.
+The model runs on one thread: compiled graphs must be warmed up, captured and replayed on the same one. A
+session has at most one frame in that thread's queue; a newer frame of a live session replaces it while it
+waits. On a GPU, waiting frames go through the model as one batch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .rounds import Rounds
 
 QUIET_SECONDS = 10.0  # a session silent for this long is closed when another needs its place
-CLOSE_SECONDS = 30.0  # at most: a clip may be garbage-collected on the device thread, which must not block
+CLOSE_SECONDS = 30.0  # limit: a clip may be garbage-collected on the device thread, which must not block
 
 
 class Engine:
@@ -47,14 +47,14 @@ class Engine:
         pipe: the model.
         capacity: how many live sessions there may be; None for as many as the device has room for.
         idle_seconds: a session silent for this long is closed.
-        together: whether waiting frames form a batch, within a grey level of streams alone; default on GPUs.
+        together: whether waiting frames form batches (a result differs by a grey level); None for on a GPU.
         cache_dtype: of the streams' caches, as `Live2DiffPipeline.stream` takes it.
         clock: returns seconds.
     """
 
     needs_gpu_session = takes_jpegs = False
     session_kind: type[Session] = Session
-    failure, owns_device = "", True  # not where streams run in other processes
+    failure, owns_device = "", True  # False where streams run in other processes
     _rounds: Rounds | None = None  # where waiting frames form batches
     count_waiting = staticmethod(lambda: 0)  # replaced by a waiting line
 
@@ -85,7 +85,7 @@ class Engine:
         self.begin_sessions(self.room.viewers, idle_seconds, clock)
 
     def begin_sessions(self, capacity: int, idle_seconds: float, clock: Callable[[], float]) -> None:
-        """Prepare for so many sessions."""
+        """Prepare for `capacity` live sessions, and begin to close silent ones."""
         self.admission: Callable[[str], AbstractContextManager] = nullcontext
         self.capacity, self.registry = capacity, SessionRegistry(clock)
         self.downloads = SharedCalls(threads=8, name="downloads")
@@ -102,19 +102,20 @@ class Engine:
         return get_device_name(device)
 
     def fetch(self, style: str | None) -> Future[None]:
-        """Download what a style needs, while frames go on; before `open` or `update` with it."""
+        """Download what a style needs, beside the frames; call this before `open` or `update` with it."""
         return self.downloads.submit(self.pipe.fetch, style) if self.with_weights(style) else resolved(None)
 
     def with_weights(self, name: str | None) -> Style | None:
-        """Return the style of a name, None for the default one, if it has weights of its own."""
+        """Return the style of this name (None: the default one) if it has weights of its own, else None."""
         style = self.styles.get(self.default_style if name is None else name)
         return style if style and style.has_weights else None
 
     def open(self, key: str, settings: StreamSettings) -> Future[str]:
-        """Open a stream; the result is the end of the prompt that the model cannot read, "" as a rule.
+        """Open a stream; the result is the part of the prompt that is too long for the model, usually "".
 
         Raises:
             EngineBusy: there is no room, or others come first.
+            ServerStopping: the server ends.
         """
         session = self.session_kind(key=key, settings=settings, last_seen=self.registry.clock())
         self.admit(session)
@@ -135,11 +136,11 @@ class Engine:
             return session.result
 
     def update(self, key: str, settings: StreamSettings, blend: int = BLEND_FRAMES) -> Future[str]:
-        """Change style, prompt and LoRA scale from the next frame on; the result is as `open`'s."""
+        """Change settings (LIVE_FIELDS) from the next frame on; the result is as for `open`."""
         return self._change(key, "update", settings, blend)
 
     def restart(self, key: str) -> Future[str]:
-        """Warm up again from the last frames; the result is as `open`'s."""
+        """Warm up again from the last frames; the result is as for `open`."""
         return self._change(key, "restart")
 
     def _change(self, key: str, *change: Any) -> Future[str]:
@@ -158,10 +159,10 @@ class Engine:
 
     @contextmanager
     def clip(self, key: str, settings: StreamSettings, frames: int | None = None) -> Iterator[ClipStream]:
-        """Open a stream for `video.translate`, which takes turns with live frames, closed with the context.
+        """Open a stream for `video.translate`, which takes turns with live frames; the context closes it.
 
         `close(key)` ends it early: the next `push` raises `StreamClosed`. Clips do not count against the
-        capacity. `frames` is their number, as far as is known, for engines that ask for time on a device.
+        capacity. `frames` is how many the clip has, if known, for engines that request time on a device.
         """
         session = self.session_kind(key=key, settings=settings, last_seen=self.registry.clock(), is_clip=True)
         self.admit(session)
@@ -188,15 +189,15 @@ class Engine:
                 self.close_session(session, "silent")
 
     def time_left(self, key: str) -> float | None:
-        """Return the seconds until the stream ends by itself: None, as it does not."""
+        """Return the seconds until the stream ends by itself; None for never."""
         return None
 
     def stats(self) -> dict[str, Any]:
-        """Return streams and clips open, capacity, frame rate, frames dropped, delay in seconds."""
+        """Return open streams and clips, capacity, frames dropped, frames per second, delays in seconds."""
         return {**self.registry.stats(), "capacity": self.capacity}
 
     def end(self, clips: bool = True) -> None:
-        """Close every stream, without `clips` only the live ones; none begins from then on."""
+        """Admit no more sessions, and close every stream, or with `clips=False` the live ones only."""
         self._ending.set()
         for session in self.registry.all():
             if clips or not session.is_clip:
@@ -218,7 +219,8 @@ class Engine:
         """Give a session its place, and close the former one of its key.
 
         Raises:
-            EngineBusy, ServerStopping: there is no room, or others come first; the server ends.
+            EngineBusy: there is no room, or others come first.
+            ServerStopping: the server ends.
         """
         with nullcontext() if session.is_clip else self.admission(session.key):
             if self._ending.is_set():
@@ -261,7 +263,7 @@ class Engine:
         self.submit(session, self._rounds.launch if self._rounds else self.step, session)
 
     def open_clip(self, session: Any, frames: int | None) -> Future[str]:
-        """Open the stream of a clip with so many frames."""
+        """Open the stream of a clip."""
         return self.submit(session, self.open_stream, session)
 
     def release_devices(self) -> None:
@@ -283,14 +285,14 @@ class Engine:
         return self.pipe.stream(session.settings, pools=pools, cache_dtype=self._cache_dtype)
 
     def cache_bytes_of(self, session: Any, settings: StreamSettings) -> int:
-        """Return the bytes that a session's cache would take with these settings; raises as `new_stream`."""
+        """Return the bytes of a session's cache with these settings; raise as `new_stream` does."""
         if session.is_clip:
             return 0
         taken = sum(other.cache_bytes for other in self.registry.all() if other is not session)
         return self.room.cache_bytes_of(self.pipe, settings, self._cache_dtype, taken)
 
     def open_stream(self, session: Any) -> str:
-        """Open a session's stream; where that fails, its place is given back."""
+        """Open a session's stream; on failure, give its place back."""
         if session.closed:
             raise session.closed_error()
         try:
@@ -299,7 +301,7 @@ class Engine:
             if self.remove(session, "failed", error):
                 self.free(session)
             raise
-        # After a warmup from earlier frames, some are in flight that have no future.
+        # After a warmup from earlier frames, some of them are in flight; they have no future.
         session.in_flight = deque([None] * (stream.frames_in - stream.frames_out))
         session.opened = session.last_seen = self.registry.clock()
         session.log("opened", **session.settings.model_dump(include={"style", "steps", "size"}))
@@ -316,7 +318,7 @@ class Engine:
             session.in_flight.clear()
 
     def free(self, session: Any) -> None:
-        """Free a closed session's stream, and resolve its `freed`."""
+        """Free a closed session's stream, and resolve `session.freed`."""
         with delivering(session.freed):
             self.close_stream(session)
             session.freed.set_result(None)
@@ -337,7 +339,7 @@ class Engine:
                 session.changes -= 1
 
     def step(self, session: Session) -> None:
-        """Process the waiting frame of a session."""
+        """Push the waiting frame of a session."""
         with self.registry.lock:
             queued = session.take_waiting()
         if queued is not None:
@@ -352,17 +354,17 @@ class Engine:
             session.last_seen = self.registry.clock()
 
     def stream_of(self, session: Session) -> Any:
-        """Return the stream of a session, if it is open."""
+        """Return the stream of a session; raise StreamClosed unless it is open."""
         if session.closed or session.stream is None:
             raise session.closed_error()
         return session.stream
 
     def finish(self, session: Session, queued: QueuedFrame, frames: list[Any]) -> None:
-        """Resolve the future of a frame that was pushed, with the frames that came out."""
+        """Resolve the future of a pushed frame with the frames that it finished."""
         stream = session.stream
         assert stream is not None
         session.last_seen = self.registry.clock()
-        session.in_flight.append(queued)  # only now: a frame that was refused is not in flight
+        session.in_flight.append(queued)  # not earlier: a refused frame is not in flight
         shown = [session.in_flight.popleft() for _ in frames]
         last = shown[-1] if shown else None
         if last is not None:

@@ -1,7 +1,7 @@
-"""The server's log: lines of `key=value`, one for each stream opened or closed, none for a frame.
+"""Log events as lines of `key=value`: streams opened and closed, not single frames.
 
-No prompt, image or address is in it, and of a session's key, with which one could take over the session,
-only a few letters of its hash.
+The log holds no prompt, image or address. A session's key would let anybody take the session over: only the
+beginning of its hash is logged.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ log = logging.getLogger("live2diff")
 
 
 def configure(level: int = logging.INFO) -> None:
-    """Write the log to standard error; without this it goes where the program sends its logs."""
+    """Write the log to standard error; otherwise it goes where the program sends its logs."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
@@ -22,17 +22,17 @@ def configure(level: int = logging.INFO) -> None:
 
 
 def log_event(event: str, **values: Any) -> None:
-    """Log one line: the event, then its values."""
+    """Log an event and its values in one line."""
     log.info("%s", " ".join([event, *(f"{name}={quoted(value)}" for name, value in values.items())]))
 
 
 def log_id(key: str) -> str:
-    """Return a session's key as it may be logged."""
+    """Return an identifier of a session that may be logged: the beginning of its key's hash."""
     return hashlib.sha256(key.encode()).hexdigest()[:8]
 
 
 def quoted(value: Any) -> str:
-    """Return a value on one line, in quotes where it has spaces."""
+    """Format a value on one line, quoted as for a shell."""
     if isinstance(value, float):
         return f"{value:.2f}"
     return shlex.quote("".join(each if each.isprintable() else "?" for each in str(value)))

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def resolved(result: Any) -> Future:
-    """Return a future that has this result."""
+    """Return a future that is done, with this result."""
     future: Future = Future()
     future.set_result(result)
     return future
@@ -21,7 +21,7 @@ def fail(future: Future, error: BaseException) -> None:
 
 
 def follow(first: Future, other: Future) -> None:
-    """Resolve `other` as `first` is resolved."""
+    """Copy the outcome of `first` to `other` once `first` is done."""
 
     def copy(done: Future) -> None:
         with delivering(other):
@@ -32,7 +32,7 @@ def follow(first: Future, other: Future) -> None:
 
 @contextmanager
 def delivering(future: Future) -> Iterator[None]:
-    """Route exceptions to the given future, as an executor does."""
+    """Set an exception raised inside on the future, as an executor does."""
     try:
         yield
     except BaseException as error:
@@ -40,7 +40,7 @@ def delivering(future: Future) -> Iterator[None]:
 
 
 class SharedCalls:
-    """Calls in threads; callers of the same function with the same arguments share one while it runs."""
+    """A thread pool in which callers of a function with the same arguments share one call while it runs."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name)
@@ -48,7 +48,7 @@ class SharedCalls:
         self._running: dict[tuple, Future] = {}
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
-        """Call a function; the future is the caller's own, and may be cancelled without harm to others."""
+        """Call a function; each caller has a future of its own and may cancel it without harm to others."""
         own, call = Future(), (function, *arguments)
         with self._lock:
             if call not in self._running:
@@ -58,7 +58,7 @@ class SharedCalls:
         return own
 
     def shutdown(self) -> None:
-        """Cancel what has not begun; wait for nothing."""
+        """Cancel the calls that have not begun; do not wait for the others."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, call: tuple) -> Any:

@@ -1,4 +1,4 @@
-"""Limit sessions, clips and traffic of one viewer, and determine the address that counts as one viewer."""
+"""Limit the sessions, clips and traffic of one address, and determine the address of a request."""
 
 import ipaddress
 import os
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from ..errors import LimitReached
 
-SOCKETS_AT_ONCE = 200  # of everybody; more are refused before they cost anything
-MESSAGES_A_SECOND = 200.0  # of a socket; a faster one is read more slowly
-BYTES_A_SECOND = 8_000_000.0  # 60 frames a second of 384 pixels have 1.2 million
-BURST_SECONDS = 2.0  # of either may come at once
+SOCKETS_AT_ONCE = 200  # in all; more are refused before they cost anything
+MESSAGES_A_SECOND = 200.0  # of a socket; a faster one is throttled
+BYTES_A_SECOND = 8_000_000.0  # likewise; 60 frames a second at 384 pixels have 1.2 million
+BURST_SECONDS = 2.0  # of either rate may come at once
 SILENT_SECONDS = 300.0  # a socket outside the line that sends nothing for so long is closed
-TAKEN_SECONDS = 10.0  # a socket that does not take what is sent for so long is cut off
+TAKEN_SECONDS = 10.0  # a socket that does not accept a message within this time is closed
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class VisitorLimits:
                 raise ValueError(f"The limit {name} is {value}; it must be above 0.")
 
     def in_words(self) -> str:
-        """Describe those of the Live tab."""
+        """Describe the limits of the Live tab."""
         return (
             f"Stay as long as you like; once others wait, a turn lasts {self.turn_seconds:.0f} seconds. "
             f"At most {self.visits} visits at once from one address."
@@ -41,7 +41,7 @@ class VisitorLimits:
 
 
 class Counts:
-    """A count for each address, with a limit. Thread-safe."""
+    """A limited count for each address. Thread-safe."""
 
     def __init__(self, most: int, what: str) -> None:
         self._most, self._what = most, what
@@ -53,7 +53,7 @@ class Counts:
         """Count one more for an address while the context lasts; None is not counted.
 
         Raises:
-            LimitReached: it has as many already.
+            LimitReached: the address is at its limit.
         """
         if address is None:
             yield
@@ -69,7 +69,7 @@ class Counts:
         finally:
             with self._lock:
                 self._counts[address] -= 1
-                self._counts += Counter()  # keeps what is above 0
+                self._counts += Counter()  # drops addresses with a count of 0
 
 
 def trusted_proxies() -> int:

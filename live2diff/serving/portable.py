@@ -1,13 +1,13 @@
-"""Errors on their way to another process."""
+"""Convert errors for another process."""
 
 from ..errors import EngineBusy, NonFiniteError, StreamClosed, StreamOutOfMemory, is_out_of_memory
 
-# Raised again in the other process, with their type: the first one that fits.
+# The types that are kept; of several that fit, the first one.
 ERRORS = (StreamOutOfMemory, NonFiniteError, StreamClosed, EngineBusy, ValueError, OSError, RuntimeError)
 
 
 def portable(error: BaseException) -> Exception:
-    """Return an error that can be pickled, with the same words; the original may refer to any object."""
+    """Return a picklable error with the same message; the original may hold any object."""
     if is_out_of_memory(error):
         return StreamOutOfMemory()
     for kind in ERRORS:

@@ -1,4 +1,4 @@
-"""Frames of several sessions as batches on a GPU, the next taken in while those before are computed."""
+"""Run frames of several sessions as batches on a GPU; launch the next while the last are computed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 Members = list[tuple[Session, QueuedFrame]]
-MOST_ROUNDS = 2  # on the device at once: one that is computed, and the next
+MOST_ROUNDS = 2  # on the device at once: one is computed, the next one is queued
 
 
 @dataclass(eq=False)
@@ -36,7 +36,7 @@ class Round:
 class Rounds:
     """The rounds of an engine, whose live streams have their caches in `pools`.
 
-    All but the waiting happens on the engine's thread.
+    All of it runs on the engine's thread, except for waiting until images are computed.
     """
 
     def __init__(self, engine: Engine, pools: CachePools) -> None:
@@ -53,7 +53,7 @@ class Rounds:
             return
         registry, members = self._engine.registry, {}
         with registry.lock:
-            # A frame does not overtake a change that was asked for before it.
+            # A frame must not overtake a change that was requested before it.
             others = [s for s in registry.all() if s is not session and s.stream and not s.changes]
             taken = [(member, member.take_waiting()) for member in (session, *others)]
         for member, queued in taken:
@@ -74,12 +74,12 @@ class Rounds:
         self._waiting.submit(self._complete_when_done, launched)
 
     def settle(self) -> None:
-        """Complete what is launched: what follows changes a stream."""
+        """Complete all launched rounds, before a call that changes a stream."""
         while self._launched and not self._completing:
             self._complete()
 
     def shutdown(self) -> None:
-        """End the waiting; before the engine's thread ends."""
+        """End the waiting thread; call this before the engine's thread ends."""
         self._waiting.shutdown(wait=True)
 
     def _complete_when_done(self, launched: Round) -> None:
@@ -93,11 +93,11 @@ class Rounds:
             self._complete()
 
     def _complete(self) -> None:
-        """Resolve the futures of the oldest round, and have frames that were put off launched."""
+        """Resolve the futures of the oldest round, and schedule the sessions that were put off."""
         put_off, self._put_off = self._put_off, []
         for session in put_off:
             self._engine.schedule(session)
-        self._completing = True  # a stream that fails is closed, which must not complete the next round
+        self._completing = True  # closing a failed stream must not complete the next round
         try:
             for members, outcome in self._launched.popleft().batches:
                 self._deliver(members, outcome)
@@ -111,7 +111,7 @@ class Rounds:
         for index, (member, queued) in enumerate(members):
             with delivering(queued.result):
                 frames = results.result()[index]
-                if member.stream is None:  # it failed since
+                if member.stream is None:  # it has failed in the meantime
                     raise member.closed_error()
                 if isinstance(frames, RuntimeError):
                     raise self._engine.drop(member, frames)

@@ -1,4 +1,4 @@
-"""The sessions of an engine by key (capacity, idle time, statistics), and the methods the page may call."""
+"""Keep an engine's sessions by key, with statistics; name the methods that the page may call."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .event_log import log_event, log_id
 if TYPE_CHECKING:
     from ..styles import Style
 
-RATE_SECONDS = 5.0  # the frame rate in `stats` is that of the last so many seconds
+RATE_SECONDS = 5.0  # over which frame rates and delays are measured
 
 
 @dataclass(frozen=True)
 class FrameResult:
     """The frames that one pushed frame finished, and the tag of the frame that the last one shows."""
 
-    frames: list[Any]  # each uint8 [height, width, 3]; of an engine that takes JPEGs, those of JPEGs
+    frames: list[Any]  # each uint8 [height, width, 3]; JPEGs where the engine takes JPEGs
     tag: Any
     frames_in: int
     warm: bool
-    moved: bool = False  # the stream goes on at another worker, without a picture of this frame
+    moved: bool = False  # the stream goes on at another worker, without an image of this frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class Session:
         log_event(event, kind="clip" if self.is_clip else "live", id=log_id(self.key), **values)
 
     def take_waiting(self) -> QueuedFrame | None:
-        """Take the waiting frame, unless its result is not wanted any more; call with the lock held."""
+        """Take the waiting frame, unless its future is cancelled; call this with the lock held."""
         queued, self.waiting = self.waiting, None
         return queued if queued and queued.result.set_running_or_notify_cancel() else None
 
@@ -78,7 +78,7 @@ class Session:
         return ServerStopping() if self.reason == "stopped" else StreamClosed(GONE)
 
     def is_busy(self) -> bool:
-        """Return whether the server is working for this session; until it is done, silence does not count."""
+        """Return whether the server has work for this session, during which silence does not count."""
         return self.stream is None or (self.result is not None and not self.result.done())
 
 
@@ -113,7 +113,7 @@ class SessionRegistry:
     """The sessions of an engine, by key. Thread-safe.
 
     Attributes:
-        lock: to be held while a session's waiting frame, or one of these counts, is read or changed.
+        lock: to be held while a session's waiting frame or `dropped` is read or changed.
         finished: the frames finished lately.
         dropped: how many frames were replaced by newer ones.
     """
@@ -126,7 +126,7 @@ class SessionRegistry:
         self.dropped = 0
 
     def get(self, key: str) -> Session:
-        """Return a session; raise `StreamClosed` if there is none of this key."""
+        """Return the session of a key; raise `StreamClosed` if there is none."""
         session = self._sessions.get(key)
         if session is None:
             raise StreamClosed(GONE)
@@ -161,7 +161,7 @@ class SessionRegistry:
         return {session.key for session in self.all() if not session.is_clip}
 
     def stats(self) -> dict[str, float]:
-        """Return streams and clips open, frames a second, frames dropped, the delay of a frame in seconds."""
+        """Return open streams and clips, frames dropped, frames per second, delays in seconds."""
         streams = len(self.live_keys())
         counts = {"streams": streams, "clips": len(self.all()) - streams, "dropped": self.dropped}
         return counts | self.finished.rates()
@@ -170,8 +170,8 @@ class SessionRegistry:
 class ClipStream:
     """The stream of a clip; `push` and `flush` wait for their turn on the device.
 
-    `submit` calls a method of the stream, by name, on its thread. With `ahead`, the frames of each call are
-    returned by the next one, so that the caller encodes meanwhile.
+    `submit` calls a method of the stream, by name, on its thread. With `ahead`, each call returns the frames
+    of the one before, so that the caller encodes while the device computes.
     """
 
     def __init__(self, ignored_words: str, submit: Callable[..., Future], ahead: bool = False) -> None:
@@ -192,29 +192,29 @@ class ClipStream:
 
 
 class PromptHelp(NamedTuple):
-    """What words do for a model, in a sentence for people, and prompts to try."""
+    """A sentence about what prompts do for a model, and prompts to try."""
 
     hint: str
     examples: tuple[str, ...]
 
     @classmethod
     def of(cls, config: Any) -> Self:
-        """Read it from the configuration of a pipeline."""
+        """Read them from the configuration of a pipeline."""
         return cls(config.prompt_hint, tuple(config.prompt_examples))
 
 
 class EngineInfo(Protocol):
-    """What the page shows of an engine."""
+    """The attributes of an engine that the page reads."""
 
     capacity: int  # how many live sessions there may be; clips do not count
     takes_jpegs: bool  # whether frames are pushed and returned as JPEGs
     needs_gpu_session: bool  # whether frames are processed only while the page's `gpu_session` runs
     styles: dict[str, Style]
     default_style: str
-    about: str  # which model this is, in a sentence
+    about: str  # a sentence about the model
     prompt_help: PromptHelp
     size: int  # the working size n: a frame is processed at about n x n pixels
-    failure: str  # why the device computes nothing any more, "" while it does; the process then has to end
+    failure: str  # why the device is lost, "" while it works; once it is lost, the process has to end
 
     @property
     def device(self) -> str:
@@ -223,7 +223,7 @@ class EngineInfo(Protocol):
 
 
 class EngineProtocol(EngineInfo, Protocol):
-    """What the page, the waiting line and the clip queue call of an engine; `Engine` documents it."""
+    """The methods of an engine that the page, the waiting line and the clip queue call; see `Engine`."""
 
     admission: Callable[[str], AbstractContextManager]  # entered to give a key its place; raises EngineBusy
     count_waiting: Callable[[], int]  # how many wait for a place
@@ -243,5 +243,5 @@ class EngineProtocol(EngineInfo, Protocol):
     def clip(
         self, key: str, settings: StreamSettings, frames: int | None = None
     ) -> AbstractContextManager[ClipStream]:
-        """Open a stream for a clip, closed with the context."""
+        """Open a stream for a clip; the context closes it."""
         ...

@@ -1,4 +1,4 @@
-"""Stop the server cleanly: clips get time to finish; those that do not are ended and keep their frames."""
+"""Stop the server: clips get time to finish; those that do not finish keep the frames that are done."""
 
 import os
 import signal
@@ -11,14 +11,14 @@ from .event_log import log_event
 from .sessions import EngineProtocol
 
 GRACE_SECONDS = 10.0  # for clips to finish
-CUT_SECONDS = 3.0  # for clips that are ended early to save their frames
+CUT_SECONDS = 3.0  # for clips that are ended early, to save their frames
 REPORT_SECONDS = 2.0  # for the page to receive their results
-WATCH_SECONDS = 1.0  # how often the engine is asked whether its device is lost
-CLOSE_SECONDS = 5.0  # to close connections; after the sum of these the process is killed
+WATCH_SECONDS = 1.0  # between two checks whether the device is lost
+CLOSE_SECONDS = 5.0  # to close connections; then the process is killed
 
 
 class Page(Protocol):
-    """What is called of the served page, a `gr.Blocks`."""
+    """The method of the page, a `gr.Blocks`, that is called here."""
 
     def close(self, verbose: bool = True) -> Any:
         """Close the server."""
@@ -27,11 +27,11 @@ class Page(Protocol):
 def serve_until_stopped(page: Page, engine: EngineProtocol, grace: float = GRACE_SECONDS) -> None:
     """Wait for SIGTERM, Ctrl-C or a lost device, then end the clips, the page and the engine.
 
-    A second signal kills. The caller has to return from `main` then: as the interpreter ends, Gradio's exit
-    function stops the tunnel of --share. Where a thread keeps it from ending, the process is killed.
+    A second signal kills the process. Afterwards the caller must return from `main`: Gradio's exit handler
+    stops the tunnel of --share. If a thread keeps the interpreter from ending, a timer kills the process.
 
     Raises:
-        DeviceLost: all is ended because the device failed.
+        DeviceLost: the device failed.
     """
     stopping = threading.Event()
 
@@ -67,7 +67,7 @@ def serve_until_stopped(page: Page, engine: EngineProtocol, grace: float = GRACE
 
 
 def wait_for_clips(engine: EngineProtocol, seconds: float) -> None:
-    """Wait until no clip runs, at most so long."""
+    """Wait until no clip runs, for at most `seconds`."""
     deadline = time.monotonic() + seconds
     while engine.stats()["clips"] and time.monotonic() < deadline:
         time.sleep(0.1)

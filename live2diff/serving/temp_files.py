@@ -1,4 +1,4 @@
-"""The page's temporary files: how long uploads and results stay, and how many bytes of them."""
+"""Delete temporary files of the page by age and total size."""
 
 import os
 import threading
@@ -8,20 +8,20 @@ from pathlib import Path
 
 from .event_log import log
 
-KEPT_SECONDS = 3600  # how long results stay on the disk
-EMPTY_SECONDS = 600  # how long an empty folder does
-MOST_BYTES = 4 * 2**30  # of all of them together
-SWEEP_SECONDS = 20.0  # between two sweeps; what comes in meanwhile may exceed the limit
+KEPT_SECONDS = 3600  # how long results stay
+EMPTY_SECONDS = 600  # how long empty folders stay
+MOST_BYTES = 4 * 2**30  # of all files together
+SWEEP_SECONDS = 20.0  # between two sweeps; files that come in between may exceed the limit
 
 
 def keep_tidy(tidy: Callable[[], None], running: Callable[[], bool]) -> None:
-    """Call `tidy` now and then, in the background, as long as `running` returns true."""
+    """Call `tidy` every SWEEP_SECONDS on a thread of its own while `running` returns true."""
 
     def keep() -> None:
         while running():
             try:
                 tidy()
-            except OSError as error:  # such as a disk that is full or away for a moment
+            except OSError as error:  # for example, a disk is full or away for a moment
                 log.warning("temporary files could not be tidied: %s", error)
             time.sleep(SWEEP_SECONDS)
 
@@ -31,8 +31,8 @@ def keep_tidy(tidy: Callable[[], None], running: Callable[[], bool]) -> None:
 def sweep(folder: Path, most_bytes: int | None = None, in_use: Collection[Path] = ()) -> None:
     """Delete results in `folder` that are over an hour old, and empty folders beside it.
 
-    Gradio deletes its own old files, and leaves a folder for each. With `most_bytes`, the oldest files in
-    `folder.parent` that are not in use are deleted, at any age, until no more are left.
+    Gradio deletes its own old files, but leaves a folder for each. With `most_bytes`, the oldest files of
+    `folder.parent` that are not in use are deleted too, at any age, until at most so many bytes are left.
     """
     now = time.time()
     for path in folder.glob("*.mp4"):  # half-written ones too
@@ -45,7 +45,7 @@ def sweep(folder: Path, most_bytes: int | None = None, in_use: Collection[Path] 
 
 
 def delete_oldest(folder: Path, most_bytes: int, in_use: Collection[Path]) -> None:
-    """Delete the oldest files until no more than so many bytes are left."""
+    """Delete the oldest files that are not in use until at most `most_bytes` are left."""
     files: list[tuple[float, int, Path]] = []
     for parent, _, names in os.walk(folder):
         for path in (Path(parent, name) for name in names):
@@ -63,7 +63,7 @@ def delete_oldest(folder: Path, most_bytes: int, in_use: Collection[Path]) -> No
 
 
 def delete_if_old(path: Path, before: float) -> bool:
-    """Delete a file, or an empty folder, last changed before a time; return whether it is gone."""
+    """Delete a file or empty folder last changed before a Unix time; return whether it is gone."""
     try:
         if path.stat().st_mtime < before:
             path.rmdir() if path.is_dir() else path.unlink()

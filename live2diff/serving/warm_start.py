@@ -1,6 +1,6 @@
-"""Allocate the caches of all viewers and capture every graph before the first one comes.
+"""Allocate the caches of all viewers and capture every graph before the page is served.
 
-From then on, joining and leaving allocates and captures nothing, and nobody has to wait for it.
+Then no viewer has to wait for an allocation or a capture when streams come and go.
 """
 
 import math
@@ -19,7 +19,7 @@ ASPECTS = (4 / 3, 16 / 9, 3 / 4, 9 / 16)  # width / height of cameras: laptops',
 
 
 def open_pools(pipe: Live2DiffPipeline, capacity: int, cache_dtype: torch.dtype | None = None) -> CachePools:
-    """Return the pools for the streams of so many viewers, on a GPU ready for them."""
+    """Return cache pools for `capacity` viewers; on a GPU, allocate them and capture the graphs."""
     pools = CachePools(capacity)
     if pipe.unet.device.type == "cuda":
         warm_start(pipe, pools, capacity, cache_dtype)
@@ -29,7 +29,7 @@ def open_pools(pipe: Live2DiffPipeline, capacity: int, cache_dtype: torch.dtype 
 def warm_start(
     pipe: Live2DiffPipeline, pools: CachePools, capacity: int, cache_dtype: torch.dtype | None = None
 ) -> None:
-    """Prepare `pools` and the graphs for `capacity` viewers of default settings, in each working size."""
+    """Fill `pools` and capture the graphs for `capacity` default streams in each working size."""
     with closing(pipe.stream()) as stream:
         steps = stream.schedule.steps
     sizes = [pipe.working_size(720, round(720 * aspect)) for aspect in ASPECTS]
@@ -46,9 +46,9 @@ def capture(
     size: tuple[int, int],
     cache_dtype: torch.dtype | None,
 ) -> None:
-    """Push frames of one working size through every number of streams for which there is a graph.
+    """Capture the graphs of one working size by pushing frames through 1, 2, 4, ... streams.
 
-    The largest first: the smaller ones then find their memory in what is there.
+    The largest batch comes first: the smaller ones reuse its memory.
     """
     frame = np.zeros((*size, 3), np.uint8)
 

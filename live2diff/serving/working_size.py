@@ -1,6 +1,6 @@
-"""What each frame may cost on this machine: working size, denoising steps, precision of the cache.
+"""Choose working size, denoising steps and cache precision for this machine.
 
-Measured once, before the page is served. Where memory runs out at any point of the start, less is taken.
+They are measured once, before the page is served. If memory runs out during the start, less is chosen.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ NO_MEMORY = (
 
 @dataclass(frozen=True)
 class Ladder:
-    """What is tried of a model, and how many frames a second one viewer should get.
+    """The choices for a model, and the frames per second that one viewer should get.
 
-    A choice is measured if its time, predicted from that of the least work, is within `tolerance` times the
-    limit: time grows more slowly than the work.
+    A choice is measured if its time, predicted from that of the least work, is at most `tolerance` times the
+    limit: time grows more slowly than work.
     """
 
     sizes: tuple[int, ...]
-    steps: tuple[int, ...] | None  # at most the model's own number; None for that alone
+    steps: tuple[int, ...] | None  # those above the model's own number are left out; None for that alone
     frames_a_second: float
     tolerance: float
 
@@ -56,7 +56,7 @@ LADDERS = {  # by the model's own size
 
 @dataclass(frozen=True)
 class Work:
-    """What one frame costs."""
+    """The settings that decide what a frame costs."""
 
     size: int
     steps: int
@@ -64,12 +64,12 @@ class Work:
 
     @property
     def cost(self) -> int:
-        """The work of a frame; its cache's bytes are in proportion to it."""
+        """The work of a frame, to which the bytes of its cache are proportional."""
         return self.size**2 * self.steps
 
 
 def ladder_of(pipe: Live2DiffPipeline) -> Ladder | None:
-    """Return what is tried of a model; None if it keeps its own size and steps, as the full one on a CPU."""
+    """Return the choices for a model; None for none, as for the full one on a CPU."""
     is_slow = pipe.unet.device.type == "cpu" and pipe.config.few_step_lora
     return None if is_slow else LADDERS.get(pipe.config.size)
 
@@ -77,10 +77,10 @@ def ladder_of(pipe: Live2DiffPipeline) -> Ladder | None:
 def choices(
     pipe: Live2DiffPipeline, size: int | None = None, steps: int | None = None, small_memory: bool = False
 ) -> list[list[Work]]:
-    """Return what can be taken, the least work first, each with a full cache and then an 8-bit one.
+    """Return the possible work, least first, in groups: with a full cache, then with an 8-bit one.
 
-    On a GPU, what cannot hold the caches of a viewer and a clip in its free memory is left out; the least
-    work stays in any case.
+    On a GPU, work for which the caches of a viewer and a clip do not fit into the free memory is left out;
+    the least work stays in any case.
 
     Raises:
         ValueError: a number is out of range.
@@ -112,17 +112,17 @@ def choices(
 def measure(
     pipe: Live2DiffPipeline, groups: list[list[Work]], clock: Callable[[], float] = time.perf_counter
 ) -> tuple[Work, float]:
-    """Return the most work with which one viewer alone gets frames fast enough, and a frame's seconds.
+    """Return the most work that is fast enough for one viewer, and the seconds of a frame.
 
-    The least is measured, and taken where even that is too slow; then the most of those that may be fast
-    enough; then those between, by halves. What does not fit into the memory counts as too slow; if nothing
-    fits, the time is infinite.
+    The least is measured first, and returned if even that is too slow; then the most that may be fast enough;
+    then those between, by bisection. What does not fit into the memory counts as too slow; if nothing fits,
+    the time is infinite.
     """
     ladder = ladder_of(pipe)
     assert ladder is not None, "there is nothing to choose"
     limit = 1 / ladder.frames_a_second
 
-    def taken(group: list[Work]) -> tuple[Work, float]:
+    def first_fit(group: list[Work]) -> tuple[Work, float]:
         for work in group:
             try:
                 return work, frame_seconds(pipe, work, clock)
@@ -131,16 +131,16 @@ def measure(
                     raise
         return group[-1], inf
 
-    best, seconds = taken(groups[0])
+    best, seconds = first_fit(groups[0])
     per_cost = seconds / best.cost
     low, high = 1, len(groups) - 1
     while low <= high and per_cost * groups[high][0].cost > ladder.tolerance * limit:
         high -= 1
     tried = high
     while low <= high and seconds <= limit:
-        work, time_of_it = taken(groups[tried])
-        if time_of_it <= limit:
-            best, seconds, low = work, time_of_it, tried + 1
+        work, frame_time = first_fit(groups[tried])
+        if frame_time <= limit:
+            best, seconds, low = work, frame_time, tried + 1
         else:
             high = tried - 1
         tried = (low + high + 1) // 2
@@ -148,16 +148,16 @@ def measure(
 
 
 def frame_seconds(pipe: Live2DiffPipeline, work: Work, clock: Callable[[], float]) -> float:
-    """Return the median time of a warm stream's frame in seconds; no graphs are left in the runtime."""
+    """Return the median seconds of a frame in a warm stream; leave no graphs in the runtime."""
     from ..runtime.device import release_memory
 
-    release_memory()  # of a choice that failed
+    release_memory()  # of a choice that did not fit
     frame = np.random.default_rng(0).integers(0, 256, CAMERA, dtype=np.uint8)
     times = []
     try:
         with closing(pipe.stream(size=work.size, steps=work.steps, cache_dtype=work.cache_dtype)) as stream:
             stream.push(frame)
-            stream.flush()  # warms up with this one frame
+            stream.flush()  # warms up from this frame alone
             for _ in range(stream.schedule.steps + TIMED_FRAMES):
                 began = clock()
                 stream.push(frame)
@@ -169,7 +169,7 @@ def frame_seconds(pipe: Live2DiffPipeline, work: Work, clock: Callable[[], float
 
 
 def set_work(pipe: Live2DiffPipeline, size: int | None = None, steps: int | None = None) -> None:
-    """Make a size and a number of steps the default ones; None leaves them. Styles get no more steps.
+    """Set the default working size and steps (None keeps them); limit styles to these steps.
 
     Raises:
         ValueError: one is out of range.
@@ -186,7 +186,7 @@ def set_work(pipe: Live2DiffPipeline, size: int | None = None, steps: int | None
 
 
 def with_fewer_steps(style: Style, steps: int) -> Style:
-    """Return a style that takes at most so many denoising steps, from its first to its last one."""
+    """Return a style with at most `steps` denoising steps, spread from its first to its last one."""
     from ..model.lcm import spread_indices
 
     indices = style.t_index_list
@@ -203,10 +203,10 @@ def start_fitting(
     small_memory: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[Engine, str]:
-    """Start an engine with the most work for each frame that the machine is fast and large enough for.
+    """Start an engine with the most work per frame for which this machine has the speed and the memory.
 
-    `streams` is its capacity; `size` and `steps` are measured where they are None. Return the engine and a
-    sentence about the choice, which the page shows too; "" where there was nothing to choose.
+    `streams` is its capacity; `size` and `steps` are chosen where they are None. Return the engine and a
+    sentence about the choice, which the page shows too; "" if there was nothing to choose.
 
     Raises:
         ValueError: not even the least work fits into the memory, or a number is out of range.
