@@ -81,7 +81,7 @@ def number_or_auto(text: str) -> int | None:
 
 
 def port_number(text: str) -> int:
-    """Parse the number of a port; not 0, of which Gradio does not learn the port that it stands for."""
+    """Parse a port number; not 0, as Gradio would not know the port that was assigned."""
     if not text.isdecimal() or not 1 <= int(text) <= LAST_PORT:
         raise argparse.ArgumentTypeError(f"{text!r} is no port; give a number from 1 to {LAST_PORT}")
     return int(text)
@@ -90,25 +90,23 @@ def port_number(text: str) -> int:
 def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the model, its working size and its denoising steps."""
     add_model_options(parser)
-    sizes = "as much as is fast enough when this starts, nano 256 to 448, the full model 384 to 512"
+    sizes = "the most that is fast enough here; nano 256 to 448, the full model 384 to 512"
     size_help = f"work at about N x N pixels (default: {sizes})"
     parser.add_argument("--size", type=number_or_auto, metavar="N|auto", help=size_help)
-    steps_help = (
-        "denoising steps, 1 to 4, where a viewer names none (default: as --size, the full model 1 to 3)"
-    )
+    steps_help = "denoising steps, 1 to 4, unless a viewer chooses (default: likewise; the full model 1 to 3)"
     parser.add_argument("--steps", type=number_or_auto, metavar="N|auto", help=steps_help)
 
 
 def clip_queue(engine: EngineProtocol, limits: VisitorLimits = DEFAULT_LIMITS) -> ClipQueue:
-    """Create the clip queue of a page, whose temporary files get a folder of their own."""
+    """Create the clip queue of a page, and a folder for its temporary files."""
     folder = own_temporary_folder() / "live2diff-results"
     return ClipQueue(engine, folder, per_address=limits.clips, most_bytes=MOST_BYTES)
 
 
 def own_temporary_folder() -> Path:
-    """Have Gradio keep its files in a folder for this user's page alone, which may be swept; return it.
+    """Make Gradio keep its files in a folder of this user's page alone, which may be swept; return it.
 
-    It lies in GRADIO_TEMP_DIR, which others may share, or where temporary files usually are.
+    It is in GRADIO_TEMP_DIR, which others may share, or in the system's temporary folder.
     """
     user = os.getuid() if hasattr(os, "getuid") else "files"  # a folder of another user is not writable
     folder, name = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()), f"live2diff-{user}"
@@ -151,7 +149,7 @@ def serve(
     routes: Sequence[BaseRoute] = (),
     **options: Any,
 ) -> gr.Blocks:
-    """Serve the page on an engine until `.close()`, with more routes; `options` are those of `launch`."""
+    """Serve the page and further routes on an engine until `.close()`; `options` go to `launch`."""
     jobs = clip_queue(engine, limits)
     demo = build(engine, limits, jobs)
     route = live_route(demo, engine, WaitingLine(engine, limits.turn_seconds), limits)
@@ -165,7 +163,7 @@ def start_engine(options: argparse.Namespace) -> Engine:
     """Load the model of the options, start an engine on it, and print how many viewers fit.
 
     Raises:
-        ValueError, OSError: as `load_model`, or the GPU has not enough memory for one viewer.
+        ValueError, OSError: as `load_model`, or the GPU does not have enough memory for one viewer.
     """
     advice = "Close other programs that use the GPU, or take --small-memory or a smaller model"
     with explain_out_of_memory(f"{advice} (--model nano)."):
@@ -179,7 +177,7 @@ def start_engine(options: argparse.Namespace) -> Engine:
 
 
 def start_cluster_engine(options: argparse.Namespace) -> tuple[EngineProtocol, list[BaseRoute]]:
-    """Start an engine on a Ray cluster, whose workers load the model of the options; return also its routes.
+    """Start an engine on a Ray cluster, whose workers load the model; return it and its HTTP routes.
 
     Raises:
         ValueError, OSError, RuntimeError: as `start_cluster`.
@@ -206,10 +204,10 @@ def build_parser(cls: type[argparse.ArgumentParser] = argparse.ArgumentParser) -
     add("--virtual-camera", action="store_true", help=camera)
     streams = "live viewers at once (default: as many as fit into a GPU's memory, up to 8; on a CPU 4)"
     add("--streams", type=number_or_auto, metavar="N|auto", help=streams)
-    add("--small-memory", action="store_true", help="on a GPU, half the memory per viewer: more fit")
+    add("--small-memory", action="store_true", help="on a GPU, 8-bit caches: half the memory per viewer")
     cluster = "run on Ray: local (one worker for each GPU, on a CPU two), auto or the address of a cluster"
     add("--cluster", metavar="local|auto|ADDRESS", help=cluster)
-    autoscale = "have the cluster's autoscaler bring workers as viewers need them, and take them away"
+    autoscale = "let the cluster's autoscaler add and remove workers as viewers need them"
     add("--autoscale", action="store_true", help=autoscale)
     numbers = (
         ("--visits-per-address", int, DEFAULT_LIMITS.visits, "live sessions from one address at once"),
@@ -236,11 +234,11 @@ def space_engine() -> ZeroGpuEngine | None:
         return None
     parser = build_parser(OperatorParser)
     options = parser.parse_args([])
-    # Eager: this process has no GPU; the one that has captures its graphs at its first run.
+    # Eager: this process has no GPU; the one that has it captures graphs at its first run.
     try:
         options = parser.parse_args(operator_options())
         pipe = load_model(options, device="cuda", eager=True)
-        set_work(pipe, options.size, options.steps)  # else the model's own: there is no GPU yet to measure on
+        set_work(pipe, options.size, options.steps)  # by default the model's own: no GPU to measure on
         return ZeroGpuEngine(pipe, graphs=not options.eager)
     except LOAD_ERRORS as error:  # a Space that does not start helps nobody
         event_log.log.exception("the model %s cannot be loaded", options.model)
@@ -253,22 +251,22 @@ ENGINE = space_engine()  # on ZeroGPU the weights must be loaded at import
 
 
 def check_address(host: str, port: int) -> None:
-    """Listen on an address for a moment, before a model is loaded for nothing; port 0 is any free one.
+    """Check that the server can listen on an address, before a model is loaded; port 0 is any free one.
 
     Raises:
-        ValueError: that is not possible.
+        ValueError: it cannot.
     """
     addresses, failure = [], None
     try:
         addresses = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         failure = error
-    for family, *_, address in addresses:  # one is enough: localhost may have two, of which one is off
+    for family, *_, address in addresses:  # one is enough: one of localhost's two may be disabled
         try:
             return socket.create_server(address, family=family).close()
         except OSError as error:
             failure = error
-    advice = "--host is an address of this machine, as 127.0.0.1, or 0.0.0.0 for all"
+    advice = "--host is an address of this machine, for example 127.0.0.1, or 0.0.0.0 for all"
     advice += ", --port a free one that this user may open" * (port > 0)
     raise ValueError(f"The server cannot listen on {host}: {failure}. Correct the options: {advice}.")
 
@@ -278,7 +276,7 @@ def run(options: argparse.Namespace) -> None:
     if options.mcp and importlib.util.find_spec("mcp") is None:
         raise ValueError("--mcp needs another package: pip install 'mcp<2'")
     if options.autoscale and not options.cluster:
-        raise ValueError("--autoscale is for a cluster: --cluster auto or ADDRESS")
+        raise ValueError("--autoscale needs a cluster: add --cluster auto or --cluster ADDRESS")
     trusted_proxies()  # raises if it cannot be read
     check_address(options.host or LOCALHOST_NAME, options.port or 0)
     device = open_device() if options.virtual_camera else None

@@ -1,4 +1,4 @@
-"""The hidden button of a GPU session: ZeroGPU lends a GPU to the viewer who clicks, within that click.
+"""Add the hidden button of a GPU session: ZeroGPU lends a GPU to a viewer within a click.
 
 The page's script sets `window.live2diffVisit` to the key of the viewer's stream and clicks `#visit`.
 """
@@ -14,7 +14,7 @@ KEY_OF_THE_PAGE = "() => [window.live2diffVisit ?? '']"
 
 
 def gpu_session_button(engine: ZeroGpuEngine) -> None:
-    """Add the button `#visit`, and `#visit-left` with the seconds left; within `gr.Blocks`."""
+    """Add the button `#visit`, and `#visit-left` for the seconds left; call this within `gr.Blocks`."""
 
     def visit(key: str) -> Iterator[float | None]:
         try:

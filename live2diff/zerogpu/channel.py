@@ -1,8 +1,8 @@
-"""Pipes to the process that has the GPU: made before any fork, lent to one run at a time.
+"""Connect to the process that has the GPU by pipes, made before any fork and lent to runs.
 
-Every message carries the number of its run. Both ends stay open in every forked process, so nobody sees the
-end of a pipe when a process dies: a read or write gives up after POLL_SECONDS, and its caller decides
-whether to go on.
+Every message carries the number of its run. Both ends stay open in every forked process, so there is no end
+of file when a process dies: a read or write gives up after POLL_SECONDS, and its caller decides whether to
+go on.
 """
 
 import pickle
@@ -21,7 +21,7 @@ CHUNK = 1 << 18  # bytes
 
 
 class PipeEnd:
-    """One end of a pipe, for picklable messages of one run at a time."""
+    """One end of a pipe, for picklable messages."""
 
     def __init__(self, end: socket.socket) -> None:
         end.settimeout(POLL_SECONDS)
@@ -29,7 +29,7 @@ class PipeEnd:
         self._buffer = bytearray()  # the beginning of a message
 
     def send(self, run: int, message: Any, is_over: Callable[[], bool]) -> bool:
-        """Send a message; return False if `is_over` became true while the other end did not read."""
+        """Send a message; return False if `is_over()` is true while the other end does not read."""
         data = pickle.dumps(message)
         rest = memoryview(HEADER.pack(run, len(data)) + data)
         while rest:
@@ -41,7 +41,7 @@ class PipeEnd:
         return True
 
     def receive(self, run: int) -> Any:
-        """Return the next message of a run; None if it is not all there yet. Other runs' are discarded."""
+        """Return the next message of a run, None if it is incomplete; discard those of other runs."""
         try:
             self._buffer += self._socket.recv(CHUNK)
         except TimeoutError:
@@ -58,11 +58,11 @@ class PipeEnd:
         return None
 
     def forget(self) -> None:
-        """Discard the beginning of a message, which may be left of an earlier run in this process."""
+        """Discard the beginning of a message that an earlier run may have left in this process."""
         self._buffer.clear()
 
     def drain(self) -> None:
-        """Discard all that was sent to this end."""
+        """Discard everything sent to this end so far."""
         try:
             while self._socket.recv(CHUNK):
                 pass
@@ -71,7 +71,7 @@ class PipeEnd:
 
 
 class PipePool:
-    """Pipes between this process and those that are forked from it later."""
+    """Pipes between this process and those forked from it later."""
 
     def __init__(self, pipes: int) -> None:
         pairs = [socket.socketpair() for _ in range(pipes)]
@@ -80,17 +80,17 @@ class PipePool:
         self._numbers = count(1)
 
     def take(self) -> tuple[int, int]:
-        """Return a new run's number and the index of the pipe that is its own until it is given back.
+        """Return the number of a new run, and the index of its pipe until `give_back`.
 
         Raises:
-            EngineBusy: all are taken.
+            EngineBusy: all pipes are in use.
         """
         if not self.free:
             raise EngineBusy("All places are taken. Try again in a minute.")
         return next(self._numbers), self.free.popleft()
 
     def give_back(self, index: int) -> None:
-        """Empty a pipe for the next run; nobody may use it any more."""
+        """Empty a pipe, which nobody uses any more, for the next run."""
         for end in self.ends[index]:
             end.drain()
         self.free.append(index)

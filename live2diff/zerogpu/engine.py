@@ -1,4 +1,4 @@
-"""ZeroGpuEngine: an engine whose GPU is lent by the `spaces` package, for one live session or clip at a time.
+"""Run streams on a GPU that the `spaces` package lends for one live session or clip at a time.
 
 README.md says how a run works. Off a Space the same code runs without a fork, in a thread.
 """
@@ -29,14 +29,14 @@ from ..streaming.images import check_frame
 from ..streaming.settings import BLEND_FRAMES, StreamSettings
 from .channel import POLL_SECONDS, PipePool
 from .fork import fork_one_at_a_time
-from .quota import FRAME_SECONDS, GENEROUSLY, GPU_SECONDS, SHORTEST_RUN, seconds_left, seconds_of
+from .quota import CLIP_FACTOR, FRAME_SECONDS, GPU_SECONDS, SHORTEST_RUN, seconds_left, seconds_of
 from .remote_stream import RemoteStream, Run
 from .worker import TIME_OVER, Job, serve
 
 if TYPE_CHECKING:
     from ..pipeline import Live2DiffPipeline
 
-CLIP_MARGIN = 2.0  # seconds before a run ends in which a clip's next frame goes to another run
+CLIP_MARGIN = 2.0  # seconds before a run ends from which on a clip's next frame goes to another run
 REPORT_SECONDS = 0.5  # how often a live session reports the time left
 CLIPS_AT_ONCE = 2
 
@@ -47,13 +47,13 @@ def on_zero_gpu() -> bool:
     """Return whether this is a Space with ZeroGPU, as the `spaces` package sees it."""
     try:
         from spaces.config import Config
-    except ImportError:  # it is there on Spaces only
+    except ImportError:  # installed on Spaces only
         return False
     return Config.zero_gpu
 
 
 def wrap_gpu(task: Task, seconds: Callable[[Job], int]) -> Task:
-    """Wrap a generator function to run on a lent GPU; where none is lent, return it as it is."""
+    """Wrap a generator function to run on a lent GPU; off ZeroGPU return it unchanged."""
     if not on_zero_gpu():
         return task
     import spaces
@@ -65,13 +65,13 @@ def wrap_gpu(task: Task, seconds: Callable[[Job], int]) -> Task:
 class GpuSession(Session):
     """A session whose stream exists only while a run holds a GPU."""
 
-    # Makes the blocking calls of the stream; ends when the session is garbage.
+    # Makes the blocking calls of the stream; ends when the session is garbage-collected.
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(max_workers=1))
     # The latest frames, from which the next run warms up.
     recent: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=WARMUP_FRAMES + 1))
-    run: Run | None = None  # the present one, from when the GPU is asked for
-    over: Run | None = None  # the last one, until the stream is opened again or the next run is asked for
-    # Of the event that asks for GPUs, by which `spaces` knows the viewer.
+    run: Run | None = None  # the present one, from the request of the GPU on
+    over: Run | None = None  # the last one, until the stream is opened again or the next run is requested
+    # Of the event that requests GPUs: `spaces` identifies the viewer by it.
     context: Context = field(default_factory=copy_context)
 
     def has_gpu(self) -> bool:
@@ -79,16 +79,16 @@ class GpuSession(Session):
         return self.run is not None and self.run.ends is not None
 
     def is_busy(self) -> bool:
-        """Return whether the session waits for a GPU that was asked for, or for its stream."""
+        """Return whether the session waits for a requested GPU, or for its stream."""
         return self.run is not None and super().is_busy()
 
 
 class ZeroGpuEngine(Engine):
     """An `Engine` that processes the frames of a live session only while `gpu_session` runs for it.
 
-    Until a GPU session begins, frames wait, of which only the newest is kept. It is made of runs of
-    `gpu_seconds`, one after the other while the viewer stays, each warmed up from the last 8 frames. After
-    it `push` raises `GpuSessionOver`; after `open`, or the next `gpu_session`, the stream goes on likewise.
+    Until a GPU session begins, only the newest frame is kept. The session is a sequence of runs of
+    `gpu_seconds` while the viewer stays, each warmed up from the last 8 frames. Afterwards `push` raises
+    `GpuSessionOver`, until `open` or the next `gpu_session`, from which the stream goes on likewise.
     """
 
     needs_gpu_session, owns_device, session_kind = True, False, GpuSession
@@ -123,13 +123,13 @@ class ZeroGpuEngine(Engine):
             if self.graphs and self.pipe.unet.device.type == "cuda":
                 from ..runtime.trial import accelerate, short_trial
 
-                self.graphs = False  # in this process, which may serve other runs with them
-                # A short one: the quota is the viewer's.
+                self.graphs = False  # this process keeps them for later runs
+                # A short trial, as it counts against the viewer's quota.
                 accelerate(self.pipe, report=log.warning, trial=short_trial(self.pipe))
             yield from heartbeats
 
     def open(self, key: str, settings: StreamSettings) -> Future[str]:
-        """As `Engine.open`, at once outside a GPU session; a session of this key keeps its place and GPU."""
+        """Open as `Engine.open`, at once outside a GPU session; a session of the key keeps place and GPU."""
         ignored_words = self.pipe.ignored_words(settings)
         if key not in self.session_keys():
             self.admit(GpuSession(key=key, settings=settings, last_seen=self.registry.clock()))
@@ -143,10 +143,10 @@ class ZeroGpuEngine(Engine):
         return resolved(ignored_words)
 
     def push(self, key: str, frame: np.ndarray, tag: Any = None) -> Future[FrameResult]:
-        """As `Engine.push`.
+        """Push as `Engine.push`.
 
         Raises:
-            StreamClosed: a GPU session has ended or was refused, and the next one has not been asked for.
+            StreamClosed: a GPU session has ended or was refused, and the next one has not been requested.
             ValueError: not a frame.
         """
         check_frame(frame)
@@ -158,7 +158,7 @@ class ZeroGpuEngine(Engine):
             return super().push(key, frame, tag)
 
     def update(self, key: str, settings: StreamSettings, blend: int = BLEND_FRAMES) -> Future[str]:
-        """As `Engine.update`; outside a GPU session for the next one, at once."""
+        """Update as `Engine.update`; outside a GPU session, at once and for the next one."""
         with self.registry.lock:
             session = self._session(key)
             if session.has_gpu():
@@ -168,7 +168,7 @@ class ZeroGpuEngine(Engine):
         return resolved(ignored_words)
 
     def restart(self, key: str) -> Future[str]:
-        """As `Engine.restart`; outside a GPU session there is nothing to do."""
+        """Restart as `Engine.restart`; outside a GPU session do nothing."""
         return super().restart(key) if self._session(key).has_gpu() else resolved("")
 
     def time_left(self, key: str) -> float | None:
@@ -180,21 +180,21 @@ class ZeroGpuEngine(Engine):
             return 0.0 if session is not None and session.over else None
 
     def gpu_session(self, key: str) -> Iterator[float | None]:
-        """Process the frames of a session on a lent GPU, in an event of the page; closing this ends it.
+        """Process the frames of a session on a lent GPU, within an event of the page, until closed.
 
-        If one runs already, nothing happens. When the time of a run is over, another one is asked for,
-        shorter if no more is left of the viewer's quota.
+        If a run is active already, return. When the time of a run is over, request another one, a shorter one
+        if less is left of the viewer's quota.
 
         Yields:
-            The seconds left of the present run, now and then.
+            The seconds left of the present run, every REPORT_SECONDS; None before it begins.
 
         Raises:
             StreamClosed: there is no session of this key.
-            Exception: what `spaces` raises, with words for the viewer: no GPU is free, the quota is used up.
+            Exception: of `spaces`, with a message for the viewer: no GPU is free, the quota is used up.
         """
         session = self._session(key)
         former = session.run
-        if former is not None and former.stop.is_set():  # on its way out
+        if former is not None and former.stop.is_set():  # it is ending
             former.done.wait()
         session.context = copy_context()
         seconds: float | None = self.gpu_seconds
@@ -222,17 +222,17 @@ class ZeroGpuEngine(Engine):
         return session.thread.submit(function, *arguments)
 
     def schedule(self, session: GpuSession) -> None:
-        """Have the waiting frame processed; outside a GPU session it waits."""
+        """Have the waiting frame processed, within a GPU session."""
         if session.has_gpu():
             self.submit(session, self.step, session)
 
     def open_clip(self, session: GpuSession, frames: int | None) -> Future[str]:
-        """Open the stream of a clip on a GPU, asked for by the number of frames and the measured time."""
-        needed = self.gpu_seconds if frames is None else frames * median(self.frame_times) * GENEROUSLY
+        """Open the stream of a clip on a GPU, requested for the time that its frames take by measurement."""
+        needed = self.gpu_seconds if frames is None else frames * median(self.frame_times) * CLIP_FACTOR
         return self._begin(session, min(self.gpu_seconds, max(SHORTEST_RUN, needed + CLIP_MARGIN))).opened
 
     def remove(self, session: GpuSession, reason: str, error: BaseException | None = None) -> bool:
-        """As `Engine.remove`; its run ends as soon as it can."""
+        """Remove a session as `Engine.remove`, and end its run."""
         if isinstance(error, StreamClosed):  # its run has ended while the stream was opened
             return False
         is_first, run = super().remove(session, reason, error), session.run
@@ -242,17 +242,17 @@ class ZeroGpuEngine(Engine):
         return is_first
 
     def _begin(self, session: GpuSession, seconds: float, continues: bool = False) -> Run:
-        """Ask for a GPU in a thread of its own."""
+        """Request a GPU in a thread of its own."""
         number, pipe = self.pipes.take()
         run = Run(Job(number, pipe, seconds, session.is_clip), self.pipes.ends[pipe][0], continues=continues)
         session.run, session.over = run, None
-        # A thread of its own: a process forked from an executor's fails as it ends, joining itself.
+        # Not an executor's thread: a process forked from it fails at its end, when it joins itself.
         context, arguments = session.context.copy(), (self._follow, session, run)
         threading.Thread(target=context.run, args=arguments, name="run", daemon=True).start()
         return run
 
     def _follow(self, session: GpuSession, run: Run) -> None:
-        """Follow a run from asking for a GPU to giving it back."""
+        """Follow a run from the request of a GPU until it is given back."""
         reason = ""
         try:
             with closing(self._serve(run.job)) as heartbeats:
@@ -277,10 +277,10 @@ class ZeroGpuEngine(Engine):
         """Close the stream of a run that is over; a live session keeps its place."""
         fail(run.opened, run.over_error())
         with self.registry.lock:
-            if session.run is not run:  # a clip goes on with another one
+            if session.run is not run:  # a clip has gone on with another one
                 return
             session.run = None
-            if session.closed:  # and its stream with it
+            if session.closed:  # its stream is closed with it
                 return
             session.last_seen, waiting = self.registry.clock(), None
             run.next_seconds = self._next_seconds(session, run, reason)
@@ -293,7 +293,7 @@ class ZeroGpuEngine(Engine):
             stream_closed.result()
 
     def _next_seconds(self, session: GpuSession, run: Run, reason: str) -> float | None:
-        """Return how long the run after one that is over may last, None if there is to be none."""
+        """Return the seconds of the run after one that is over, None for no other run."""
         if session.is_clip or run.stop.is_set():  # the page has gone
             return None
         if run.error is None:
@@ -301,10 +301,10 @@ class ZeroGpuEngine(Engine):
         left = seconds_left(run.error)
         return left if left is not None and SHORTEST_RUN <= left < run.job.seconds else None
 
-    # From here on all runs on the session's thread.
+    # The methods below run on the session's thread.
 
     def _close_after(self, session: GpuSession, reason: str) -> None:
-        """Close the stream of a run that is over, unless another run has its place by now."""
+        """Close the stream of a run that is over, unless another run has replaced it."""
         if session.run is None:
             self.close_stream(session, reason)
 
@@ -316,7 +316,7 @@ class ZeroGpuEngine(Engine):
             self.step(session)
 
     def step(self, session: Any) -> None:
-        """As `Engine.step`; a frame that meets the end of a run waits for the next one."""
+        """Push as `Engine.step`; a frame that meets the end of a run waits for the next run."""
         with self.registry.lock:
             if session.stream is None and session.over is None and not session.closed:  # between two runs
                 return
@@ -335,7 +335,7 @@ class ZeroGpuEngine(Engine):
                     follow(session.waiting.result, queued.result)
 
     def call(self, session: Any, name: str, *arguments: Any, **options: Any) -> Any:
-        """As `Engine.call`; a clip goes on in another run before the time of its present one is over."""
+        """Call as `Engine.call`; a clip changes to another run before the time of its present one is over."""
         if name != "push":
             return super().call(session, name, *arguments, **options)
         frames, clock = [], self.registry.clock
@@ -353,10 +353,10 @@ class ZeroGpuEngine(Engine):
         return frames
 
     def _change_runs(self, session: GpuSession, former: Run) -> None:
-        """Give a clip's GPU back and wait for another one; the stream goes on from the last frames."""
+        """Give a clip's GPU back and wait for another; open the stream again from the last frames."""
         self.close_stream(session, TIME_OVER)
         with self.registry.lock:
-            session.run = None  # so that the end of this run does not concern the session
+            session.run = None  # so that `_end` leaves the session alone
         former.stop.set()
         former.done.wait()
         with self.registry.lock:
@@ -389,8 +389,8 @@ class ZeroGpuEngine(Engine):
         return self.open_stream(session)
 
     def free(self, session: GpuSession) -> None:
-        """As `Engine.free`, and wait until the GPU is given back."""
-        run = session.run  # None once `_end` has seen to this session
+        """Free as `Engine.free`, and wait until the GPU is given back."""
+        run = session.run  # None after `_end`
         try:
             self.close_stream(session)
         finally:

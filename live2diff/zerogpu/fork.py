@@ -1,7 +1,7 @@
-"""Forks one after the other.
+"""Serialise forks.
 
-`filelock`, which the Hub's client uses, refuses a fork while another thread forks (4.3, from Python 3.12
-on), and `spaces` forks in the thread of each viewer: of two who ask at once, one would get an error.
+`filelock` 4.3, which the Hub's client uses, refuses a fork while another thread forks (from Python 3.12 on),
+and `spaces` forks in each viewer's thread: of two runs that begin at once, one would fail.
 """
 
 import os
@@ -10,7 +10,7 @@ from functools import wraps
 
 
 def fork_one_at_a_time() -> None:
-    """Have `os.fork` wait until no other thread of this process forks."""
+    """Replace `os.fork` by one that waits until no other thread of this process forks."""
     fork = getattr(os, "fork", None)  # Windows has none
     if fork is None or hasattr(fork, "__wrapped__"):
         return

@@ -1,4 +1,4 @@
-"""In the main process: a run on a lent GPU, and calls of the stream in its process."""
+"""Call, from the main process, the stream in the process that has the GPU."""
 
 import threading
 from concurrent.futures import Future
@@ -17,28 +17,28 @@ from .worker import Job
 
 @dataclass(eq=False)
 class Run:
-    """One use of a GPU, from asking for it to giving it back."""
+    """One use of a GPU, from the request until it is given back."""
 
-    job: Job  # what its process is started with
+    job: Job  # the argument of its process
     pipe: PipeEnd
     ends: float | None = None  # when its time is over; None before it begins
-    error: BaseException | None = None  # what ended it early, for example a used-up quota
-    continues: bool = False  # a clip's stream, from its last frames
+    error: BaseException | None = None  # what refused or ended it, for example a used-up quota
+    continues: bool = False  # it goes on with a clip's stream, from the last frames
     next_seconds: float | None = None  # how long the next run may last; None if there is none
     opened: Future[str] = field(default_factory=Future)  # the result of opening its first stream
-    stop: threading.Event = field(default_factory=threading.Event)  # set to have it end
+    stop: threading.Event = field(default_factory=threading.Event)  # set to end it
     unreachable: threading.Event = field(default_factory=threading.Event)  # set once nobody answers calls
-    done: threading.Event = field(default_factory=threading.Event)  # set when all is given back
+    done: threading.Event = field(default_factory=threading.Event)  # set once GPU and pipe are given back
     lock: threading.Lock = field(default_factory=threading.Lock)  # held during a call
 
     def over_error(self) -> StreamClosed:
-        """Return the error for calls after the run: that its time is over, or why it was broken off."""
+        """Return the error for calls after the run: its time is over, or why it was broken off."""
         if self.error is None:
             return GpuSessionOver()
         return StreamClosed(words_of(self.error))
 
     def call(self, name: str, *arguments: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
-        """Call a method in the other process; return what `worker.Callee.answer` does.
+        """Call a method in the other process; return the result of `worker.Callee.answer`.
 
         Raises:
             StreamClosed: the run has ended.
@@ -54,9 +54,9 @@ class Run:
 
 
 class RemoteStream:
-    """A stream in the process that has the GPU; an engine uses it as it does a `Stream`.
+    """A stream in the process that has the GPU, with the methods of `Stream` that an engine calls.
 
-    Each method blocks until it is done there and raises what it raises there; after the run, `StreamClosed`.
+    Each method blocks until the call is done and raises its error; after the run, `StreamClosed`.
     """
 
     ignored_words: str

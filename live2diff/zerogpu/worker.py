@@ -1,4 +1,4 @@
-"""In the process that has the GPU: serve one run, answering the calls that come through its pipe."""
+"""Serve one run in the process that has the GPU: answer the calls that come through its pipe."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from ..streaming.stream import Stream
 
 TIME_OVER = "time over"
-SILENCE_SECONDS = 10.0  # without a call the viewer has gone, and the GPU is given back
+SILENCE_SECONDS = 10.0  # without a call, after which the GPU is given back
 
 
 @dataclass(frozen=True)
 class Job:
     """The argument of a run, pickled into its process."""
 
-    number: int  # of the run, on its messages
+    number: int  # of the run; every message carries it
     pipe: int  # index of its pipe
     seconds: float  # how long it may last
     is_clip: bool = False  # silence does not end it
 
 
 class Callee:
-    """The stream of a run, as `remote_stream.RemoteStream` calls it."""
+    """The stream of a run, which `remote_stream.RemoteStream` calls."""
 
     def __init__(self, pipe: Live2DiffPipeline, end_process: Callable[[int], object] | None = None) -> None:
         self._pipe, self._end_process = pipe, end_process
@@ -52,7 +52,7 @@ class Callee:
         self.stream = None
 
     def answer(self, name: str, arguments: tuple, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Call a method; return its result or error, and the stream's attributes from then on."""
+        """Call a method; return its result or error, and the stream's attributes after the call."""
         owner = self if name in ("open", "close") else self.stream
         try:
             result = getattr(owner, name)(*arguments, **options)
@@ -66,7 +66,7 @@ class Callee:
         return result, {name: getattr(self.stream, name) for name in names if self.stream is not None}
 
     def _end_if_lost(self, error: Exception, end_process: Callable[[int], object]) -> None:
-        """End the process if its GPU is lost: `spaces` would use it for later runs."""
+        """End the process if its GPU is lost: `spaces` would use the process for later runs."""
         from ..runtime.device import is_lost
 
         if isinstance(error, RuntimeError) and is_lost(self._pipe.unet.device):
@@ -82,13 +82,13 @@ def serve(
 ) -> Generator[str]:
     """Answer calls until the time is over, a live viewer is silent, or this generator is closed.
 
-    Where `end_process` is given, it is called with an exit code when the GPU is lost.
+    If the GPU is lost, `end_process` is called with an exit code.
 
     Yields:
-        "" after each call and at least every POLL_SECONDS, because `spaces` ends a generator only where it
-        yields; at last the reason why it ends.
+        "" after each call and at least every POLL_SECONDS, because `spaces` can end a generator only where it
+        yields; at last the reason for the end.
     """
-    end.forget()  # this process may have served a run that ended while a frame came
+    end.forget()  # this process may have served a run that ended in the middle of a message
     callee = Callee(pipe, end_process)
     began = heard = clock()
 
