@@ -1,4 +1,4 @@
-"""Ask Ray for as many workers as are wanted, and name the one to drain when there are too many."""
+"""Request as many workers from Ray as viewers need, and name the one to drain when there are too many."""
 
 import time
 from collections import deque
@@ -8,17 +8,17 @@ from .placement import WorkerState, drain_candidate, wanted_workers
 from .ray_session import WorkerResources
 
 SCALE_SECONDS = 15.0  # between two updates
-SPARE_SECONDS = 600.0  # a worker drains once so many were not wanted for so long
+SPARE_SECONDS = 600.0  # a worker drains after being spare for this long
 
 
 class Autoscaler:
-    """Follow the viewers with the number of workers.
+    """Adapt the number of workers to the viewers.
 
-    More workers are requested at once. Fewer are kept only when fewer were wanted all through the last
-    `spare_seconds`: then the emptiest drains, one at each update.
+    More workers are requested at once. Workers drain, the emptiest first and one at each update, only when
+    fewer were wanted all through the last `spare_seconds`.
 
     Args:
-        request: called with the number of workers in all, when it changes; see `ray_request`.
+        request: called with the total number of workers when it changes; see `ray_request`.
         spare_seconds: how long a worker must have been spare.
         clock: returns seconds.
 
@@ -36,7 +36,7 @@ class Autoscaler:
         self._slots = 1  # of the smallest worker seen last
         self.requested = 0
         self._began = clock()
-        # When, how many: the falling numbers of the last minutes.
+        # (when, how many): the wanted workers of the last `spare_seconds`, as a falling sequence.
         self._wanted: deque[tuple[float, int]] = deque()
 
     def update(self, workers: Sequence[WorkerState], waiting: int) -> str | None:
@@ -54,7 +54,7 @@ class Autoscaler:
             self._wanted.popleft()
         if wanted != self.requested:
             self._request(wanted)
-            self.requested = wanted  # only now: where Ray does not answer, it is asked again
+            self.requested = wanted  # not earlier: if Ray does not answer, it is asked again
         most = self._wanted[0][1]  # of the last `spare_seconds`
         available = sum(worker.is_available for worker in workers)
         is_spare = now - self._began >= self._spare_seconds and available > most
@@ -64,8 +64,8 @@ class Autoscaler:
 def ray_request(resources: WorkerResources) -> Callable[[int], None]:
     """Return the function that requests workers from the autoscaler of the connected Ray cluster.
 
-    The request holds until the next one. Nodes that run no worker are removed by the autoscaler after its own
-    idle time; where there is no autoscaler, nothing happens.
+    A request holds until the next one. The autoscaler removes nodes without a worker after its own idle time;
+    without an autoscaler, nothing happens.
     """
     from ray.autoscaler.sdk import request_resources
 

@@ -1,7 +1,7 @@
-"""ClusterEngine: an engine whose streams are on the workers of a Ray cluster.
+"""Run streams on the workers of a Ray cluster.
 
-The front keeps each viewer's settings and last 8 JPEGs. With them a stream goes on at another worker when its
-own dies, or before it is drained.
+The front keeps each viewer's settings and last 8 JPEGs, from which a stream goes on at another worker when
+its own dies or is drained.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from .ray_session import WorkerResources
 from .remote_worker import Deadlines, RemoteWorker
 from .sessions import ClusterSessions
 
-WATCH_SECONDS = 0.5  # between two looks at the workers
+WATCH_SECONDS = 0.5  # between two checks of the workers
 
 
 class ClusterEngine(ClusterSessions):
-    """An `Engine` without a device: streams are on workers, frames are JPEGs on the whole way.
+    """An `Engine` without a device: streams run on workers, and frames are JPEGs all the way.
 
     Args:
-        make_engine: makes the engine of a worker, in its process; picklable, given by the operator.
-        resources: what a worker takes of a node, and how many the cluster has room for now.
-        count_workers: returns how many the cluster has room for, whenever it is called.
-        autoscaler: says how many there are to be; None for as many as there is room for.
+        make_engine: makes the engine of a worker, in its process; picklable.
+        resources: what a worker takes of a node, and for how many workers the cluster has room now.
+        count_workers: returns for how many workers the cluster has room at the time of the call.
+        autoscaler: decides how many workers there are; None for as many as there is room for.
         deadlines: how long a worker may be silent.
         idle_seconds: a session silent for this long is closed.
         clock: returns seconds.
@@ -63,7 +63,7 @@ class ClusterEngine(ClusterSessions):
 
     @property
     def room(self) -> str:
-        """Say how many viewers there is room for now."""
+        """Return a sentence on how many viewers there is room for now."""
         ready = f"{len(self.pool.ready())} of {len(self.pool.workers)}"
         return f"Room for {self.capacity} viewers at once on {ready} workers."
 
@@ -73,7 +73,7 @@ class ClusterEngine(ClusterSessions):
         return self.pool.device()
 
     def stats(self) -> dict[str, Any]:
-        """As `Engine.stats`, and those of each worker by its key."""
+        """Return the figures of `Engine.stats`, and those of each worker by its key."""
         workers = {worker.key: worker.stats() for worker in [*self.pool.workers.values()]}
         return {**super().stats(), "workers": workers}
 
@@ -91,11 +91,11 @@ class ClusterEngine(ClusterSessions):
         while not self._ended.wait(seconds):
             try:
                 self.watch()
-            except Exception:  # of Ray, where its head does not answer: the next look may find it
-                log.exception("the workers cannot be looked after")
+            except Exception:  # of Ray, if its head does not answer; the next call may succeed
+                log.exception("the workers cannot be watched")
 
     def watch(self) -> None:
-        """Look after the workers once: leave the silent, start missing ones, go on with those that drain."""
+        """Check the workers once: give up silent ones, start missing ones, continue draining."""
         self._scale()
         self.pool.watch()
         for worker in [*self.pool.workers.values()]:
@@ -105,7 +105,7 @@ class ClusterEngine(ClusterSessions):
                 self.drain(worker.key, "its node is leaving")
 
     def _scale(self) -> None:
-        """Start workers for which there is room, with an autoscaler only those that it wants."""
+        """Start the workers for which there is room, or those of them that the autoscaler wants."""
         wanted = room = self._count_workers()
         if self._autoscaler is not None:
             if (now := self.registry.clock()) >= self._scaled + SCALE_SECONDS:
@@ -118,7 +118,7 @@ class ClusterEngine(ClusterSessions):
         self.pool.grow(min(wanted, room))
 
     def _on_change(self, worker: RemoteWorker, reason: str) -> None:
-        """Note that a worker is ready, or move its streams because it was lost."""
+        """Log that a worker is ready, or that it was lost, and move its streams."""
         self.capacity = self.pool.capacity()
         if not reason:
             return log_event("ready", worker=worker.key, process=worker.process, capacity=self.capacity)
@@ -127,7 +127,7 @@ class ClusterEngine(ClusterSessions):
             self.submit(session, self.move, session, stream, reason)
 
     def drain(self, key: str, reason: str = "drain") -> None:
-        """Move the streams of a worker to others without a gap, then end it; it gets no new ones."""
+        """Move the streams of a worker to others without a gap, then end it; it gets no new streams."""
         worker = self.pool.workers[key]
         worker.is_draining = True
         self.capacity = self.pool.capacity()
@@ -137,5 +137,5 @@ class ClusterEngine(ClusterSessions):
     def _drain(self, worker: RemoteWorker) -> None:
         for session, stream in self.streams_of(worker):
             self.submit(session, self.begin_hand_over, session, stream)
-        if not worker.streams and not worker.is_leaving:  # which keeps its node until that ends
+        if not worker.streams and not worker.is_leaving:  # a leaving one keeps its node until the node ends
             self.pool.retire(worker)

@@ -10,23 +10,23 @@ from ..video.folder import CLIP_ERRORS, ClipJob, ClipOutcome, attempt
 from ..video.translate import Progress
 from .ray_session import WorkerResources, ray_session, worker_resources
 
-ROUNDS = 4  # a clip whose worker died is tried again in the next one; in the end it is given up
-ALONE = 2  # of them, the last: there no other clip ends the worker of one that has not run yet
+ROUNDS = 4  # a clip whose worker died is tried again in the next one, and given up after the last
+ALONE = 2  # the last rounds, in which each clip runs alone: no other clip can end its worker
 Translate = Callable[[ClipJob], Generator[Progress]]
 
 
 class FolderWorker:
-    """An actor of Ray Data: it loads a model and translates clips, one after the other."""
+    """An actor of Ray Data that loads a model and translates clips, one after the other."""
 
     def __init__(self, make: Callable[[], Translate]) -> None:
         self.failure = ""
         try:
             self.translate = make()
-        except CLIP_ERRORS as error:  # each clip would fail: report it once, and end the run
+        except CLIP_ERRORS as error:  # every clip would fail: report it once, and end the run
             self.failure = str(error) or type(error).__name__
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list]:
-        """Translate the only clip of a batch; return a row for `outcome_of`."""
+        """Translate the only clip of a batch; return its row of results."""
         job = ClipJob(Path(batch["source"][0]), Path(batch["target"][0]))
         outcome = ClipOutcome(job.source) if self.failure else attempt(job, self.translate)
         row = {"source": str(job.source), "frames": outcome.frames, "seconds": outcome.seconds}
@@ -39,8 +39,8 @@ def translate_on_cluster(
 ) -> Generator[ClipOutcome]:
     """Translate clips on all workers of the cluster at `where`; yield the outcomes as they come.
 
-    Each worker calls `make` once, and what it returns for each clip. Clips and results are files: all nodes
-    must have them under the same paths.
+    Each worker calls `make` once, and the function that it returns for each clip. Clips and results are files
+    that all nodes must have under the same paths.
 
     Raises:
         ValueError: the cluster cannot be used, or a worker cannot load the model.
@@ -52,8 +52,8 @@ def translate_on_cluster(
 def translate_in_rounds(
     resources: WorkerResources, jobs: Sequence[ClipJob], make: Callable[[], Translate]
 ) -> Generator[ClipOutcome]:
-    """As `translate_on_cluster`, on the cluster that is connected."""
-    left = {str(job.source.absolute()): job for job in jobs}  # links to one clip are clips of their own
+    """Translate clips as `translate_on_cluster`, on the connected cluster."""
+    left = {str(job.source.absolute()): job for job in jobs}  # links to one clip are separate
     for number in range(1, ROUNDS + 1):
         is_alone = number > ROUNDS - ALONE
         batches = [{source: job} for source, job in left.items()] if is_alone else [{**left}]
@@ -68,10 +68,10 @@ def translate_in_rounds(
 def run_round(
     resources: WorkerResources, jobs: Mapping[str, ClipJob], make: Callable[[], Translate]
 ) -> Iterator[tuple[str, ClipOutcome]]:
-    """Translate clips; yield the outcomes, but for those clips whose worker died."""
+    """Translate clips; yield each source and its outcome, except for clips whose worker died."""
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a lost worker is in the summary
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the summary names lost workers
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.max_errored_blocks = -1  # without limit: a dead worker's clips are missing in the results
@@ -80,13 +80,13 @@ def run_round(
         return
     size = min(resources.workers, len(rows))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of `max_restarts`, which has no other name yet
+        warnings.simplefilter("ignore")  # of `max_restarts`, for which there is no newer name yet
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             FolderWorker,
             fn_constructor_args=(make,),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
-            max_restarts=0,  # else a clip that kills its worker is tried for ever
+            max_restarts=0,  # else a clip that kills its worker is tried again forever
             **resources.options,
         )
     for row in results.iter_rows():

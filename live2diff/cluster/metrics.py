@@ -1,4 +1,4 @@
-"""The state of the workers over HTTP: `/health` as JSON, `/metrics` as Prometheus reads it."""
+"""Serve the state of the workers over HTTP: `/health` as JSON, `/metrics` for Prometheus."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,15 +16,15 @@ OF_ALL = {"streams": "Live streams", "clips": "Clips", "capacity": "Live streams
 OF_A_WORKER = {
     "streams": "Streams on the worker",
     "slots": "Live streams that the worker has room for; 0 while it starts",
-    "fps": "Pictures a second, over the last 5 seconds",
-    "suspect": "1 where the worker has not answered in time",
-    "draining": "1 where the worker's streams are being moved away",
+    "fps": "Images per second, over the last 5 seconds",
+    "suspect": "1 if the worker is slow to answer, or not ready",
+    "draining": "1 if the worker's streams are being moved away",
 }
 DELAYS = {"0.5": "delay_p50", "0.95": "delay_p95"}
 
 
 class WorkerCollector(Collector):
-    """The figures of an engine's `stats`, read whenever they are asked for."""
+    """The figures of `engine.stats()`, read at every request."""
 
     def __init__(self, engine: EngineProtocol) -> None:
         self._engine = engine
@@ -40,7 +40,7 @@ class WorkerCollector(Collector):
             for key, values in workers.items():
                 family.add_metric([key], float(values[name]))
             yield family
-        text = "Seconds from a frame's arrival to its picture, over the last 5 seconds"
+        text = "Seconds from a frame's arrival to its image, over the last 5 seconds"
         family = GaugeMetricFamily("live2diff_worker_delay_seconds", text, labels=["worker", "quantile"])
         for key, values in workers.items():
             for quantile, name in DELAYS.items():
@@ -57,7 +57,7 @@ def metric_routes(engine: EngineProtocol) -> list[Route]:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     def health(_: Request) -> Response:
-        """Answer 503 while no worker is ready."""
+        """Answer with status 503 while there is no room at all."""
         stats = engine.stats()
         return JSONResponse(stats, 200 if stats["capacity"] else 503)
 

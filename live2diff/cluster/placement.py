@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WorkerState:
-    """One worker as the placement sees it.
+    """The facts about one worker that placement needs.
 
     All streams of a worker share its weights; they may change while it has no stream.
 
     Attributes:
         slots: how many streams it has room for, as measured on its device.
         streams: how many it has, reserved ones included.
-        weights: which weights are active, by any name; None for the model's own.
-        draining: its streams are being moved away.
-        suspect: it has not answered in time.
+        weights: a name of the active weights; None for the model's own.
+        draining: whether its streams are being moved away.
+        suspect: whether it is slow to answer, or not ready.
     """
 
     key: str
@@ -48,10 +48,10 @@ def place(workers: Sequence[WorkerState], weights: str | None) -> str | None:
 
 
 def wanted_workers(streams: int, waiting: int, slots: int) -> int:
-    """Return how many workers to ask for: enough for all who watch or wait, and one to spare.
+    """Return how many workers to request: enough for all streams and waiting viewers, and one spare.
 
     Raises:
-        ValueError: `slots`, the room of one worker, is below 1.
+        ValueError: `slots`, the streams of one worker, is below 1.
     """
     if slots < 1:
         raise ValueError(f"slots is {slots}; a worker has room for one stream at least.")

@@ -1,4 +1,4 @@
-"""The workers of a cluster: how many there are, and which one takes a stream."""
+"""Start and end the workers of a cluster, and choose the one that takes a stream."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .placement import place
 from .remote_worker import NO_DEADLINE, Deadlines, RemoteWorker, StartFailed, WorkerLost
 from .worker import Announcement, Worker
 
-START_SECONDS = 0.1  # between two looks whether the first worker is ready
+START_SECONDS = 0.1  # between two checks whether the first worker is ready
 FAILING_SECONDS = 300.0  # from the first failure until the start is given up; others may still be loading
-REPLACE_SECONDS = 10.0  # between two times that workers which Ray has given up are replaced
-WAIT_LOG_SECONDS = 30.0  # between two lines that the front still waits
+REPLACE_SECONDS = 10.0  # between two replacements of workers that Ray has given up
+WAIT_LOG_SECONDS = 30.0  # between two log lines while the front waits for the first worker
 OTHER_WEIGHTS = (
     "Other viewers are using all GPUs in styles with other weights. Choose one of their styles, or try again "
     "when they have left."
@@ -32,8 +32,8 @@ class WorkerPool:
     """The workers by key: one for each GPU of the cluster, or for each CPU_WORKER resource.
 
     Args:
-        make_engine: given by the operator, called in each worker's process.
-        options: of the actors, as `session.WorkerResources` has them.
+        make_engine: called in each worker's process.
+        options: of the actors, as in `ray_session.WorkerResources`.
         deadlines: how long a worker may be silent.
         clock: returns seconds.
         on_change: called with a worker and "" when it is ready, or the reason why it was lost.
@@ -50,16 +50,16 @@ class WorkerPool:
         self.workers: dict[str, RemoteWorker] = {}
         self._lock = threading.Lock()
         self._numbers = count(1)
-        self._nodes: dict[str, str] = {}  # the last one of each worker
+        self._nodes: dict[str, str] = {}  # the node on which each worker was last
         self._clock, self._deadlines, self._on_change = clock, deadlines, on_change
-        # A frame that Ray sent again would come out of order: the front sees to what is lost.
+        # No retries by Ray: a frame sent again would be out of order. The front handles what is lost.
         options = {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": 1000, **options}
-        self._token, self._make_engine = secrets.token_hex(4), make_engine  # other fronts have other workers
-        self._options = options
-        self._replaced = float("-inf")  # when workers that are dead were last replaced
+        self._options, self._make_engine = options, make_engine
+        self._token = secrets.token_hex(4)  # in the actors' names, to tell the fronts of a cluster apart
+        self._replaced = float("-inf")  # when dead workers were last replaced
 
     def grow(self, workers: int) -> None:
-        """Start workers until there are so many, also in the place of those that Ray has given up."""
+        """Start workers until there are `workers`, and replace those that Ray has given up."""
         dead = [worker for worker in self.workers.values() if worker.is_dead]
         if dead and (now := self._clock()) - self._replaced >= REPLACE_SECONDS:
             self._replaced = now
@@ -72,10 +72,10 @@ class WorkerPool:
             self.workers[key] = RemoteWorker(key, actor, self._deadlines, self._clock, self._on_change)
 
     def watch(self) -> None:
-        """Look after each worker once."""
+        """Check each worker once."""
         workers = [*self.workers.values()]
-        self._nodes |= {worker.key: said.node for worker, said in self.ready().items()}
-        # Who loads a model takes processors from the others of its node: the one it had last, if known.
+        self._nodes |= {worker.key: announced.node for worker, announced in self.ready().items()}
+        # A worker that loads a model slows others on its node, taken to be the node where it was last.
         loading = {self._nodes.get(worker.key) for worker in workers if worker.announced is None}
         for worker in workers:
             is_alone = all(each is worker or each.announced is None for each in workers)
@@ -84,23 +84,23 @@ class WorkerPool:
             worker.watch(limits.alone if is_alone else limits.compiling if is_busy else 0.0)
 
     def ready(self) -> dict[RemoteWorker, Announcement]:
-        """Return the workers that have announced themselves, and what they said."""
+        """Return the workers that are ready, and their announcements."""
         workers = [*self.workers.values()]
-        return {worker: said for worker in workers if (said := worker.announced) is not None}
+        return {worker: announced for worker in workers if (announced := worker.announced) is not None}
 
     def first(self) -> Announcement:
-        """Wait until a worker is ready; return what it said of itself.
+        """Wait until a worker is ready; return its announcement.
 
         Raises:
-            ValueError, OSError, RuntimeError: none of them can load its model, or those that have answered
-                could not for FAILING_SECONDS.
+            ValueError, OSError, RuntimeError: no worker can load its model, or some have failed and none was
+                ready for FAILING_SECONDS.
         """
         wanted, logged = len(self.workers), self._clock()
         failing_since: float | None = None
         while True:
             self.watch()
-            for said in self.ready().values():
-                return said
+            for announced in self.ready().values():
+                return announced
             now = self._clock()
             failures = [each.failure for each in self.workers.values() if each.failure is not None]
             if failures:
@@ -128,27 +128,27 @@ class WorkerPool:
 
     def device(self) -> str:
         """Return the names of the workers' devices."""
-        names = Counter(said.device for said in self.ready().values())
+        names = Counter(announced.device for announced in self.ready().values())
         return ", ".join(f"{number} x {name}" for name, number in names.items()) or "no worker"
 
     def capacity(self) -> int:
-        """Return how many live streams the workers have room for, without those that drain."""
-        return sum(said.slots for worker, said in self.ready().items() if not worker.is_draining)
+        """Return for how many live streams the workers have room; those that drain do not count."""
+        return sum(announced.slots for worker, announced in self.ready().items() if not worker.is_draining)
 
     def take(
         self, stream: str, weights: str | None, is_clip: bool = False, avoid: Collection[str] = ()
     ) -> RemoteWorker:
-        """Choose the worker for a stream, and keep its place until `give_back`.
+        """Choose the worker for a stream, and keep a place there until `give_back`.
 
-        Workers whose announcement has one of the tokens to avoid are left out, until they start again.
+        Worker processes whose tokens are in `avoid` are left out.
 
         Raises:
             EngineBusy: there is no room.
-            ValueError: there is room, but only beside streams with other weights.
+            ValueError: there is room only beside streams with other weights.
         """
         with self._lock:
             ready = self.ready().items()
-            states = [worker.state(is_clip) for worker, said in ready if said.token not in avoid]
+            states = [worker.state(is_clip) for worker, announced in ready if announced.token not in avoid]
             key = place(states, weights)
             if key is None:
                 if any(state.streams < state.slots for state in states if state.is_available):
@@ -162,7 +162,7 @@ class WorkerPool:
             return worker
 
     def can_change(self, stream_id: str, worker: RemoteWorker, weights: str | None) -> bool:
-        """Return whether a stream can change to these weights where it is; if so, note that it does."""
+        """Return whether a stream can change to these weights on its worker; if so, record the weights."""
         with self._lock:
             if worker.weights != weights and worker.streams - {stream_id}:
                 return False

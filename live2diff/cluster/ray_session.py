@@ -1,4 +1,4 @@
-"""Connect to Ray: on this machine, or to a cluster that runs."""
+"""Start Ray on this machine, or connect to a running cluster."""
 
 import os
 import secrets
@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-CPU_WORKER = "live2diff"  # the resource that a node without GPUs offers: one for each worker it has room for
-NAMESPACE = "live2diff"  # of the names of its actors
+CPU_WORKER = "live2diff"  # resource of a node without GPUs: one for each worker it has room for
+NAMESPACE = "live2diff"  # of the actors' names
 CONNECT_SECONDS = 5.0
-NODE_SECONDS = 600.0  # until the first node with room must be there: a new machine takes minutes
+NODE_SECONDS = 600.0  # to wait for the first node with room: a new machine takes minutes
 POLL_SECONDS = 1.0
 OBJECT_STORE_BYTES = 100_000_000  # little is kept there
 ENVIRONMENT = {  # read when Ray is imported, and by the processes that it starts
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",  # whoever reaches a cluster without it can run code on all nodes
-    "RAY_worker_niceness": "0",  # by default 15: anything else on the machine would come first
-    # Ray waits so many milliseconds, by default 1000, for the reason of a death before it reports it.
+    "RAY_AUTH_MODE": "token",  # without it, whoever reaches the cluster can run code on all nodes
+    "RAY_worker_niceness": "0",  # by default 15: any other process of the machine would come first
+    # Milliseconds, by default 1000, that Ray waits for the cause of a death before it reports the death.
     "RAY_timeout_ms_task_wait_for_death_info": "100",
 }
 LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # listen on 127.0.0.1 only
@@ -28,7 +28,7 @@ LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # listen on 127.
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What one worker takes of a node, as options of Ray, and how many of them the cluster has room for."""
+    """The Ray options of one worker, and for how many workers the cluster has room."""
 
     options: dict[str, Any]
     workers: int
@@ -36,9 +36,9 @@ class WorkerResources:
 
 @contextmanager
 def ray_session(where: str) -> Iterator[None]:
-    """Connect to Ray at `local`, `auto` (the cluster of this machine) or an address, while the context lasts.
+    """Connect to Ray at `local`, `auto` (the cluster of this machine) or an address, within a context.
 
-    Variables of the environment that are set already stay as they are.
+    Environment variables that are set already keep their values.
 
     Raises:
         ValueError: Ray is not installed or cannot be reached.
@@ -64,7 +64,7 @@ def ray_session(where: str) -> Iterator[None]:
         check_address(where)
     try:
         ray.init(**options)
-    except Exception as error:  # Ray raises this very class where a node does not start in time
+    except Exception as error:  # Ray raises this very class if a node does not start in time
         if where == "local":
             raise ValueError(f"Ray cannot be started on this machine: {error}") from None
         raise ValueError(
@@ -78,14 +78,12 @@ def ray_session(where: str) -> Iterator[None]:
 
 
 def check_address(address: str) -> None:
-    """Raise ValueError unless something listens at HOST:PORT; Ray itself would try for minutes."""
+    """Raise ValueError unless a server listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError, ValueError) as error:
-        raise ValueError(
-            f"There is no Ray cluster at {address}, which has to be HOST:PORT: {error}"
-        ) from None
+        raise ValueError(f"There is no Ray cluster at {address}, which must be HOST:PORT: {error}") from None
 
 
 def worker_resources(
@@ -93,10 +91,10 @@ def worker_resources(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> WorkerResources:
-    """Return what a worker takes of the connected cluster; wait for the first node that has room for one.
+    """Return the resources of a worker in the connected cluster; wait for the first node with room.
 
     Raises:
-        ValueError: none has come in NODE_SECONDS; on this machine alone none can come.
+        ValueError: there is none after NODE_SECONDS; with `local`, at once.
     """
     import ray
 

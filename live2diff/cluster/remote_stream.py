@@ -1,4 +1,4 @@
-"""Streams on a worker, as the front's engine uses them."""
+"""Call streams and clips on workers, for the front's engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..streaming.settings import StreamSettings
 from .remote_worker import RemoteWorker, WorkerLost
 from .worker import Reply
 
-MOST_MOVES = 3  # without a picture in between; a stream that ends each worker must end itself
+MOST_MOVES = 3  # without an image in between: a stream that crashes every worker must be ended
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,32 +31,32 @@ class FrameCall:
 
 
 class RemoteStream:
-    """One viewer's stream on one worker, where its place was taken under `stream_id`.
+    """One viewer's stream on one worker, where `stream_id` has a place.
 
-    Not for several threads at once. Calls on a lost worker raise `WorkerLost`.
+    Not thread-safe. Calls on a lost worker raise `WorkerLost`.
     """
 
     def __init__(self, worker: RemoteWorker, stream_id: str, settings: StreamSettings) -> None:
         self.worker, self.settings, self.stream_id = worker, settings, stream_id
         self.frames_in, self.frames_out, self.warm, self.ignored_words = 0, 0, False, ""
-        self.calls: deque[FrameCall] = deque()  # pushed, not delivered yet; oldest first
+        self.calls: deque[FrameCall] = deque()  # pushed and not delivered, oldest first
         # As `Session.in_flight`, for a stream that takes over.
         self.in_flight: deque[QueuedFrame | None] = deque()
         self._turns = count()
         self._opened: Future = Future()
         self._is_open = False
         self._closed: Future | None = None
-        self.began = 0.0  # when it was asked for, in a hand-over
-        self.token = worker.announced.token if worker.announced else ""  # of the worker's process
-        self._slow_until = WARMUP_FRAMES  # pictures: the first ones compile what the later ones use
+        self.began = 0.0  # when a hand-over to it began
+        self.token = worker.announced.token if worker.announced else ""  # of the worker process
+        self._slow_until = WARMUP_FRAMES  # in `frames_out`: the first frames compile
 
     def open(self, recent: Sequence[bytes]) -> None:
-        """Open it on the worker, warmed up from recent frames; where that fails, its place is given back."""
+        """Open it on the worker, warmed up from recent frames; on failure, give its place back."""
         self.begin_open(recent)
         self._finish_open()
 
     def begin_open(self, recent: Sequence[bytes]) -> Future:
-        """Ask for the stream; frames may be sent at once."""
+        """Begin to open it; frames may be sent at once."""
         self._opened = self.call(True, "open", self.settings, list(recent))
         return self._opened
 
@@ -69,29 +69,29 @@ class RemoteStream:
         self.in_flight = deque([None] * (self.frames_in - self.frames_out))
 
     def catch_up(self) -> bool:
-        """Take the replies for frames that another stream has delivered; return whether one is a picture.
+        """Take the replies for frames that another stream has delivered; return whether one has an image.
 
-        From then on the stream may take over. It may still be behind: see `skip`.
+        If so, this stream may take over. It may still be behind the other one: see `skip`.
         """
         if not self._opened.done():
             return False
         if not self._is_open:
             self._finish_open()
             self._is_open = True
-        shows = False
+        has_image = False
         while self.calls and self.calls[0].reply.done() and self.calls[0].queued.result.done():
             call = self.calls.popleft()
-            shows |= self.skip(call.queued, call.reply.result())
-        return shows
+            has_image |= self.skip(call.queued, call.reply.result())
+        return has_image
 
     def skip(self, queued: QueuedFrame, reply: Reply) -> bool:
-        """Take the reply for a frame that another stream has delivered; return whether it is a picture."""
+        """Take the reply for a frame that another stream has delivered; return whether it has an image."""
         if not reply.was_replaced:
             self.in_flight.append(queued)
         return bool([self.in_flight.popleft() for _ in self.take_reply(reply)])
 
     def open_clip(self) -> None:
-        """Open it for a clip, whose frames are arrays."""
+        """Open it for a clip, whose frames are arrays, not JPEGs."""
         try:
             self.ignored_words = self.call(True, "open_clip", self.settings).result()
         except BaseException:
@@ -106,7 +106,7 @@ class RemoteStream:
         return call
 
     def take_reply(self, reply: Reply) -> list[bytes]:
-        """Count a reply; return as many JPEGs as pictures were finished, all empty but the last."""
+        """Count a reply; return a JPEG for each finished frame, all but the last one empty."""
         self.frames_in, self.warm = reply.frames_in, reply.warm
         self.frames_out += reply.finished
         return [b""] * (reply.finished - 1) + [reply.jpeg] if reply.finished else []
@@ -115,7 +115,7 @@ class RemoteStream:
         """Change the settings."""
         self.ignored_words = self.call(True, "update", settings, blend).result()
         self.settings = settings
-        self._slow_until = self.frames_out + WARMUP_FRAMES  # another number of steps compiles again
+        self._slow_until = self.frames_out + WARMUP_FRAMES  # another number of steps compiles
 
     def restart(self) -> None:
         """Warm up again from the last frames."""
@@ -127,7 +127,7 @@ class RemoteStream:
         wait_for([self.begin_close()])
 
     def begin_close(self) -> Future:
-        """As `close`, without waiting for it."""
+        """Begin to free the stream and to give back its place."""
         if self._closed is None:
             self._closed = self.call(True, "close")
             self._closed.add_done_callback(lambda _: self.worker.give_back(self.stream_id))
@@ -144,17 +144,17 @@ class RemoteStream:
 
 
 class RemoteClip:
-    """The stream of a clip: one picture for each frame, also where workers are lost in between.
+    """The stream of a clip, with one image for each frame even if workers are lost.
 
     Args:
-        connect: opens a clip's stream on a worker, and waits for one; it avoids those with the given tokens.
+        connect: waits for a worker and opens the stream there; avoids processes with the given tokens.
     """
 
     def __init__(self, connect: Callable[[Collection[str]], RemoteStream]) -> None:
         self._connect = connect
         self._stream = connect(())
         self.ignored_words = self._stream.ignored_words
-        # What another worker gets again: the frames of a warmup, and those whose pictures are owed.
+        # Pushed again to another worker: the frames of a warmup, and those that have no image yet.
         self._recent: deque[np.ndarray] = deque(maxlen=WARMUP_FRAMES + MAX_DENOISING_STEPS)
         self.frames_in = self.frames_out = self._moves = 0
 
@@ -173,7 +173,7 @@ class RemoteClip:
         self._stream.close()
 
     def _call(self, name: str, *arguments: Any) -> list[np.ndarray]:
-        """Call a method; where the worker is lost, push the recent frames to another one in its place."""
+        """Call a method; if the worker is lost, push the recent frames to another one instead."""
         try:
             return self._result(name, *arguments)
         except (WorkerLost, StreamClosed) as error:
@@ -188,7 +188,7 @@ class RemoteClip:
             self._stream = self._connect(failed)
             try:
                 frames = [out for frame in self._recent for out in self._result("push_clip", frame)]
-                # The first of them were returned before.
+                # The images before these have been returned.
                 owed = frames[len(self._recent) - (self.frames_in - self.frames_out) :]
                 return owed + (self._result(name) if name == "flush_clip" else [])
             except (WorkerLost, StreamClosed) as error:

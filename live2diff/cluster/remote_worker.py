@@ -1,7 +1,7 @@
-"""The front's side of one worker: calls to it, and whether it lives.
+"""Call one worker from the front, and find out whether it is alive.
 
-A worker is left when Ray says that it died, or when it has not answered in time: Ray's own check of nodes
-takes tens of seconds. A worker that was left gets no call until it has announced itself again.
+A worker is lost when Ray reports its death, or when it does not answer in time: Ray's own check of nodes
+takes tens of seconds. A lost worker gets no calls until it has announced itself again.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from ..serving.sessions import FinishedFrames
 from .placement import WorkerState
 from .worker import Announcement, NotAnnounced
 
-NO_DEADLINE = float("inf")  # of a download
+NO_DEADLINE = float("inf")  # for downloads
 
 
 class WorkerLost(RuntimeError):
-    """A worker has died or does not answer; the words say which."""
+    """A worker has died or does not answer; the message says which."""
 
 
 class StartFailed(ChildProcessError):
-    """The process of a worker ended before it was ready; Ray starts another."""
+    """The process of a worker ended before it was ready; Ray starts another one."""
 
     def __init__(self, error: Exception) -> None:
-        words = (str(error).splitlines() or [type(error).__name__])[-1].strip()  # before: ids, a traceback
+        words = (str(error).splitlines() or [type(error).__name__])[-1].strip()  # the last line
         super().__init__(
             f"The process of a worker ended while it started: {words.rstrip('.')}. "
             "Its log is in /tmp/ray/session_latest/logs, on the worker's machine."
@@ -41,29 +41,29 @@ class StartFailed(ChildProcessError):
 
 
 class WorkerDied(StartFailed):
-    """As `StartFailed`, and Ray starts no other."""
+    """The process of a worker ended before it was ready, and Ray has given the worker up."""
 
 
 @dataclass(frozen=True)
 class Deadlines:
-    """How many seconds a worker may be silent while it has something to do."""
+    """For how many seconds a worker may be silent while it owes an answer."""
 
     frame: float = 2.0
-    compiling: float = 10.0  # while a stream is opened, warms up or changes its style; while its node is busy
+    compiling: float = 10.0  # while a stream opens, warms up or changes, or its node is busy
     alone: float = 30.0  # while there is no other worker
 
 
 class RemoteWorker:
-    """A worker as the front sees it. Thread-safe.
+    """A worker, seen from the front. Thread-safe.
 
     Attributes:
-        announced: what it said of itself; None while it starts, or after it was lost.
-        failure: why it could not start the last time.
-        is_draining: its streams move to others, and it gets no new ones.
-        streams: the ids of the streams that it has, or that it is about to be given, clips included.
-        clips: those of the clips, which need no slot.
+        announced: its announcement; None while it starts, or after it was lost.
+        failure: why its last start failed.
+        is_draining: whether its streams move to others; it gets no new ones.
+        streams: the ids of the streams that it has or is about to get, clips included.
+        clips: the ids of the clips, which need no slot.
         weights: the weights that its streams use, or the last one used.
-        finished: the frames it has finished lately.
+        finished: the frames that it finished lately.
     """
 
     def __init__(
@@ -82,18 +82,18 @@ class RemoteWorker:
         self.clips: set[str] = set()
         self.weights: str | None = None
         self.finished = FinishedFrames(clock)
-        self._on_change = on_change  # called with "" when it has announced itself, or the reason of its loss
+        self._on_change = on_change  # called with "" after an announcement, or the reason of a loss
         self._lock = threading.RLock()
-        self._calls: dict[Future, float] = {}  # without an answer yet, and their deadlines
-        self._heard = clock()  # when the last answer came, or the first of the calls went out
-        self._asked: float | None = None  # when it was asked for a ping or an announcement
+        self._calls: dict[Future, float] = {}  # without an answer yet, with their deadlines in seconds
+        self._heard = clock()  # when the last answer came, or the first of the calls was made
+        self._asked_at: float | None = None  # when an unanswered ping or announcement was requested
 
     def call(self, deadline: float, method: str, *arguments: Any) -> Future:
         """Call a method of the actor; the future has its result, its error, or `WorkerLost`."""
         future: Future = Future()
         with self._lock:
             if self.announced is None:
-                fail(future, WorkerLost("it is gone"))
+                fail(future, WorkerLost("it was lost"))
                 return future
             if not self._is_working():
                 self._heard = self.clock()
@@ -106,19 +106,19 @@ class RemoteWorker:
         return any(deadline < NO_DEADLINE for deadline in self._calls.values())
 
     def _take_answer(self, future: Future, answer: Future) -> None:
-        """Resolve the future of a call; on one of Ray's own threads."""
+        """Resolve the future of a call, on one of Ray's threads."""
         error = answer.exception()
         with self._lock:
             self._heard = self.clock()
             if self._calls.pop(future, None) is None:
-                return  # answered with WorkerLost
+                return  # it has failed with WorkerLost
         if error is None:
             result, failure = answer.result()
             if isinstance(failure, NotAnnounced):
                 token, failure = failure.token, WorkerLost("it was restarted")
                 self._check_token(token)
             future.set_result(result) if failure is None else future.set_exception(failure)
-        elif isinstance(error, RayTaskError):  # an error of the worker's code, or an answer without a pickle
+        elif isinstance(error, RayTaskError):  # a bug in the worker, or an answer without a pickle
             log.error("a call of a worker failed", exc_info=error)
             fail(future, RuntimeError(f"{type(error.cause).__name__}: {error.cause}"))
         else:
@@ -126,11 +126,11 @@ class RemoteWorker:
             self.lose("it died")
 
     def lose(self, reason: str) -> None:
-        """Give it up until it announces itself again; all calls without an answer fail."""
+        """Treat it as lost until it announces itself again; calls without an answer fail."""
         with self._lock:
             if self.announced is None:
                 return
-            self.announced = self._asked = None
+            self.announced = self._asked_at = None
             calls, self._calls = self._calls, {}
             self.streams.clear()
             self.clips.clear()
@@ -139,23 +139,23 @@ class RemoteWorker:
         self._on_change(self, reason)
 
     def silence(self) -> tuple[float, float]:
-        """Return for how many seconds it has owed an answer, and how many it may."""
+        """Return for how many seconds it has owed an answer, and the limit."""
         with self._lock:
             now, limits = self.clock(), [each for each in self._calls.values() if each < NO_DEADLINE]
             silent = now - self._heard if limits else 0.0
-            if self._asked is not None:
-                silent = max(silent, now - self._asked)
+            if self._asked_at is not None:
+                silent = max(silent, now - self._asked_at)
             return silent, max(limits, default=self.deadlines.frame)
 
     def watch(self, least: float = 0.0) -> None:
-        """Ask it whether it is ready or alive; kill it, to be started again, where it is silent too long.
+        """Ask whether it is ready or alive; kill it after too long a silence, and Ray starts it again.
 
-        It may be silent for `least` seconds, whatever it does.
+        It may always be silent for `least` seconds.
         """
         with self._lock:
-            asked, announced = self._asked, self.announced
+            asked, announced = self._asked_at, self.announced
             if asked is None:
-                self._asked = self.clock()
+                self._asked_at = self.clock()
         if announced is None:
             if asked is None:
                 self.actor.announce.remote().future().add_done_callback(self._take_announcement)
@@ -172,7 +172,7 @@ class RemoteWorker:
         with self._lock:
             if self.announced is not announced:
                 return
-            self._asked = None
+            self._asked_at = None
         if error is not None:
             return self.lose("it died")
         token, is_leaving = answer.result()
@@ -182,14 +182,14 @@ class RemoteWorker:
                 self.announced = replace(self.announced, is_leaving=is_leaving)
 
     def _check_token(self, token: str) -> None:
-        """Give it up if its process is another one than announced itself."""
+        """Treat it as lost if its process is not the one that announced itself."""
         if self.announced is not None and self.announced.token != token:
             self.lose("it was restarted")
 
     def _take_announcement(self, answer: Future) -> None:
         error = answer.exception()
         with self._lock:
-            self._asked, former, self.failure = None, self.failure, None  # asked again by the next `watch`
+            self._asked_at, former, self.failure = None, self.failure, None  # asked again by the next `watch`
             if isinstance(error, RayTaskError):
                 self.failure = RuntimeError(f"{type(error.cause).__name__}: {error.cause}")
             elif isinstance(error, ActorDiedError):
@@ -205,7 +205,7 @@ class RemoteWorker:
 
     @property
     def is_dead(self) -> bool:
-        """Whether Ray will not start it again."""
+        """Whether Ray has given it up."""
         return isinstance(self.failure, WorkerDied)
 
     @property
@@ -215,23 +215,23 @@ class RemoteWorker:
 
     @property
     def process(self) -> int | None:
-        """The id of its process on its node, while it is ready."""
+        """The id of its process on its node; None unless it is ready."""
         return self.announced.process if self.announced else None
 
     def give_back(self, stream: str) -> None:
-        """Note that a stream is freed, or was never opened."""
+        """Give back the place of a stream that is freed, or was never opened."""
         self.streams.discard(stream)
         self.clips.discard(stream)
 
     def state(self, for_clip: bool = False) -> WorkerState:
-        """Return what the placement of a live stream or a clip reads."""
+        """Return the state for placing a live stream or a clip."""
         slots = self.announced.slots + len(self.clips) + for_clip if self.announced else 0
         silent, limit = self.silence()
         suspect = self.announced is None or silent > limit / 2
         return WorkerState(self.key, slots, len(self.streams), self.weights, self.is_draining, suspect)
 
     def stats(self) -> dict[str, Any]:
-        """Return streams, slots, frame rate, delay in seconds, and whether it drains or is suspect."""
+        """Return streams, slots, whether it drains or is suspect, frames per second, delays in seconds."""
         state = self.state()
         return {
             "streams": state.streams,

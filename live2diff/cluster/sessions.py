@@ -1,6 +1,6 @@
-"""ClusterSessions: the streams of a cluster's viewers, on workers that may be lost or drained.
+"""Serve viewers' streams on workers that may be lost or drained.
 
-All of a session runs on its own thread, replies of workers included, so nothing of a stream is locked.
+Everything of a session runs on its own thread, replies of workers included, so a stream needs no lock.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from .remote_stream import MOST_MOVES, RemoteClip, RemoteStream
 from .remote_worker import NO_DEADLINE, RemoteWorker, WorkerLost
 from .worker import Reply
 
-FRAMES_IN_FLIGHT = 4  # of one viewer, on their way to a worker and back
+FRAMES_IN_FLIGHT = 4  # of one viewer, to a worker and back
 CLIP_TRIES = 240  # to find a worker for a clip
-CLIP_SECONDS = 0.5  # between them
-MOST_COUNTS = 1000  # of lost workers that are remembered, for as many viewers
+CLIP_SECONDS = 0.5  # between two tries
+MOST_COUNTS = 1000  # viewers for whom lost workers are counted
 NO_WORKER = "The server has lost a GPU. You are the first in line for the next one."
 
 
@@ -39,38 +39,38 @@ NO_WORKER = "The server has lost a GPU. You are the first in line for the next o
 class ClusterSession(Session):
     """A session whose stream is on a worker."""
 
-    # Runs all that touches the stream; ends when the session is garbage.
+    # Runs everything that uses the stream; ends when the session is garbage-collected.
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(max_workers=1))
     # The latest JPEGs that a worker has answered.
     recent: deque[bytes] = field(default_factory=lambda: deque(maxlen=WARMUP_FRAMES))
-    next_stream: RemoteStream | None = None  # has its place; its style's files are on their way
-    successor: RemoteStream | None = None  # gets the same frames, and takes over with its first picture
+    next_stream: RemoteStream | None = None  # has its place, while its style is downloaded
+    successor: RemoteStream | None = None  # gets the same frames, and takes over with its first image
 
 
 class ClusterSessions(Engine):
-    """The part of `ClusterEngine` that looks after the sessions."""
+    """The part of `ClusterEngine` that serves the sessions."""
 
     takes_jpegs, owns_device = True, False
     session_kind = ClusterSession
     pool: WorkerPool
 
     def begin_sessions(self, capacity: int, idle_seconds: float, clock: Callable[[], float]) -> None:
-        """Prepare for so many sessions."""
-        # Workers lost over a viewer's streams since the last picture, by session key, the latest at the end.
+        """Prepare as `Engine.begin_sessions`."""
+        # Workers lost over a viewer's streams since the last image, by session key, latest last.
         self._losses: dict[str, int] = {}
         super().begin_sessions(capacity, idle_seconds, clock)
 
     def remove(self, session: Any, reason: str, error: BaseException | None = None) -> bool:
-        """Remove a session as `Engine.remove`; a viewer who leaves is forgotten."""
+        """Remove a session as `Engine.remove`; forget the losses of a viewer who leaves."""
         if reason in ("closed", "silent", "stopped"):
             self._forget_losses(session)
         return super().remove(session, reason, error)
 
     def _count_loss(self, session: ClusterSession) -> None:
-        """Note that a worker was lost over a session; the page may open another one with the same key.
+        """Count a worker that was lost over a session; later sessions of the key go on counting.
 
         Raises:
-            RuntimeError: it was one too many.
+            RuntimeError: these are more than MOST_MOVES.
         """
         with self.registry.lock:
             losses = self._losses[session.key] = self._losses.pop(session.key, 0) + 1
@@ -94,7 +94,7 @@ class ClusterSessions(Engine):
         ]
 
     def weights_of(self, settings: StreamSettings) -> str | None:
-        """Return a name of the weights that a stream uses; None for the model's own."""
+        """Return a name for the weights that a stream uses; None for the model's own."""
         if (style := self.with_weights(settings.style)) is None:
             return None
         return json.dumps([style.base, [[name, scale * settings.lora_scale] for name, scale in style.loras]])
@@ -112,11 +112,11 @@ class ClusterSessions(Engine):
         return self._connect(session)
 
     def cache_bytes_of(self, session: ClusterSession, settings: StreamSettings) -> int:
-        """Return 0: the worker's engine looks after its memory."""
+        """Return 0: the worker's own engine checks its memory."""
         return 0
 
     def _take(self, session: ClusterSession, avoid: Collection[str] = ()) -> tuple[RemoteStream, Future]:
-        """Take a place for a stream that is still to be opened; begin to download what its style needs."""
+        """Take a place for a stream that is yet to be opened, and begin to download what its style needs."""
         stream_id, weights = secrets.token_hex(8), self.weights_of(session.settings)
         worker = self.pool.take(stream_id, weights, session.is_clip, avoid)
         fetched = resolved(None)
@@ -125,9 +125,9 @@ class ClusterSessions(Engine):
         return RemoteStream(worker, stream_id, session.settings), fetched
 
     def _open(self, session: ClusterSession, avoid: set[str]) -> RemoteStream:
-        """Open a stream on a worker; one that fails is added to those to avoid until they start again."""
+        """Open a stream on a worker; if it fails, add the token of its process to `avoid`."""
         stream, fetched = self._take(session, avoid)
-        fetched.exception()  # waits; `open` says it again
+        fetched.exception()  # waits; `open` raises the error again
         try:
             stream.open_clip() if session.is_clip else stream.open(session.recent)
         except (WorkerLost, StreamClosed, StreamOutOfMemory):
@@ -149,7 +149,7 @@ class ClusterSessions(Engine):
         raise failure
 
     def _connect_clip(self, session: ClusterSession, avoid: Collection[str] = ()) -> RemoteStream:
-        """Open the stream of a clip on a worker; wait for one."""
+        """Open the stream of a clip on a worker; wait for a worker if there is none."""
         failure: RuntimeError = WorkerLost("There is no worker")
         failed = {*avoid}
         for _ in range(CLIP_TRIES):
@@ -163,7 +163,7 @@ class ClusterSessions(Engine):
         raise failure
 
     def step(self, session: ClusterSession) -> None:
-        """Push the waiting frame, unless too many are on their way; the next reply comes here again."""
+        """Push the waiting frame, unless too many are in flight; the next reply calls this again."""
         stream = session.stream
         if not isinstance(stream, RemoteStream) or len(stream.calls) >= FRAMES_IN_FLIGHT:
             return
@@ -179,10 +179,10 @@ class ClusterSessions(Engine):
 
     def _reply_arrived(self, session: ClusterSession, stream: RemoteStream, _: Future) -> None:
         taken = self.submit(session, self._take_replies, session, stream)
-        taken.add_done_callback(Future.result)  # logs an error, which nobody else would see
+        taken.add_done_callback(Future.result)  # has an error logged, which nobody else would see
 
     def _take_replies(self, session: ClusterSession, stream: RemoteStream) -> None:
-        """Deliver the replies that have come, in order."""
+        """Deliver the replies that have arrived, in order."""
         while stream is session.stream and stream.calls and stream.calls[0].reply.done():
             queued, reply = stream.calls[0].queued, stream.calls[0].reply
             error = reply.exception()
@@ -201,7 +201,7 @@ class ClusterSessions(Engine):
     def _deliver(
         self, session: ClusterSession, stream: RemoteStream, queued: QueuedFrame, reply: Reply
     ) -> None:
-        """Resolve the future of a frame, unless the stream before has done so."""
+        """Resolve the future of a frame, unless the former stream has done so."""
         if queued.result.done():
             stream.skip(queued, reply)
             return
@@ -217,7 +217,7 @@ class ClusterSessions(Engine):
         self.finish(session, queued, frames)
 
     def move(self, session: ClusterSession, stream: RemoteStream, reason: str) -> None:
-        """Go on at another worker after the session's own was lost, or has no memory for it."""
+        """Go on at another worker, because the session's own was lost or has no memory for it."""
         if session.closed or session.stream is not stream:
             return
         began = self.registry.clock()
@@ -235,7 +235,7 @@ class ClusterSessions(Engine):
     def _switch(
         self, session: ClusterSession, old: RemoteStream, new: RemoteStream, began: float, reason: str
     ) -> None:
-        """Let a session go on with another stream; frames on their way to the old one have no picture."""
+        """Let a session go on with another stream; frames in flight in the old one get no image."""
         session.stream, session.in_flight = new, new.in_flight
         moved = {"from": old.worker.key, "to": new.worker.key}
         milliseconds = round(1000 * (self.registry.clock() - began))
@@ -246,7 +246,7 @@ class ClusterSessions(Engine):
         self._take_replies(session, new)
 
     def _end(self, session: ClusterSession, stream: RemoteStream, error: Exception) -> None:
-        """End a session that no worker can go on with; its viewer opens another, or waits in line."""
+        """End a session that no worker can take; its viewer opens another, or waits in line."""
         log_event("moved", id=log_id(session.key), **{"from": stream.worker.key}, to="line")
         if self.remove(session, "no worker", error):
             self.free(session)
@@ -259,13 +259,13 @@ class ClusterSessions(Engine):
             return
         try:
             session.next_stream, fetched = self._take(session)
-        except (EngineBusy, ValueError):  # asked again by the next `watch`
+        except (EngineBusy, ValueError):  # the next `watch` tries again
             return
         arguments = session, stream, session.next_stream
         fetched.add_done_callback(lambda _: self.submit(session, self._open_successor, *arguments))
 
     def _open_successor(self, session: ClusterSession, stream: RemoteStream, successor: RemoteStream) -> None:
-        """Open the second stream, unless it was given up; it gets the same frames from now on."""
+        """Open the second stream, unless it was dropped; from now on it gets the same frames."""
         if session.next_stream is not successor:
             return
         session.next_stream, session.successor = None, successor
@@ -274,7 +274,7 @@ class ClusterSessions(Engine):
         successor.begin_open(recent).add_done_callback(partial(self._reply_arrived, session, successor))
 
     def _hand_over(self, session: ClusterSession) -> None:
-        """Let the successor take over once it has a picture of its own."""
+        """Let the successor take over once it has an image of its own."""
         old, successor = session.stream, session.successor
         if successor is None or not isinstance(old, RemoteStream):
             return
@@ -284,7 +284,7 @@ class ClusterSessions(Engine):
                 old.calls.clear()  # the successor has them as well
                 old.begin_close()
                 self._switch(session, old, successor, successor.began, "drain")
-        except (ValueError, OSError, RuntimeError):  # tried again by the next `watch`
+        except (ValueError, OSError, RuntimeError):  # the next `watch` tries again
             self._drop_successor(session)
 
     def _drop_successor(self, session: ClusterSession) -> None:
@@ -293,7 +293,7 @@ class ClusterSessions(Engine):
         session.next_stream = session.successor = None
 
     def call(self, session: Session, name: str, *arguments: Any, **options: Any) -> Any:
-        """Call a method of a session's stream, where need be on another worker."""
+        """Call a method of a session's stream, if necessary on another worker."""
         assert isinstance(session, ClusterSession)
         stream = session.stream
         if not isinstance(stream, RemoteStream):
@@ -305,7 +305,7 @@ class ClusterSessions(Engine):
                 return self._transfer(session, stream, arguments[0])
         try:
             return super().call(session, name, *arguments, **options)
-        except (ValueError, OSError):  # refused: the weights are as before
+        except (ValueError, OSError):  # refused: the weights stay as they were
             stream.worker.weights = self.weights_of(session.settings)
             raise
         except (WorkerLost, StreamClosed) as error:
@@ -315,7 +315,7 @@ class ClusterSessions(Engine):
         return self.call(session, name, *arguments, **options)
 
     def _transfer(self, session: ClusterSession, stream: RemoteStream, settings: StreamSettings) -> None:
-        """Go on at another worker in a style with other weights, which others do not use here."""
+        """Go on at another worker, because this one's other streams need its present weights."""
         began, former = self.registry.clock(), session.settings
         session.settings = settings
         try:
@@ -327,7 +327,7 @@ class ClusterSessions(Engine):
         self._switch(session, stream, new, began, "style")
 
     def close_stream(self, session: ClusterSession, reason: str | None = None) -> None:
-        """Free a session's stream, if it is open; the frames on their way have no result."""
+        """Free a session's stream, if it is open; the frames in flight get no result."""
         self._drop_successor(session)
         stream = session.stream
         super().close_stream(session, reason)

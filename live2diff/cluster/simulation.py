@@ -1,4 +1,4 @@
-"""Simulate a fleet: the real waiting line, placement and autoscaler with made-up viewers and GPUs.
+"""Simulate a fleet: the real waiting line, placement and autoscaler with simulated viewers and GPUs.
 
     python -m live2diff.cluster.simulation [--gpus 1 10 100 1000] [--seed 0]
 
@@ -22,28 +22,30 @@ from ..serving.admission import SILENCE_SECONDS, WaitingLine
 from .autoscale import SCALE_SECONDS, Autoscaler
 from .placement import WorkerState, place
 
-POLL_SECONDS = 0.9 * SILENCE_SECONDS  # a page asks each second; less often costs the simulation less
-# A share for each set of weights: the model's own, with which most styles work, and six more.
+POLL_SECONDS = 0.9 * SILENCE_SECONDS  # a page asks each second; less often is cheaper to simulate
+# The share of each set of weights: the model's own, which most styles use, and six more.
 FULL = {None: 0.4, "a": 0.2, "b": 0.15, "c": 0.1, "d": 0.07, "e": 0.05, "f": 0.03}
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is assumed. Times whose length varies are drawn from exponential distributions with these means.
+    """The assumptions. Durations that vary are drawn from exponential distributions with these means.
 
     Attributes:
-        gpus: how many there are at most; without `autoscale` they run all the time.
-        hours: how long is simulated.
-        cycle_hours: the arrivals rise from a fifth of the peak and fall again; None for always the peak.
+        gpus: the most GPUs; without `autoscale` all of them run all the time.
+        hours: the simulated time.
+        cycle_hours: in which arrivals rise from a fifth of the peak and fall again; None for always the peak.
         slots: streams on one GPU.
-        load: streams that the arrivals would keep busy at the peak, as a share of all slots.
+        load: streams that the arrivals would occupy at the peak, as a share of all slots.
         visit_seconds: how long a viewer would like to stay.
-        patience_seconds: after which one leaves the line.
-        slice_seconds: after which a viewer gives way while others wait.
-        styles: how popular each set of weights is.
+        patience_seconds: after which a viewer leaves the line.
+        slice_seconds: after which a viewer must leave while others wait.
+        styles: the share of the viewers for each set of weights.
         mtbf_hours: between two failures of one worker.
-        start_seconds: from the request of a node until its worker is warm.
-        restart_seconds: from a failure until the worker is warm again.
+        start_seconds: from the request of a node until its worker is ready.
+        restart_seconds: from a failure until the worker is ready again.
+        autoscale: whether workers follow the viewers.
+        seed: same seed, same result.
     """
 
     gpus: int
@@ -64,19 +66,19 @@ class Scenario:
 
 @dataclass
 class Result:
-    """What happened."""
+    """The outcome of a scenario."""
 
     arrivals: int = 0
-    waits: list[float] = field(default_factory=list)  # in seconds, of those who were let in
+    waits: list[float] = field(default_factory=list)  # in seconds, of admitted viewers
     finished: int = 0  # stayed as long as they liked
-    cut: int = 0  # gave way to others
+    cut: int = 0  # had to leave for others
     left: int = 0  # left the line
     watching: int = 0  # at the end
     waiting: int = 0  # at the end
     moved_by_failure: int = 0
     moved_by_drain: int = 0
-    stranded: int = 0  # lost their worker while there was no room on another
-    restyled: int = 0  # took another style, as no worker could take theirs
+    stranded: int = 0  # lost their worker while no other had room
+    restyled: int = 0  # took another style, because no worker could take theirs
     gpu_seconds: float = 0.0  # from the request of a node to its end
     stream_seconds: float = 0.0
 
@@ -108,27 +110,27 @@ class Stream:
 
 
 class Fleet:
-    """Workers without GPUs, as the engine of a `WaitingLine`."""
+    """Simulated workers, as the engine of a `WaitingLine`."""
 
     def __init__(self, slots: int, clock: Callable[[], float]) -> None:
         self.admission: Callable[[str], AbstractContextManager] = nullcontext
         self.capacity = 0
         self.states: dict[str, WorkerState] = {}
         self.streams: dict[str, Stream] = {}
-        self.stranded: dict[str, Stream] = {}  # those that wait for a worker
+        self.stranded: dict[str, Stream] = {}  # waiting for a worker
         self.ended = 0
         self.stream_seconds = 0.0
         self._slots, self._clock = slots, clock
 
     def session_keys(self) -> Any:
-        """Return the viewers with a stream, those included whose worker failed: they keep their turn."""
+        """Return the viewers with a stream; those whose worker failed keep their place."""
         return self.streams.keys()
 
     def make_room(self) -> None:
-        """Close silent streams: there are none."""
+        """Do nothing: there are no silent streams."""
 
     def time_left(self, key: str) -> None:
-        """Return when a stream ends by itself: never."""
+        """Return None: no stream ends by itself."""
 
     def close(self, key: str) -> None:
         """End a viewer's stream."""
@@ -140,7 +142,7 @@ class Fleet:
             self.stream_seconds += self._clock() - stream.since
 
     def open(self, key: str, weights: str | None) -> bool:
-        """Open a stream for a viewer whose turn it is, unless no worker can take these weights."""
+        """Open a stream for an admitted viewer; return False if no worker can take these weights."""
         with self.admission(key):
             stream = Stream(None, weights, self._clock())
             self._place(stream)
@@ -154,7 +156,7 @@ class Fleet:
         self.capacity += self._slots
 
     def remove(self, key: str) -> tuple[int, int]:
-        """Remove a worker; return how many streams were moved, and how many found no room yet."""
+        """Remove a worker; return how many streams were moved, and how many wait for room."""
         del self.states[key]
         self.capacity -= self._slots
         lost = {viewer: stream for viewer, stream in self.streams.items() if stream.worker == key}
@@ -165,7 +167,7 @@ class Fleet:
         return len(lost) - stranded, stranded
 
     def place_stranded(self) -> None:
-        """Give those who lost their worker a new one as soon as there is room: they are first in line."""
+        """Place the streams that lost their worker, where there is room: they come before the line."""
         for viewer, stream in [*self.stranded.items()]:
             self._place(stream)
             if stream.worker is not None:
@@ -190,18 +192,18 @@ class Simulation:
         self._events: list[tuple[float, int, Callable, tuple]] = []
         self._numbers = count()
         self.fleet = Fleet(scenario.slots, self.clock)
-        fleet: Any = self.fleet  # what the line calls of an engine
+        fleet: Any = self.fleet  # it has what the line calls of an engine
         self.line = WaitingLine(fleet, scenario.slice_seconds, self.clock)
         self._autoscaler = Autoscaler(self._request, clock=self.clock)
-        self._waiting: dict[str, tuple[float, str | None]] = {}  # since when, and for which weights
-        self._nodes, self._billed = 0, 0.0  # paid for, and until when
+        self._waiting: dict[str, tuple[float, str | None]] = {}  # since when, for which weights
+        self._nodes, self._billed = 0, 0.0  # nodes paid for, and until when
 
     def clock(self) -> float:
         """Return the simulated time in seconds."""
         return self.now
 
     def run(self) -> Result:
-        """Simulate all hours."""
+        """Simulate the scenario."""
         scenario, result = self.scenario, self.result
         if scenario.autoscale:
             self._after(0.0, self._scale)
@@ -231,7 +233,7 @@ class Simulation:
     # Viewers
 
     def _arrive(self) -> None:
-        """Let a viewer come, or nobody: at the peak one comes each time."""
+        """Add a viewer with the probability of the time of day, which is 1 at the peak."""
         scenario = self.scenario
         peak = scenario.load * scenario.gpus * scenario.slots / scenario.visit_seconds
         self._after(self._draw(1 / peak), self._arrive)
@@ -260,7 +262,7 @@ class Simulation:
         if not self.fleet.open(viewer, weights):
             self.result.restyled += 1
             if not any(self.fleet.open(viewer, other) for other in self.scenario.styles):
-                raise RuntimeError(f"{viewer} was let in, but no worker has room.")
+                raise RuntimeError(f"{viewer} was admitted, but no worker has room.")
         self._after(self._draw(self.scenario.visit_seconds), self._depart, viewer)
 
     def _give_up(self, viewer: str) -> None:
@@ -275,7 +277,7 @@ class Simulation:
             self._fill()
 
     def _fill(self) -> None:
-        """Give free places to those who lost their worker, then to the first in line."""
+        """Give free places to viewers who lost their worker, then to the first in line."""
         self.fleet.place_stranded()
         while self._waiting and self.line.join(first := next(iter(self._waiting))).position == 0:
             self._enter(first)

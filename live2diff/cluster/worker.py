@@ -1,7 +1,7 @@
-"""Worker: the actor that owns one GPU, with an ordinary `Engine` on it.
+"""Define the actor that owns one GPU, with an ordinary `Engine` on it.
 
-Calls of one stream are numbered, because calls of an asynchronous actor may arrive in another order. Errors
-are returned and not raised: Ray would put its own words around them.
+Calls of one stream are numbered, because calls of an asynchronous actor may arrive out of order. Errors are
+returned, not raised: Ray would wrap them in its own.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NO_MEMORY = (
 
 @dataclass(frozen=True)
 class Announcement:
-    """What a worker says of itself once it is ready: its weights are loaded and its graphs compiled."""
+    """The facts about a worker that is ready: its weights are loaded and its graphs compiled."""
 
     slots: int
     styles: dict[str, Style]
@@ -54,16 +54,16 @@ class Announcement:
     device: str
     process: int
     node: str
-    token: str  # of all calls until the next announcement
-    is_leaving: bool = False  # its node is about to be stopped; said by a later ping
+    token: str  # for all calls until the next announcement
+    is_leaving: bool = False  # its node is about to be stopped; set by a later ping
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What one frame gave."""
+    """The result of one frame."""
 
-    finished: int  # how many pictures it finished
-    jpeg: bytes  # the last one of them, b"" for none
+    finished: int  # how many frames it finished
+    jpeg: bytes  # the image of the last of them, b"" for none
     frames_in: int
     warm: bool
     was_replaced: bool = False  # by a newer frame, before the model saw it
@@ -90,14 +90,14 @@ def load_engine(
     streams: int | None = None,
     small_memory: bool = False,
 ) -> Engine:
-    """Load a model and make an engine for a worker; its front closes silent streams.
+    """Load a model and make an engine for a worker; silent streams are left to the front.
 
     Args:
         load: returns the pipeline.
         size: working size; None for the model's own.
-        steps: denoising steps of viewers who name none; None for the model's own.
+        steps: default denoising steps; None for the model's own.
         streams: how many viewers; None for as many as the device has room for.
-        small_memory: as of the page's option.
+        small_memory: whether caches are kept in 8 bits.
 
     Raises:
         ValueError, OSError: as `loading.load`.
@@ -110,7 +110,7 @@ def load_engine(
 
 
 def warm_up(engine: Engine) -> None:
-    """Push a few frames, so that the graphs of a camera's usual shape are compiled."""
+    """Push some frames in the usual shape of a camera, so that its graphs are compiled."""
     engine.open("warmup", StreamSettings()).result()
     frame = np.zeros((3 * engine.size // 4, engine.size, 3), np.uint8)
     for _ in range(WARMUP_FRAMES + MAX_DENOISING_STEPS):
@@ -123,7 +123,7 @@ class Turns:
 
     def __init__(self) -> None:
         self.next = 0
-        # Frames that replace each other in the engine share a result: the number of the newest one.
+        # The number of the newest frame of a result: frames that replace each other share one.
         self.newest: WeakKeyDictionary[Future[FrameResult], int] = WeakKeyDictionary()
         self._changed = asyncio.Condition()
 
@@ -144,7 +144,7 @@ class Worker:
     """One GPU, its engine, and the streams that the front has on it.
 
     Args:
-        make_engine: the operator's, called once in the actor's process.
+        make_engine: called in the actor's process, until it succeeds once.
     """
 
     def __init__(self, make_engine: Callable[[], Engine]) -> None:
@@ -163,20 +163,20 @@ class Worker:
         return self._engine
 
     async def announce(self) -> Answer:
-        """Get ready, the first time; close all streams of former calls; return an `Announcement`."""
-        said, error = await answer(asyncio.to_thread(self._get_ready))
-        return said, ValueError(NO_MEMORY) if isinstance(error, StreamOutOfMemory) else error
+        """Load the model the first time, close all streams, and return an `Announcement`."""
+        announcement, error = await answer(asyncio.to_thread(self._get_ready))
+        return announcement, ValueError(NO_MEMORY) if isinstance(error, StreamOutOfMemory) else error
 
     def _get_ready(self) -> Announcement:
         from ray import get_runtime_context  # only in an actor
 
-        with self._getting_ready:  # a front may ask again before it has an answer, and another one too
+        with self._getting_ready:  # a front may ask again before it has an answer, another front may too
             if self._engine is None:
                 engine = self._make_engine()
                 try:
                     warm_up(engine)
                 except BaseException:
-                    engine.shutdown()  # else its threads keep the model in memory
+                    engine.shutdown()  # otherwise its threads keep the model in memory
                     raise
                 self._engine = engine
         engine = self._engine
@@ -188,18 +188,18 @@ class Worker:
         return Announcement(engine.capacity, *about, engine.device, *here, self._token)
 
     async def ping(self) -> tuple[str, bool]:
-        """Return the token of the last announcement, "" before it, and whether the worker is to be drained.
+        """Return the token of the last announcement ("" before it), and whether to drain the worker.
 
-        A process whose device is lost ends.
+        The process ends here if its device is lost.
         """
         if self._engine is not None and self._engine.failure:
             os._exit(DEVICE_LOST)  # Ray starts another
         return self._token, self._is_leaving
 
     async def leave(self, node: str) -> int | None:
-        """Ask the front to drain this worker if it is on a node, given by id, address or host name.
+        """Have the front drain this worker if it is on the node with this id, address or host name.
 
-        Return how many streams it still has, None on another node.
+        Return how many streams it still has; None if it is on another node.
         """
         from ray import get_runtime_context, util  # only in an actor
 
@@ -215,7 +215,7 @@ class Worker:
         return await answer(asyncio.wrap_future(self.engine.fetch(style)))
 
     async def call(self, token: str, stream: str, turn: int, name: str, *arguments: Any) -> Answer:
-        """Call one of the methods below for a stream, when it is the turn of this call."""
+        """Call one of the methods below for a stream; each waits for its turn."""
         if token != self._token:
             return None, NotAnnounced(self._token)
         return await answer(getattr(self, name)(self._turns[stream].take(turn), stream, *arguments))
@@ -233,7 +233,7 @@ class Worker:
             return ignored_words, frames_in, frames_out, warm
 
     async def push(self, turn: Any, stream: str, jpeg: bytes) -> Reply:
-        """Push a frame; return what it gave."""
+        """Push a frame; return its result."""
         turns = self._turns[stream]
         async with turn:
             frame = await asyncio.to_thread(decode_frame, jpeg)

@@ -71,7 +71,7 @@ class Engine:
         if capacity is None:
             self.room = self._thread.submit(measure_room, pipe, cache_dtype).result()
         else:
-            self.room = Room(capacity, f"Room for {capacity} viewers at once, as asked.")
+            self.room = Room(capacity, f"Room for {capacity} viewers at once, as set.")
         self.styles, self.about, self.size = pipe.styles, pipe.about, pipe.config.size  # pyright: ignore
         self.prompt_help = PromptHelp.of(pipe.config)
         self.default_style = pipe.default_style or next(iter(pipe.styles))

@@ -241,7 +241,7 @@ def test_the_drain_command_empties_a_node_for_its_upgrade(fleet, pipeline):
             assert len(fleet.push("ann", jpeg).frames) == 1, "a gap"
 
     wait_until(lambda: fleet.worker_of("ann") is not worker and drain.poll() is not None, step)
-    assert drain.wait() == 0 and "Nobody is on this node any more" in drain.communicate()[0]
+    assert drain.wait() == 0 and "This node has no streams" in drain.communicate()[0]
 
     # The node is kept free until it is stopped; afterwards its worker counts again.
     assert fleet.worker_of("ann") is fleet.open("bob", style="pencil") is other
