@@ -87,16 +87,6 @@ def port_number(text: str) -> int:
     return int(text)
 
 
-def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the model, its working size and its denoising steps."""
-    add_model_options(parser)
-    sizes = "the most that is fast enough here; nano 256 to 448, the full model 384 to 512"
-    size_help = f"work at about N x N pixels (default: {sizes})"
-    parser.add_argument("--size", type=number_or_auto, metavar="N|auto", help=size_help)
-    steps_help = "denoising steps, 1 to 4, unless a viewer chooses (default: likewise; the full model 1 to 3)"
-    parser.add_argument("--steps", type=number_or_auto, metavar="N|auto", help=steps_help)
-
-
 def clip_queue(engine: EngineProtocol, limits: VisitorLimits = DEFAULT_LIMITS) -> ClipQueue:
     """Create the clip queue of a page, and a folder for its temporary files."""
     folder = own_temporary_folder() / "live2diff-results"
@@ -194,8 +184,12 @@ def start_cluster_engine(options: argparse.Namespace) -> tuple[EngineProtocol, l
 def build_parser(cls: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Create the parser of the command line."""
     parser = cls(description="Serve the page.")
-    add_pipeline_options(parser)
+    add_model_options(parser)
     add = parser.add_argument
+    size = "about N x N pixels (default: the most that is fast enough; nano 256 to 448, the full 384 to 512)"
+    add("--size", type=number_or_auto, metavar="N|auto", help=size)
+    steps = "denoising steps, 1 to 4, unless a viewer chooses (default: likewise; the full model 1 to 3)"
+    add("--steps", type=number_or_auto, metavar="N|auto", help=steps)
     add("--host", help="address to listen on; 0.0.0.0 for all (default: this machine only)")
     add("--port", type=port_number, help="default: the first free one from 7860 on")
     add("--share", action="store_true", help="make a public link through Gradio's tunnel")

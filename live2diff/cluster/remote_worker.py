@@ -233,10 +233,5 @@ class RemoteWorker:
     def stats(self) -> dict[str, Any]:
         """Return streams, slots, whether it drains or is suspect, frames per second, delays in seconds."""
         state = self.state()
-        return {
-            "streams": state.streams,
-            "slots": state.slots,
-            "suspect": state.suspect,
-            "draining": state.draining,
-            **self.finished.rates(),
-        }
+        figures = {name: getattr(state, name) for name in ("streams", "slots", "suspect", "draining")}
+        return figures | self.finished.rates()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..streaming import steps
@@ -17,20 +16,8 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 Members = list[tuple[Session, QueuedFrame]]
+Round = list[tuple[Members, Future[steps.LaunchedBatch]]]  # the batches that were launched together
 MOST_ROUNDS = 2  # on the device at once: one is computed, the next one is queued
-
-
-@dataclass(eq=False)
-class Round:
-    """Batches that were launched together, each with its sessions and their frames."""
-
-    batches: list[tuple[Members, Future[steps.LaunchedBatch]]] = field(default_factory=list)
-
-    def wait(self) -> None:
-        """Wait for the images of all batches."""
-        for _, launched in self.batches:
-            if launched.exception() is None:
-                launched.result().wait()
 
 
 class Rounds:
@@ -51,7 +38,7 @@ class Rounds:
         if len(self._launched) == MOST_ROUNDS:
             self._put_off.append(session)
             return
-        registry, members = self._engine.registry, {}
+        registry, batches = self._engine.registry, {}  # by their pools
         with registry.lock:
             # A frame must not overtake a change that was requested before it.
             others = [s for s in registry.all() if s is not session and s.stream and not s.changes]
@@ -61,15 +48,15 @@ class Rounds:
                 with delivering(queued.result):
                     stream = self._engine.stream_of(member)
                     pending = stream.receive(queued.frame)
-                    members.setdefault(stream.pool or member, []).append((member, queued, pending))
-        if not members:
+                    batches.setdefault(stream.pool or member, []).append((member, queued, pending))
+        if not batches:
             return
-        launched = Round()
-        for batch in members.values():
+        launched: Round = []
+        for batch in batches.values():
             outcome: Future[steps.LaunchedBatch] = Future()
             with delivering(outcome):
                 outcome.set_result(watched(self._engine, steps.launch, [pending for *_, pending in batch]))
-            launched.batches.append(([(member, queued) for member, queued, _ in batch], outcome))
+            launched.append(([(member, queued) for member, queued, _ in batch], outcome))
         self._launched.append(launched)
         self._waiting.submit(self._complete_when_done, launched)
 
@@ -83,8 +70,11 @@ class Rounds:
         self._waiting.shutdown(wait=True)
 
     def _complete_when_done(self, launched: Round) -> None:
+        """Wait for the images of all batches, on the waiting thread."""
         try:
-            launched.wait()
+            for _, outcome in launched:
+                if outcome.exception() is None:
+                    outcome.result().wait()
         finally:  # an error is raised again where the round is completed
             self._engine.submit(None, self._complete_oldest, launched)
 
@@ -99,7 +89,7 @@ class Rounds:
             self._engine.schedule(session)
         self._completing = True  # closing a failed stream must not complete the next round
         try:
-            for members, outcome in self._launched.popleft().batches:
+            for members, outcome in self._launched.popleft():
                 self._deliver(members, outcome)
         finally:
             self._completing = False
