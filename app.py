@@ -186,7 +186,7 @@ def build_parser(cls: type[argparse.ArgumentParser] = argparse.ArgumentParser) -
     parser = cls(description="Serve the page.")
     add_model_options(parser)
     add = parser.add_argument
-    size = "about N x N pixels (default: the most that is fast enough; nano 256 to 448, the full 384 to 512)"
+    size = "work at about N x N pixels (default: the most that is fast enough; nano 256-448, full 384-512)"
     add("--size", type=number_or_auto, metavar="N|auto", help=size)
     steps = "denoising steps, 1 to 4, unless a viewer chooses (default: likewise; the full model 1 to 3)"
     add("--steps", type=number_or_auto, metavar="N|auto", help=steps)
@@ -210,7 +210,7 @@ def build_parser(cls: type[argparse.ArgumentParser] = argparse.ArgumentParser) -
         ("--grace-seconds", float, GRACE_SECONDS, "time for clips to finish when the server is stopped"),
     )
     for name, kind, default, text in numbers:
-        add(name, type=kind, default=default, help=f"{text} (default: %(default)s)")
+        add(name, type=kind, default=default, metavar="N", help=f"{text} (default: %(default)s)")
     return parser
 
 

@@ -74,9 +74,7 @@ def test_bad_options_end_in_one_line_and_code_2(arguments, message, capsys):
         ("--port", "-1", "'-1' is no port"),
     ],
 )
-def test_an_address_that_cannot_be_had_is_refused_before_a_model_is_loaded(
-    option, value, message, monkeypatch, capsys
-):
+def test_an_unusable_address_is_refused_before_a_model_is_loaded(option, value, message, monkeypatch, capsys):
     monkeypatch.setattr(app, "load_model", None)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         value = str(taken.getsockname()[1]) if value == "taken" else value
@@ -215,7 +213,7 @@ def test_a_space_whose_options_cannot_be_read_serves_nano_and_says_so(
 
 
 @pytest.mark.parametrize("arguments", [[], ["--size", "auto", "--steps", "auto"]])
-def test_the_work_of_a_frame_is_measured_by_default_and_told(arguments, tiny_pipeline, monkeypatch, capsys):
+def test_the_working_size_is_measured_by_default_and_printed(arguments, tiny_pipeline, monkeypatch, capsys):
     ladder = working_size.Ladder((32, 48), (1, 2), 1e-6, 2.0)  # any machine is that fast
     monkeypatch.setattr(working_size, "LADDERS", {32: ladder})
     engine = started(arguments, tiny_pipeline, monkeypatch)

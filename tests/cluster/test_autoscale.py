@@ -1,4 +1,4 @@
-"""The autoscaler's glue: what is requested when, and which worker drains, by a clock that the tests move."""
+"""The autoscaler: what is requested when, and which worker drains, with a clock that the tests set."""
 
 from dataclasses import replace
 from itertools import count
@@ -80,7 +80,7 @@ def test_a_worker_drains_after_ten_spare_minutes_and_one_at_a_time(autoscaler, c
     assert autoscaler.update(workers, waiting=0) is None
 
 
-def test_a_wish_for_more_within_the_ten_minutes_keeps_the_workers(autoscaler, clock, requests):
+def test_more_viewers_within_the_ten_minutes_keep_the_workers(autoscaler, clock, requests):
     workers = fleet(1, 0, 2, 0)
     autoscaler.update(workers, waiting=0)
     clock.now += SPARE_SECONDS - 1

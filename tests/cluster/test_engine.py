@@ -21,7 +21,7 @@ from live2diff.streaming.images import decode_frame
 from live2diff.streaming.settings import StreamSettings
 
 
-def test_pictures_are_those_of_a_local_stream_to_the_bit(fleet, pipeline):
+def test_images_are_bit_identical_to_those_of_a_local_stream(fleet, pipeline):
     settings = {"ann": {"style": "pencil", "seed": 1}, "bob": {"style": "neon", "prompt": "a cat", "seed": 2}}
     clips = {"ann": camera(1, 12), "bob": camera(2, 12)}
     workers = {fleet.open(key, **settings[key]).key for key in clips}
@@ -60,7 +60,7 @@ def test_settings_change_in_order_with_the_frames_as_they_do_locally(fleet, pipe
     assert outs == [jpeg_of(each[-1]) if each else b"" for each in expected]
 
 
-def test_hostile_images_stay_in_front_and_cost_nobody_anything(fleet):
+def test_hostile_images_are_refused_by_the_front_and_affect_nobody(fleet):
     worker = fleet.open("ann", style="pencil")
     big = camera(5, 1)[0][:200].replace(b"\x00\x30\x00\x40", b"\xff\xff\xff\xff")
     for jpeg, words in ((b"no image", "not a readable"), (bytes(1_000_001), "limit"), (big, "image")):
@@ -69,7 +69,7 @@ def test_hostile_images_stay_in_front_and_cost_nobody_anything(fleet):
     assert worker.stats()["streams"] == 1 and fleet.push("ann", camera(5, 1)[0]).frames_in == 1
 
 
-def test_at_most_four_calls_of_a_viewer_are_on_their_way_and_the_newest_frame_waits(fleet):
+def test_at_most_four_calls_of_a_viewer_are_in_flight_and_the_newest_frame_waits(fleet):
     worker = fleet.open("ann", style="pencil", steps=1)
     clip = camera(6, 16)
     fleet.push_all("ann", clip[:9])
@@ -136,7 +136,7 @@ def test_a_viewer_survives_the_worker_and_the_other_notices_nothing(fleet, pipel
     assert any(reason in line for reason in (["no answer"] if end is hang else ["it died", "restarted"]))
 
 
-def test_a_worker_that_owes_no_answer_is_not_left_however_much_time_passes(fleet):
+def test_a_worker_that_owes_no_answer_is_never_given_up(fleet):
     worker = fleet.open("ann", style="pencil")
     fleet.engine.watch()
     wait_until(lambda: all(each.silence()[0] == 0 for each in fleet.engine.pool.ready()))
@@ -146,7 +146,7 @@ def test_a_worker_that_owes_no_answer_is_not_left_however_much_time_passes(fleet
 
 
 @pytest.mark.slow
-def test_capacity_follows_the_workers_and_who_has_no_slot_is_first_in_line(fleet, monkeypatch):
+def test_capacity_follows_the_workers_and_viewers_without_a_slot_are_first_in_line(fleet, monkeypatch):
     monkeypatch.setattr(fleet.engine, "admission", fleet.engine.admission)  # the line takes its place
     line = WaitingLine(fleet.engine, clock=lambda: 0.0)
     keys = ("ann", "bob", "cid", "dan")
@@ -173,7 +173,7 @@ def test_capacity_follows_the_workers_and_who_has_no_slot_is_first_in_line(fleet
 
 
 @pytest.mark.slow
-def test_a_drained_worker_is_left_without_a_gap(fleet, pipeline, caplog):
+def test_a_worker_drains_without_a_gap(fleet, pipeline, caplog):
     caplog.set_level("INFO", "live2diff")
     clip = camera(10, 60)
     worker = fleet.open("ann", style="pencil", seed=6, steps=3)
@@ -313,7 +313,7 @@ def test_fifty_viewers_who_come_and_go_leave_nothing_behind(fleet):
     wait_until(lambda: all((each.state().streams, each.silence()[0]) == (0, 0) for each in workers))
 
 
-def test_health_and_metrics_tell_of_each_worker(fleet):
+def test_health_and_metrics_have_figures_of_each_worker(fleet):
     from starlette.applications import Starlette
     from starlette.testclient import TestClient
 

@@ -1,4 +1,4 @@
-"""`app.py --cluster local` in a real browser: the worker that draws is killed, and the page goes on."""
+"""`app.py --cluster local` in a real browser: the page's worker is killed, and the page goes on."""
 
 import os
 import re
@@ -21,7 +21,7 @@ pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = [pytest.mark.long, needs_browser]
 
 
-def test_the_page_survives_the_worker_that_draws(playwright, tmp_path):
+def test_the_page_survives_the_death_of_its_worker(playwright, tmp_path):
     log, sockets = tmp_path / "log", []
     frames = (frame for frame, _ in read_frames(EXAMPLES / "traveller.mp4"))
     camera = write_camera(tmp_path / "camera.y4m", frames, 24)

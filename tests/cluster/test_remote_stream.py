@@ -1,4 +1,4 @@
-"""The front's side of a stream that is to take over from another, with replies that the test gives."""
+"""A stream that takes over from another, seen from the front, with replies that the test gives."""
 
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ class Worker:
         return self.answers[-1]
 
 
-def test_a_stream_may_take_over_with_its_first_picture_of_a_frame_that_was_delivered():
+def test_a_stream_may_take_over_with_its_first_image_of_a_delivered_frame():
     worker: Any = Worker()
     stream = RemoteStream(worker, "stream", StreamSettings())
     stream.begin_open([b"jpeg"] * 8)

@@ -92,7 +92,7 @@ def noting(calls: list[Any]) -> Callable[..., None]:
     return noted
 
 
-def test_a_viewer_who_sees_pictures_in_between_may_lose_any_number_of_workers(actors):
+def test_a_viewer_who_gets_images_in_between_may_lose_any_number_of_workers(actors):
     clip = camera(3, 9)
     with local_cluster(lambda: engine_of(Recall())) as engine:
         session = open_stream(engine, "ann", style="pencil")

@@ -1,4 +1,4 @@
-"""The simulation: nobody is lost, the same seed gives the same, and it agrees with queueing theory."""
+"""The simulation: nobody is lost, same seed, same result, and it agrees with queueing theory."""
 
 import math
 from dataclasses import replace
@@ -78,7 +78,7 @@ def test_with_room_for_all_nobody_waits_moves_or_leaves():
     assert result.gpu_seconds == 4 * 2 * 3600
 
 
-def test_the_mean_wait_is_that_of_the_theory():
+def test_the_mean_wait_matches_queueing_theory():
     """M/M/c: Poisson arrivals, exponential visits, c places; Erlang's C is the chance that one must wait."""
     result = run(PLAIN)
     places, offered = PLAIN.gpus * PLAIN.slots, PLAIN.load * PLAIN.gpus * PLAIN.slots

@@ -87,7 +87,7 @@ def test_an_engine_that_cannot_warm_up_is_shut_down(on_a_node):
         assert [engine.is_shut_down for engine in engines] == [True] * number
 
 
-def test_too_little_memory_for_the_model_is_said_in_words_for_the_operator(on_a_node):
+def test_too_little_memory_for_the_model_gives_a_message_for_the_operator(on_a_node):
     error = RuntimeError("CUDA error: out of memory")
     worker = Worker(lambda: NotedEngine(Failing(error), capacity=2))
     _, failure = asyncio.run(worker.announce())

@@ -1,4 +1,4 @@
-"""The waiting line: order, slices of time and reserved places, by a clock that the tests move."""
+"""The waiting line: order, time slices and reserved places, with a clock that the tests set."""
 
 from collections.abc import Iterator
 
@@ -97,7 +97,7 @@ def test_a_used_up_slice_ends_when_somebody_waits_but_never_without_notice(line,
     assert line.time_left("bob") == NOTICE_SECONDS
 
 
-def test_a_newcomer_has_a_whole_slice_from_when_they_were_let_in(line, engine, clock):
+def test_a_newcomer_has_a_whole_slice_from_admission_on(line, engine, clock):
     enter(line, engine, "ann")
     clock.now += 30
     enter(line, engine, "bob")
@@ -131,7 +131,7 @@ def test_a_place_that_is_not_taken_up_goes_to_the_next(line, engine, clock):
     assert positions(line, "dee", "cid") == [0, 1]
 
 
-def test_nobody_gets_in_past_the_line(line, engine, clock):
+def test_nobody_is_admitted_past_the_line(line, engine, clock):
     enter(line, engine, "ann", "bob")
     positions(line, "cid")
     line.leave("ann")
@@ -191,7 +191,7 @@ def test_a_held_place_is_used_up_by_the_slice_and_given_up_by_leaving(line, engi
     assert positions(line, "ann") == [0]
 
 
-def test_a_viewer_who_left_without_a_word_makes_room(line, engine, clock, silence):
+def test_a_silent_viewer_makes_room_when_others_wait(line, engine, clock, silence):
     enter(line, engine, "ann", "bob")
     clock.now += RESERVED_SECONDS + 1
     engine.close("ann").result(PATIENCE)  # as the engine does after a silence
@@ -234,14 +234,14 @@ def test_where_there_is_no_place_yet_viewers_wait_in_line(line, engine):
     assert positions(line, "ann", "bob") == [0, 1]
 
 
-def test_streams_that_are_open_before_there_is_a_line_are_inside(engine, clock):
+def test_streams_opened_before_the_line_exists_are_admitted(engine, clock):
     engine.open("ann", StreamSettings(style="pencil")).result(PATIENCE)
     line = WaitingLine(engine, slice_seconds=SLICE, clock=clock)
     assert positions(line, "bob", "cid", "ann") == [0, 1, 0]
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_people_do_nobody_jumps_the_line_and_nobody_starves(line, engine, clock, seed):
+def test_whatever_viewers_do_nobody_jumps_the_line_and_nobody_starves(line, engine, clock, seed):
     """Two hundred random joins, openings, leavings and steps in time, with every rule checked after each."""
     random = np.random.default_rng(seed)
     people = [f"viewer {number}" for number in range(7)]
@@ -273,7 +273,7 @@ def test_whatever_people_do_nobody_jumps_the_line_and_nobody_starves(line, engin
         assert len(engine.session_keys()) <= engine.capacity
 
 
-def test_who_lost_the_place_as_the_engine_shrank_is_first_in_line(line, engine):
+def test_viewers_who_lose_their_place_when_capacity_falls_are_first_in_line(line, engine):
     enter(line, engine, "ann", "bob")
     assert positions(line, "cid") == [1]
     engine.capacity = 1

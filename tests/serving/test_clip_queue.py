@@ -1,4 +1,4 @@
-"""The queue of clips: whose turn it is, and what cancels a clip that waits."""
+"""The queue of clips: the order of clips, and how a waiting one is cancelled."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A device that failed ends the process: viewers and makers of clips are told, and `/health` says so."""
+"""A lost device ends the process: live streams and clips get the error, and `/health` reports it."""
 
 import signal
 import threading
@@ -64,7 +64,7 @@ def dying(tiny_pipeline, monkeypatch) -> Iterator[Dying]:
     dying.hook.remove()
 
 
-def test_everybody_is_told_and_nobody_is_let_in(engine, dying):
+def test_every_viewer_gets_the_error_and_nobody_is_admitted(engine, dying):
     for key in ("ann", "bob"):
         engine.open(key, SETTINGS).result(PATIENCE)
     with pytest.raises(DeviceLost, match="has failed, and the server ends"):
@@ -77,7 +77,7 @@ def test_everybody_is_told_and_nobody_is_let_in(engine, dying):
     assert engine.stats()["streams"] == 0, "the state can still be asked for"
 
 
-def test_an_error_that_does_not_stick_concerns_one_viewer(tiny_pipeline, monkeypatch):
+def test_an_error_that_is_not_sticky_ends_one_stream_only(tiny_pipeline, monkeypatch):
     engine = Engine(tiny_pipeline, capacity=2)
     dying = Dying(tiny_pipeline, monkeypatch, for_good=False)
     engine.open("ann", SETTINGS).result(PATIENCE)
@@ -90,7 +90,7 @@ def test_an_error_that_does_not_stick_concerns_one_viewer(tiny_pipeline, monkeyp
     engine.shutdown()
 
 
-def test_the_maker_of_a_clip_is_told(engine, dying, tmp_path):
+def test_a_clip_is_stopped_with_the_error(engine, dying, tmp_path):
     jobs = ClipQueue(engine, tmp_path)
     for _ in range(2):  # the one that meets it, and one that comes later
         with pytest.raises(ClipStopped, match="The GPU of this server has failed"):

@@ -1,4 +1,4 @@
-"""The engine: streams that share one device and nothing else, and are freed whatever happens."""
+"""The engine: streams share nothing but the device, and are always freed."""
 
 import threading
 import weakref
@@ -60,7 +60,7 @@ def test_two_viewers_who_take_turns_get_what_each_would_get_alone(engine, tiny_p
         assert_same(outs[key], alone(tiny_pipeline, clips[key], **settings[key]))
 
 
-def test_while_a_frame_is_worked_on_only_the_newest_of_the_later_ones_waits(engine, tiny_pipeline):
+def test_while_a_frame_is_processed_only_the_newest_of_the_later_ones_waits(engine, tiny_pipeline):
     engine.open("ann", StreamSettings(style="pencil", steps=1)).result(PATIENCE)
     clip = frames(3, 12)
     warm_up(engine, "ann", clip)
@@ -130,7 +130,7 @@ def test_a_viewer_too_many_is_refused_until_one_leaves_or_falls_silent(tiny_pipe
     engine.shutdown()
 
 
-def test_an_error_of_one_viewer_costs_nobody_else_anything(engine, tiny_pipeline):
+def test_an_error_of_one_viewer_does_not_affect_the_others(engine, tiny_pipeline):
     clip = frames(10, 10)
     engine.open("bob", StreamSettings(style="pencil", seed=3)).result(PATIENCE)
     outs = [out for frame in clip[:8] for out in engine.push("bob", frame).result(PATIENCE).frames]
@@ -299,7 +299,7 @@ def test_frames_that_wait_while_the_device_is_busy_go_in_one_call(together, tiny
     assert rows == [2, 4, 2]
 
 
-def test_a_frame_does_not_overtake_a_change_that_was_asked_for_before_it(together, tiny_pipeline):
+def test_a_frame_does_not_overtake_a_change_that_was_requested_before_it(together, tiny_pipeline):
     for key in ("ann", "bob"):
         together.open(key, StreamSettings(style="pencil", steps=1)).result(PATIENCE)
         warm_up(together, key, frames(1, 8))
@@ -315,7 +315,7 @@ def test_a_frame_does_not_overtake_a_change_that_was_asked_for_before_it(togethe
     assert rows == [1, 1, 1]
 
 
-def test_a_bad_frame_in_a_batch_is_only_its_own_viewers_trouble(together, tiny_pipeline):
+def test_a_bad_frame_in_a_batch_fails_only_for_its_own_viewer(together, tiny_pipeline):
     for key in ("ann", "bob"):
         together.open(key, StreamSettings(style="pencil", steps=1)).result(PATIENCE)
         warm_up(together, key, frames(1, 8))
@@ -329,7 +329,7 @@ def test_a_bad_frame_in_a_batch_is_only_its_own_viewers_trouble(together, tiny_p
     assert len(good.result(PATIENCE).frames) == 1
 
 
-def test_an_error_while_one_stream_of_a_batch_is_dropped_is_not_the_others(
+def test_an_error_while_one_stream_of_a_batch_is_dropped_does_not_affect_the_others(
     together, tiny_pipeline, monkeypatch
 ):
     for key in ("ann", "bob"):

@@ -1,4 +1,4 @@
-"""Faults put in on purpose, NaN, infinity, a full device: they cost one viewer a frame or a stream."""
+"""Injected faults (NaN, infinity, a full device) cost one viewer a frame or a stream."""
 
 import threading
 import weakref
@@ -82,7 +82,7 @@ def parts_of(pipe: Live2DiffPipeline) -> dict[str, nn.Module]:
         (float("inf"), 1, ("camera", "unet")),
     ],
 )
-def test_one_bad_number_costs_no_frame_and_leaves_nothing_black(tiny_pipeline, number, steps, parts):
+def test_a_non_finite_value_loses_no_frame_and_gives_no_black_image(tiny_pipeline, number, steps, parts):
     clip = frames(1, 11)
     expected = out_of(tiny_pipeline.stream(size=SIZE, steps=steps, seed=4), clip)
     for part in parts:
@@ -107,7 +107,7 @@ def test_one_bad_number_costs_no_frame_and_leaves_nothing_black(tiny_pipeline, n
         ("image", 0, "VAE decoder"),
     ],
 )
-def test_bad_numbers_for_good_end_in_an_error_that_names_the_part(tiny_pipeline, part, at, words):
+def test_lasting_non_finite_values_end_in_an_error_that_names_the_part(tiny_pipeline, part, at, words):
     stream, clip = tiny_pipeline.stream(size=SIZE, steps=2), frames(2, 14)
     with spoilt(parts_of(tiny_pipeline)[part], float("nan"), Once(at, for_good=True)):
         with pytest.raises(NonFiniteError, match="NaN or infinity") as error:

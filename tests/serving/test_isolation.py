@@ -1,5 +1,5 @@
-"""Several viewers on one engine, who come, change their minds and go in any order: each gets, bit for bit,
-what the same calls give a stream that has the model to itself."""
+"""Several viewers of one engine come, change settings and go in any order: the frames of each are
+bit-identical to those of a stream alone with the same calls."""
 
 from collections import Counter
 from collections.abc import Iterator

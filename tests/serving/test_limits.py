@@ -1,4 +1,4 @@
-"""Limits of one viewer, and which requests count as one viewer's."""
+"""Limits of one viewer, and the address by which viewers are told apart."""
 
 from contextlib import ExitStack
 

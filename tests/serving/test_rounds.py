@@ -1,4 +1,4 @@
-"""Rounds of frames: one is computed while the next is taken in, and nothing else changes."""
+"""Rounds of frames: one is computed while the next is launched, and results stay the same."""
 
 import threading
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def open_warm(engine: Engine, key: str, clip: list[np.ndarray]) -> list[np.ndarr
     return [out for frame in clip[:9] for out in engine.push(key, frame).result(PATIENCE).frames]
 
 
-def test_a_frame_is_taken_in_while_the_last_one_is_computed(engine, tiny_pipeline, monkeypatch):
+def test_a_frame_is_launched_while_the_last_one_is_computed(engine, tiny_pipeline, monkeypatch):
     clip = frames(1, 13)
     shown = open_warm(engine, "ann", clip)
     device = SlowDevice(monkeypatch)
@@ -113,7 +113,7 @@ def test_a_change_comes_after_the_frames_before_it(engine, tiny_pipeline, monkey
     assert_same(shown, expected + [out for frame in clip[10:] for out in stream.push(frame)])
 
 
-def test_a_stream_closed_in_a_round_is_no_trouble_to_the_next(engine, monkeypatch):
+def test_a_stream_closed_in_a_round_does_not_disturb_the_next_round(engine, monkeypatch):
     clips = {"ann": frames(1, 11), "bob": frames(2, 11)}
     for key, clip in clips.items():
         open_warm(engine, key, clip)
@@ -138,7 +138,7 @@ def test_a_stream_closed_in_a_round_is_no_trouble_to_the_next(engine, monkeypatc
     assert engine.session_keys() == {"bob"}
 
 
-def test_numbers_that_are_not_finite_are_mended_in_what_was_launched_since(tiny_pipeline):
+def test_non_finite_values_are_replaced_in_rounds_launched_since(tiny_pipeline):
     clip = frames(1, 14)
     stream = tiny_pipeline.stream(**SETTINGS)
     for frame in clip[:10]:

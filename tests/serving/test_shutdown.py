@@ -1,4 +1,4 @@
-"""A server that is stopped ends soon, exit functions and all, and its log says what ran."""
+"""A stopped server ends soon, runs its exit functions, and its log names the streams."""
 
 import logging
 import re
@@ -113,9 +113,7 @@ serve_until_stopped(Page(), Engine(), grace=10.0)
     [(0, 0.0, 0), (30, 3.0 + REPORT_SECONDS, 0), (1000, 10.0 + REPORT_SECONDS, 1)],
     ids=["no clip", "a clip that finishes in time", "a clip that is cut"],
 )
-def test_a_stopped_server_waits_until_results_are_fetched_and_runs_what_is_registered_for_the_end(
-    clip_ends, closed, cut
-):
+def test_a_stopped_server_waits_until_results_are_fetched_and_runs_exit_functions(clip_ends, closed, cut):
     command = [sys.executable, "-c", CHILD, str(clip_ends)]
     child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     ends = ["end False", "end True", f"closed after {closed}", "shutdown", "tunnel stopped"]
@@ -123,7 +121,7 @@ def test_a_stopped_server_waits_until_results_are_fetched_and_runs_what_is_regis
     assert child.returncode == 0 and f"stopped clips_cut={cut}" in child.stderr, child.stderr
 
 
-def test_a_line_for_each_stream_opened_and_closed_and_nothing_of_what_anybody_said(tiny_pipeline, caplog):
+def test_the_log_has_a_line_for_each_stream_opened_and_closed_and_no_prompt(tiny_pipeline, caplog):
     clock = Clock()
     with caplog.at_level(logging.INFO, logger="live2diff"):
         engine = Engine(tiny_pipeline, capacity=2, clock=clock)

@@ -1,4 +1,4 @@
-"""Temporary files: what is deleted, and that it goes on after an error."""
+"""Temporary files: which ones are deleted, and that sweeping goes on after an error."""
 
 import os
 import threading
@@ -9,7 +9,7 @@ from live2diff.serving import temp_files
 from live2diff.serving.temp_files import keep_tidy, sweep
 
 
-def test_a_disk_that_is_away_for_a_moment_does_not_end_the_housekeeping(monkeypatch):
+def test_a_disk_that_is_away_for_a_moment_does_not_end_the_sweeping(monkeypatch):
     monkeypatch.setattr(temp_files, "SWEEP_SECONDS", 0.0)
     again, calls = threading.Event(), []
 

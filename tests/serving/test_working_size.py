@@ -1,4 +1,4 @@
-"""The work of a frame is the most that the machine is fast and large enough for."""
+"""The work of a frame is the most for which the machine has the speed and the memory."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -127,7 +127,7 @@ def test_the_most_of_sizes_and_steps_at_which_one_viewer_gets_15_frames_a_second
     assert Work(size, steps).cost == max((work.cost for work in faster), default=16**2)
 
 
-def test_what_is_given_is_kept_and_the_other_measured(full, monkeypatch):
+def test_a_given_size_or_number_of_steps_is_kept_and_the_other_measured(full, monkeypatch):
     machine = Machine(full, monkeypatch, lambda work: 0.02 * work.steps)
     engine, _ = start_fitting(full, size=48, clock=machine)
     assert engine.size == 48 and {work.size for work in machine.measured} == {48}
@@ -176,7 +176,7 @@ def test_a_model_of_another_size_and_the_full_one_on_a_cpu_keep_theirs(tiny_pipe
     assert ladder_of(on_cpu) is LADDERS[512]
 
 
-def test_a_cache_in_8_bits_is_taken_where_memory_asks_for_it(full, monkeypatch):
+def test_an_8_bit_cache_is_chosen_if_memory_is_short(full, monkeypatch):
     side = full.working_size(1, 1, 24)
     whole, small = (2 * bytes_of_cache(full, 3, side, dtype) / 0.9 for dtype in (None, torch.int8))
     for free, expected in ((whole + 99, [None, torch.int8]), (whole - 99, [torch.int8]), (small - 99, None)):

@@ -117,7 +117,7 @@ def test_two_viewers_at_once_have_each_their_own(engine, tiny_pipeline):
         assert_same(outs[key], alone(tiny_pipeline, clips[key], **settings[key]))
 
 
-def test_a_line_stands_before_it_as_before_any_engine(tiny_pipeline):
+def test_it_works_behind_a_waiting_line(tiny_pipeline):
     engine = ZeroGpuEngine(tiny_pipeline, capacity=1, gpu_seconds=30.0)
     line = WaitingLine(engine)
     assert line.join("ann").position == 0

@@ -1,4 +1,4 @@
-"""Runs follow each other while the viewer stays, as far as the day's quota goes; long clips take several."""
+"""Runs follow each other while the viewer stays and the quota lasts; long clips take several."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +41,7 @@ class Lender:
         return call
 
 
-def test_one_run_asks_for_less_than_half_of_a_day_of_a_viewer_who_has_not_signed_in():
+def test_one_run_requests_less_than_half_of_the_daily_quota_without_an_account():
     assert CHARGED * (GPU_SECONDS + 8) < 60
 
 
@@ -87,7 +87,7 @@ def test_a_frame_that_meets_the_end_of_a_run_is_shown_by_the_next(tiny_pipeline,
     engine.shutdown()
 
 
-def test_the_last_run_is_as_long_as_what_is_left_of_the_day(tiny_pipeline):
+def test_the_last_run_is_as_long_as_what_is_left_of_the_quota(tiny_pipeline):
     lender = Lender(refusals={2: LEFT.format(30), 4: LEFT.format(4)})
     clock, frame = Clock(), frames(3, 1)[0]
     engine = ZeroGpuEngine(tiny_pipeline, capacity=1, wrap=lender, clock=clock)
@@ -116,7 +116,7 @@ def test_what_is_left_is_read_from_the_refusal(words, seconds):
     assert seconds_left(gr.Error(words)) == seconds
 
 
-def test_who_has_not_signed_in_is_told_what_that_gives():
+def test_a_viewer_who_has_not_signed_in_is_told_what_signing_in_gives():
     hint = "Signing in to Hugging Face gives more time a day."
     anonymous = LEFT.format(4).replace("free ", "")
     assert words_of(gr.Error(anonymous)) == f"{anonymous} {hint}"
@@ -161,7 +161,7 @@ def test_a_clip_whose_next_run_is_refused_says_so_and_keeps_what_is_done(tiny_pi
     engine.shutdown()
 
 
-def test_a_clip_asks_for_its_frames_by_the_measured_time(tiny_pipeline):
+def test_a_clip_requests_the_measured_time_of_its_frames(tiny_pipeline):
     lender = Lender()
     engine = ZeroGpuEngine(tiny_pipeline, wrap=lender)
     engine.frame_times.extend([0.2] * 64)

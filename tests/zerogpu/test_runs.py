@@ -1,4 +1,4 @@
-"""How a run on a lent GPU is asked for and ends: time, silence, closing, death, refusal."""
+"""How a run on a lent GPU is requested and ends: time, silence, closing, death, refusal."""
 
 import json
 import shutil
@@ -176,7 +176,7 @@ def quota_used_up(task: Callable, seconds: Callable) -> Callable:
     return call
 
 
-def test_the_words_of_a_refusal_reach_the_viewer(tiny_pipeline, tmp_path):
+def test_the_message_of_a_refusal_reaches_the_viewer(tiny_pipeline, tmp_path):
     engine = ZeroGpuEngine(tiny_pipeline, wrap=quota_used_up)
     engine.open("ann", StreamSettings(style="pencil"))
     waiting = engine.push("ann", frames(11, 1)[0])

@@ -33,7 +33,7 @@ class Caller:
         return self.end.receive(1)
 
 
-def test_a_run_answers_calls_and_beats_in_silence(tiny_pipeline):
+def test_a_run_answers_calls_and_yields_heartbeats_in_silence(tiny_pipeline):
     call = Caller(tiny_pipeline)
     _, attributes = call("open", SETTINGS, [FRAME] * 8)
     assert (attributes["frames_in"], attributes["warm"], attributes["ignored_words"]) == (8, True, "")
@@ -77,7 +77,7 @@ def test_a_silent_viewer_gives_the_gpu_back_and_a_clip_keeps_it(tiny_pipeline):
     call.run.close()
 
 
-def test_an_error_crosses_as_its_own_kind_and_the_run_goes_on(tiny_pipeline):
+def test_an_error_keeps_its_type_across_processes_and_the_run_goes_on(tiny_pipeline):
     call = Caller(tiny_pipeline)
     error, _ = call("open", StreamSettings(style="no such style"), [])
     assert type(error) is ValueError and "no style" in str(error)
@@ -134,7 +134,7 @@ def test_a_process_that_is_kept_serves_its_next_run_after_half_a_message():
     assert here.receive(first + 1) == (None, {})
 
 
-def test_errors_are_made_portable():
+def test_errors_are_made_picklable():
     from torch import OutOfMemoryError
 
     class Odd(FileNotFoundError):
