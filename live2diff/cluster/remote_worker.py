@@ -95,15 +95,12 @@ class RemoteWorker:
             if self.announced is None:
                 fail(future, WorkerLost("it was lost"))
                 return future
-            if not self._is_working():
+            if not any(deadline < NO_DEADLINE for deadline in self._calls.values()):
                 self._heard = self.clock()
             self._calls[future] = deadline
         answer = getattr(self.actor, method).remote(*arguments).future()
         answer.add_done_callback(partial(self._take_answer, future))
         return future
-
-    def _is_working(self) -> bool:
-        return any(deadline < NO_DEADLINE for deadline in self._calls.values())
 
     def _take_answer(self, future: Future, answer: Future) -> None:
         """Resolve the future of a call, on one of Ray's threads."""

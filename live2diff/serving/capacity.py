@@ -1,4 +1,4 @@
-"""How many viewers a device has room for, measured on it."""
+"""Measure how many viewers a device has room for."""
 
 from __future__ import annotations
 

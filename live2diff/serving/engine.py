@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .rounds import Rounds
 
 QUIET_SECONDS = 10.0  # a session silent for this long is closed when another needs its place
-CLOSE_SECONDS = 30.0  # limit: a clip may be garbage-collected on the device thread, which must not block
+CLOSE_SECONDS = 30.0  # at most for `freed`: a clip may be garbage-collected on the device thread itself
 
 
 class Engine:
