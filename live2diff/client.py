@@ -14,6 +14,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -100,8 +101,10 @@ class LiveClient:
         self._sent = self._answered = 0  # numbers of frames
         self._newest = b""
         self._is_open = False  # whether the server has a stream, as far as `receive` has read
+        self._open = ExitStack()  # websockets wants `connect` as a context manager
         try:
-            self._socket = connect(socket_address(address), compression=None, max_size=4 * LARGEST_FRAME)
+            connection = connect(socket_address(address), compression=None, max_size=4 * LARGEST_FRAME)
+            self._socket = self._open.enter_context(connection)
         except WebSocketException as error:
             raise LiveError(f"{address} refuses live streams: {error}.") from error
         self._send(json.dumps({"start": self._message()}))
@@ -191,7 +194,7 @@ class LiveClient:
 
     def close(self) -> None:
         """Close the stream; may be called twice."""
-        self._socket.close()
+        self._open.close()
 
     def _message(self) -> dict[str, Any]:
         return self.settings.model_dump(include=set(MESSAGE_FIELDS))

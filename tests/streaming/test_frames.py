@@ -17,9 +17,9 @@ COLOUR = np.dstack([COLOUR, np.full((48, 64), 90, np.uint8)])
 @pytest.mark.parametrize(
     ("frame", "words"),
     [
-        (np.dstack([COLOUR, COLOUR[..., :1]]), "alpha: frame"),
-        (COLOUR[..., 0], "grey: np.repeat"),
-        (COLOUR[..., :1], "grey: np.repeat"),
+        (np.dstack([COLOUR, COLOUR[..., :1]]), "alpha channel: frame"),
+        (COLOUR[..., 0], "grey channel: np.repeat"),
+        (COLOUR[..., :1], "grey channel: np.repeat"),
         (COLOUR.astype(np.uint16), "upper 8 bits"),
         (COLOUR / 255, "0..1"),
         (COLOUR[:0], "must have pixels"),
