@@ -229,7 +229,8 @@ class Live2DiffPipeline(DiffusionPipeline):
         Raises:
             ValueError: `size` is out of range.
         """
-        size = self.config.size if size is None else size
+        if size is None:
+            return self.working_size(height, width, self.config.size)
         multiple = self.size_multiple
         sides: tuple[float, float] = (size, size) if isinstance(size, int) else size
         if min(sides) < 2 * multiple or max(sides) > LARGEST_SIDE:
