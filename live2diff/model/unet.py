@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -188,7 +188,7 @@ class StreamUNet(UNet2DConditionModel):
             window: which frames attend to which, with Q `frames`; None skips the motion modules.
             cache: with B rows, for warmup and streaming; None for training.
         """
-        layers = count(step=2)  # index of each motion module's first attention in the cache
+        layers = iter(range(0, 1000, 2))  # index of each motion module's first attention in the cache
         embedding = self.time_embedding(self.get_time_embed(sample, timestep))
         pooled_text = self.get_aug_embed(embedding, encoder_hidden_states, added_cond_kwargs={})
         if pooled_text is not None:  # in nano, not in SD 1.5
