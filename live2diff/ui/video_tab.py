@@ -44,8 +44,8 @@ StageValue = dict[str, Any]
 
 
 def stage_value(state: str, text: str = "", **more: Any) -> StageValue:
-    """Return a value of the stage, as static/stage.js reads it."""
-    empty = {"progress": None, "preview": None, "path": None, "offset": 0.0}
+    """Return a value of the stage, as static/stage.js reads it; `run` names the translation it is of."""
+    empty = {"run": None, "progress": None, "preview": None, "path": None, "offset": 0.0}
     return {"state": state, "text": text, **empty, **more}
 
 
@@ -259,13 +259,12 @@ def wire(controls: Controls, jobs: ClipQueue) -> Dependency:
         if clip is None:
             yield {controls.stage: stage_value("error", NO_CLIP)}
             return
-        yield {
-            controls.stage: stage_value("waiting", "Waiting for the model."),
-            **controls.buttons(is_running=True),
-        }
+        key = {"run": secrets.token_hex(8)}
+        waiting = stage_value("waiting", "Waiting for the model.", **key)
+        yield {controls.stage: waiting, **controls.buttons(is_running=True)}
         try:
             for value in stage_values(jobs, clip, *parse_inputs(*values), request):
-                yield {controls.stage: value}
+                yield {controls.stage: value | key}
         except (ValueError, OSError) as error:  # a setting, or a disk that cannot be written to
             yield {controls.stage: stage_value("error", str(error))}
 

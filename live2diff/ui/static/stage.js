@@ -1,5 +1,5 @@
 // The stage beside the clip: previews during the translation, then the result, which plays in sync with the original.
-// `props.value` is a stage value of video_tab.py: {state, text, progress, preview, path, offset}.
+// `props.value` is a stage value of video_tab.py: {state, text, run, progress, preview, path, offset}.
 
 const find = (selector) => element.querySelector(selector);
 const stage = find(".stage");
@@ -8,11 +8,16 @@ const both = find(".both");
 const MAX_DRIFT = 0.15; // seconds between the two videos that nobody notices
 
 let offset = 0; // start of the result in the original, in seconds
+let run = null; // the translation that is shown
+let ended = null; // the last one that gave way to another clip or an example
 const original = () => document.querySelector("#clip video");
 const inSync = () => !result.hidden && original()?.currentSrc;
 
 function show() {
   const value = props.value;
+  if (value.run !== null && value.run === ended) return; // was on its way when the clip changed
+  if (value.run === null) ended = run ?? ended;
+  run = value.run;
   if (value.state === "waiting" && stage.dataset.state !== "waiting") stage.scrollIntoView({ block: "nearest" });
   stage.dataset.state = value.state; // empty, waiting, running, done, error
   find(".text").setAttribute("aria-live", value.state === "running" ? "off" : "polite"); // not the time left
