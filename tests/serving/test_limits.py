@@ -1,4 +1,4 @@
-"""Limits of one viewer, and the address by which viewers are told apart."""
+"""Limits of one viewer, and the address that identifies a viewer."""
 
 from contextlib import ExitStack
 
